@@ -1,0 +1,62 @@
+"""Every error the library raises on purpose, and the one warning category it uses.
+
+XTokenError
+├── SourceError          a tokenizer cannot be found, fetched or recognised
+│   └── MissingExtraError    an optional dependency is not installed
+├── VocabularyError      a tokenizer was found but its contents contradict themselves
+├── OptionError          an option has a value that the library cannot use
+├── OverrideError        an override file is malformed or names an unknown token
+└── MappingError         something is wrong with a mapping
+    ├── ArtifactError        a mapping file is damaged, foreign or from the future
+    ├── MismatchError        a mapping was built for other tokenizers
+    └── StoreError           the store cannot be read or written
+
+A message is one sentence a user can act on: what was expected, what came, what to do.
+"""
+
+
+class XTokenError(Exception):
+    """Root of all deliberate refusals; the command line turns it into exit code 1."""
+
+
+class SourceError(XTokenError):
+    """A tokenizer cannot be found, fetched or recognised."""
+
+
+class MissingExtraError(SourceError):
+    """An optional dependency is not installed; the message names the extra."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an optional dependency: pip install 'xtoken-align[{extra}]'")
+
+
+class VocabularyError(XTokenError):
+    """A tokenizer was found but its contents contradict themselves."""
+
+
+class OptionError(XTokenError):
+    """An option has a value that the library cannot use."""
+
+
+class OverrideError(XTokenError):
+    """An override file is malformed or names an unknown token."""
+
+
+class MappingError(XTokenError):
+    """Something is wrong with a mapping."""
+
+
+class ArtifactError(MappingError):
+    """A mapping file is damaged, foreign or from the future."""
+
+
+class MismatchError(MappingError):
+    """A mapping was built for tokenizers other than the ones in hand."""
+
+
+class StoreError(MappingError):
+    """The store cannot be read or written, or a name in it is unknown."""
+
+
+class XTokenWarning(UserWarning):
+    """Something was accepted that the user should know about."""

@@ -1,0 +1,93 @@
+"""What every reader returns: one tokenizer's facts as its file states them, before any judgement.
+
+Readers differ in format only. Deciding kinds, surfaces and roles from these facts is the work of later stages, once
+for all formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .spelling import Spelling
+
+
+class Declared(IntEnum):
+    """How the file itself declares an id. Values are internal and never stored."""
+
+    ABSENT = 0
+    """No token has this id (a hole)."""
+    NORMAL = 1
+    """An entry of the base vocabulary."""
+    ADDED = 2
+    """Added beside the model and matched literally, without the special flag (SentencePiece: user-defined)."""
+    SPECIAL = 3
+    """Flagged special, or of a control type."""
+    UNKNOWN = 4
+    """The model's unknown token."""
+    BYTE = 5
+    """A byte-fallback piece `<0xNN>` of a model that falls back to bytes."""
+
+
+class Encoder(Protocol):
+    """Encodes ordinary text: no special tokens are added or parsed, and no dummy prefix is put before it."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns one list of ids per text, in order."""
+        ...
+
+    def encode_bytes(self, data: bytes) -> list[int] | None:
+        """Applies the model's own merges to bytes that need not be valid UTF-8.
+
+        Returns the ids, [] where the vocabulary cannot spell the bytes, None where the model has no merges over bytes.
+        """
+        ...
+
+
+EncoderFactory = Callable[[NDArray[np.bool_]], Encoder]
+"""Makes the encoder from a mask over ids (length: highest id + 1): True where text may become the id (kinds text and
+byte), False where the id must never come out of text (special, reserved, padding, holes)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parsed:
+    """One tokenizer as its file states it; the arrays and sequences are indexed by id, 0 to the highest id.
+
+    Attributes:
+        format: the reader's name: `tokenizer.json`, `tiktoken`, `tekken`, `sentencepiece`, `gguf`.
+        raw: the token strings as the file writes them, `""` for an absent id. For rank formats the base tokens' entries
+            may be None: they have no string, only bytes.
+        token_bytes: the tokens' bytes where the file gives bytes (rank formats), else None. Entries of special tokens
+            are None and come from `raw`.
+        declared: uint8 (ids,), values of `Declared`.
+        in_base: bool (ids,), True where the model's own vocabulary has the id (False: added tokens outside it).
+        base_size: number of tokens of the model's own vocabulary.
+        spelling: how the raw string of a base token becomes bytes.
+        make_encoder: see `EncoderFactory`.
+        roles: role name -> token strings, from the file's own configuration (`bos`, `eos`, `pad`, `unk`, ...).
+        preset_roles: the same from an alias's table; consulted where `roles` is silent.
+        width: logit width that the source states, None when it is silent.
+        width_source: where `width` comes from (`config.json`, `gguf tensor`, `preset`), for messages.
+        flagged: token strings that a configuration file declares special although the tokenizer file does not.
+        warnings: sentences the user should read.
+    """
+
+    format: str
+    raw: Sequence[str | None]
+    token_bytes: Sequence[bytes | None] | None = None
+    declared: NDArray[np.uint8]
+    in_base: NDArray[np.bool_]
+    base_size: int
+    spelling: Spelling
+    make_encoder: EncoderFactory
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    preset_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    width: int | None = None
+    width_source: str = ""
+    flagged: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
