@@ -54,6 +54,11 @@ class Spelling:
     steps: tuple[Step, ...] = ()
 
     @property
+    def byte_level(self) -> bool:
+        """Whether characters stand for bytes."""
+        return any(isinstance(step, ByteLevel) for step in self.steps)
+
+    @property
     def byte_fallback(self) -> bool:
         """Whether `<0xNN>` tokens are bytes."""
         return any(isinstance(step, ByteFallback) for step in self.steps)

@@ -1,0 +1,133 @@
+"""`read_vocab`: from what a user types, or a tokenizer object, to a `Vocab`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import OptionError, VocabularyError, XTokenWarning
+from .readers.parsed import Declared, Encoder, Parsed
+from .surfaces.assemble import RankStrings, disagreeing_ids, surfaces_of
+from .vocab.byte_strings import ByteStrings
+from .vocab.kinds import Kind, decide_kinds, strings_of_roles
+from .vocab.roles import decide_roles
+from .vocab.vocab import Sizes, Vocab
+
+
+def read_vocab(
+    source: str | os.PathLike[str] | Any,  # noqa: ANN401 - tokenizer objects of two libraries
+    *,
+    logits: int | None = None,
+    pattern: str | None = None,
+    revision: str | None = None,
+    name: str | None = None,
+) -> Vocab:
+    """Reads a tokenizer.
+
+    Args:
+        source: a path, an alias, a Hub id with an optional `@revision`, `pkg:package/path`, a `tokenizers.Tokenizer` or
+            a `PreTrainedTokenizerFast`.
+        logits: the model's logit width, where the source does not know it or is wrong.
+        pattern: the split pattern of a rank file.
+        revision: Hub revision.
+        name: the short name; by default the alias or the last part of the path.
+    Returns:
+        The vocabulary.
+    Raises:
+        SourceError: the source cannot be found, fetched or recognised.
+        VocabularyError: its contents contradict themselves, or an id lies above `logits`.
+        OptionError: `logits` is not positive, or `pattern` is not a regular expression.
+
+    >>> vocab = read_vocab("llama-3")
+    >>> vocab.sizes.logits, vocab.surfaces[279]
+    (128256, b' the')
+    """
+    if logits is not None and logits <= 0:
+        raise OptionError(f"a logit width is a positive number, got {logits}")
+    if isinstance(source, (str, os.PathLike)):
+        from .readers.dispatch import read_path
+        from .sources.locate import locate
+
+        located = locate(source, revision=revision)
+        parsed = read_path(located.path, preset=located.preset, pattern=pattern)
+        return assemble(
+            parsed, name=name or located.name, source=located.label, revision=located.revision, logits=logits
+        )
+    from .readers.converted import read_object
+
+    label = str(getattr(source, "name_or_path", "") or type(source).__name__)
+    label = label.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    return assemble(read_object(source), name=name or label.lower(), source=label, logits=logits)
+
+
+def assemble(
+    parsed: Parsed, *, name: str, source: str, revision: str | None = None, logits: int | None = None
+) -> Vocab:
+    """Decides kinds, surfaces and roles, once for all formats.
+
+    Raises:
+        VocabularyError: there is no text in it, or an id lies above `logits`.
+    """
+    notes = list(parsed.warnings)
+    ids = len(parsed.declared)
+    width = _width(parsed, ids, logits, name, notes)
+    roles_by_config = parsed.roles or {}
+    kinds = decide_kinds(parsed, width, strings_of_roles(roles_by_config) | strings_of_roles(parsed.preset_roles))
+    surfaces = surfaces_of(parsed, kinds)
+    if not (kinds <= Kind.BYTE).any():
+        raise VocabularyError(f"{name} has no ordinary tokens: there is nothing to map")
+    for note in notes:
+        warnings.warn(note, XTokenWarning, stacklevel=3)
+    return Vocab(
+        name=name,
+        source=source,
+        revision=revision,
+        raw=_raw(parsed, width),
+        surfaces=ByteStrings.of(surfaces),
+        kinds=kinds,
+        roles=decide_roles(parsed, kinds),
+        sizes=Sizes(
+            base=parsed.base_size, with_added=int((parsed.declared != Declared.ABSENT).sum()), ids=ids, logits=width
+        ),
+        make_encoder=lambda: _make_encoder(parsed, kinds),
+        disagreeing=disagreeing_ids(parsed, kinds, surfaces),
+        joins_words=parsed.spelling.word_pieces,
+        ends_words=parsed.spelling.end_of_word,
+        warnings=tuple(notes),
+    )
+
+
+def _width(parsed: Parsed, ids: int, logits: int | None, name: str, notes: list[str]) -> int:
+    if logits is not None:
+        if ids > logits:
+            raise VocabularyError(
+                f"{name} has ids up to {ids - 1}, above the logit width {logits} that was given: give the model's own"
+            )
+        return logits
+    if parsed.width is None:
+        return ids
+    if ids > parsed.width:
+        notes.append(
+            f"{name} has ids up to {ids - 1}, but {parsed.width_source} gives the model {parsed.width} logits: the ids "
+            "above are left out"
+        )
+    return parsed.width
+
+
+def _raw(parsed: Parsed, width: int) -> Sequence[str]:
+    strings = [*parsed.raw[:width], *[""] * (width - len(parsed.raw))]
+    if parsed.token_bytes is None:
+        return tuple(text or "" for text in strings)
+    return RankStrings(strings, [*parsed.token_bytes[:width], *[None] * (width - len(parsed.token_bytes))])
+
+
+def _make_encoder(parsed: Parsed, kinds: NDArray[np.uint8]) -> Encoder:
+    speakable = np.zeros(len(parsed.declared), dtype=np.bool_)
+    count = min(len(speakable), len(kinds))
+    speakable[:count] = kinds[:count] <= Kind.BYTE
+    return parsed.make_encoder(speakable)

@@ -1,0 +1,92 @@
+"""The configuration files beside a tokenizer: roles, added tokens and the logit width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .json_file import load_json
+from .tokenizer_json import AddedToken
+
+_ROLE_KEYS = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "pad_token": "pad",
+    "unk_token": "unk",
+    "mask_token": "mask",
+    "cls_token": "cls",
+    "sep_token": "sep",
+    "eot_token": "eot",
+}
+_EXTRA_KEYS = ("additional_special_tokens", "extra_special_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Configs:
+    """What `tokenizer_config.json`, `special_tokens_map.json` and `config.json` say; all empty for a bare file."""
+
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    flagged: frozenset[str] = frozenset()
+    added: tuple[AddedToken, ...] = ()
+    width: int | None = None
+
+
+def read_configs(directory: Path) -> Configs:
+    """Reads the files that exist.
+
+    Raises:
+        SourceError: one of them is not whole JSON.
+    """
+    tokenizer = _load(directory / "tokenizer_config.json")
+    return configs_of({**_load(directory / "special_tokens_map.json"), **tokenizer}, _load(directory / "config.json"))
+
+
+def configs_of(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> Configs:
+    """What the two parsed files say."""
+    roles = {
+        role: (text,) for key, role in _ROLE_KEYS.items() if (text := _content(tokenizer.get(key))) is not None
+    }
+    extra = [text for key in _EXTRA_KEYS for text in _contents(tokenizer.get(key))]
+    added = tuple(_added(tokenizer.get("added_tokens_decoder")))
+    flagged = frozenset(extra) | {token.content for token in added if token.special}
+    return Configs(roles=roles, flagged=flagged, added=added, width=_width(model))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    data = load_json(path)
+    return data if isinstance(data, dict) else {}
+
+
+def _content(entry: object) -> str | None:
+    """A token given as a string or as an AddedToken's fields."""
+    if isinstance(entry, dict):
+        entry = entry.get("content")
+    return entry if isinstance(entry, str) and entry else None
+
+
+def _contents(entries: object) -> list[str]:
+    values = entries.values() if isinstance(entries, dict) else entries if isinstance(entries, list) else ()
+    return [text for entry in values if (text := _content(entry)) is not None]
+
+
+def _added(entries: object) -> list[AddedToken]:
+    if not isinstance(entries, dict):
+        return []
+    return [
+        AddedToken(int(key), text, bool(entry.get("special", False)))
+        for key, entry in entries.items()
+        if key.isdigit() and isinstance(entry, dict) and (text := _content(entry)) is not None
+    ]
+
+
+def _width(model: Mapping[str, Any]) -> int | None:
+    """`vocab_size`, or that of the text part of a model with several parts."""
+    for part in (model, *(model.get(key) for key in ("text_config", "llm_config", "language_config", "decoder"))):
+        width = part.get("vocab_size") if isinstance(part, dict) else None
+        if type(width) is int and width > 0:
+            return width
+    return None

@@ -1,0 +1,111 @@
+"""From a located file, directory or object to the reader that understands it: by content, not by name alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import SourceError
+from ..sources.presets import Preset
+from .configs import Configs, read_configs
+from .json_file import load_json
+from .parsed import Parsed
+from .rank_file import looks_like_rank_file, read_rank_file
+from .tekken import looks_like_tekken, read_tekken
+from .tokenizer_json import looks_like_tokenizer_json, parse_tokenizer_json
+
+_HEAD = 4096
+_READABLE = "tokenizer.json, tekken.json, a rank file (.tiktoken), a SentencePiece .model, GGUF"
+
+# In a directory the first of these that exists is read: the complete description before the partial ones.
+_IN_DIRECTORY = ("tokenizer.json", "tekken.json", "*.tiktoken", "*.tiktoken.gz", "tokenizer.model", "*.model", "*.model.v*",
+                 "*.spm", "*.gguf")  # fmt: skip
+_SLOW_FILES = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer_config.json", "spiece.model")
+
+
+def read_path(path: Path, *, preset: Preset | None = None, pattern: str | None = None) -> Parsed:
+    """Reads a file or a directory.
+
+    Args:
+        path: where it is.
+        preset: the alias through which it was named, if any.
+        pattern: the user's split pattern, for rank formats.
+    Raises:
+        SourceError: nothing readable is there.
+        VocabularyError: something is, but it contradicts itself.
+    """
+    if path.is_dir():
+        return _read_directory(path, preset, pattern)
+    if not path.exists():
+        raise SourceError(f"no such file: {path}")
+    return _read_file(path, Configs(), preset, pattern)
+
+
+def _read_directory(path: Path, preset: Preset | None, pattern: str | None) -> Parsed:
+    configs = read_configs(path)
+    for glob in _IN_DIRECTORY:
+        for file in sorted(path.glob(glob)):
+            if file.is_file():
+                return _read_file(file, configs, preset, pattern)
+    if any((path / name).exists() for name in _SLOW_FILES):
+        from .converted import read_converted
+
+        return read_converted(path, configs)
+    raise SourceError(f"the directory {path.name} holds no tokenizer that can be read: {_READABLE}")
+
+
+def _read_file(path: Path, configs: Configs, preset: Preset | None, pattern: str | None) -> Parsed:
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD)
+    except OSError as error:
+        raise SourceError(f"cannot read {path.name}: {error.strerror or error}") from error
+    reader = _reader_for(head, path, configs, preset, pattern)
+    return _configured(reader(), configs, preset)
+
+
+def _reader_for(
+    head: bytes, path: Path, configs: Configs, preset: Preset | None, pattern: str | None
+) -> Callable[[], Parsed]:
+    if not head:
+        raise SourceError(f"{path.name} is empty: expected {_READABLE}")
+    if head.startswith(b"GGUF"):
+        from .gguf_file import read_gguf
+
+        return lambda: read_gguf(path)
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return lambda: _read_json(path, configs, preset, pattern)
+    if head.startswith(b"\x1f\x8b") or looks_like_rank_file(head) or path.name.endswith(".tiktoken"):
+        return lambda: read_rank_file(path, preset=preset, pattern=pattern)
+    from .sentencepiece_model import looks_like_sentencepiece, read_sentencepiece
+
+    if looks_like_sentencepiece(head):
+        return lambda: read_sentencepiece(path)
+    raise SourceError(f"{path.name} is in no format that can be read: expected {_READABLE}")
+
+
+def _read_json(path: Path, configs: Configs, preset: Preset | None, pattern: str | None) -> Parsed:
+    data = load_json(path)
+    if looks_like_tekken(data):
+        return read_tekken(data, name=path.name, preset=preset, pattern=pattern)
+    if not looks_like_tokenizer_json(data):
+        raise SourceError(f"{path.name} is JSON but neither a tokenizer.json (no model.vocab) nor a tekken.json")
+    return parse_tokenizer_json(data, name=path.name, more_added=configs.added)
+
+
+def _configured(parsed: Parsed, configs: Configs, preset: Preset | None) -> Parsed:
+    """Adds what the files beside the tokenizer, and the alias, say."""
+    width, origin = parsed.width, parsed.width_source
+    if configs.width is not None:
+        width, origin = configs.width, "config.json"
+    elif preset is not None and width is None:
+        width, origin = preset.logits, f"the alias {preset.alias}"
+    return replace(
+        parsed,
+        roles={**parsed.roles, **configs.roles},
+        preset_roles=preset.roles if preset is not None else parsed.preset_roles,
+        flagged=parsed.flagged | configs.flagged,
+        width=width,
+        width_source=origin,
+    )

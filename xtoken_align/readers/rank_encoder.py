@@ -1,0 +1,62 @@
+"""The encoder of rank files: tiktoken over the ranks, which needs no merges."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+from ..errors import MissingExtraError, OptionError
+
+
+class RankEncoder:
+    """Byte-pair encoding by rank (Sennrich et al., 2016; ranks as in tiktoken).
+
+    Args:
+        ranks: token bytes -> rank.
+        pattern: the regular expression that splits a text before merging.
+        normalizer: a Unicode normal form applied first (`NFC`), or None.
+        offset: what is added to a rank to make an id (tekken puts its special tokens first).
+    Raises:
+        MissingExtraError: tiktoken is not installed.
+        OptionError: the pattern is not a regular expression that tiktoken accepts.
+    """
+
+    def __init__(
+        self, ranks: Mapping[bytes, int], pattern: str, *, normalizer: str | None = None, offset: int = 0
+    ) -> None:
+        try:
+            import tiktoken
+        except ImportError as error:
+            raise MissingExtraError("Encoding with a rank file", "tiktoken") from error
+        try:
+            self._encoding = tiktoken.Encoding(
+                "ranks", pat_str=pattern, mergeable_ranks=dict(ranks), special_tokens={}
+            )
+        except ValueError as error:
+            raise OptionError(f"the split pattern is not a regular expression that tiktoken accepts: {error}") from error
+        self._normalizer = normalizer
+        self._offset = offset
+        # tiktoken panics on a byte that no rank spells; a text with such a byte cannot be encoded at all.
+        self._unspellable = bytes(byte for byte in range(256) if bytes([byte]) not in ranks)
+
+    def _spellable(self, data: bytes) -> bool:
+        return not self._unspellable or len(data.translate(None, self._unspellable)) == len(data)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns one list of ids per text; [] for a text with a byte that the vocabulary lacks."""
+        if self._normalizer is not None:
+            form = self._normalizer
+            texts = [text if text.isascii() else unicodedata.normalize(form, text) for text in texts]
+        if self._unspellable:
+            texts = [text if self._spellable(text.encode("utf-8", "replace")) else "" for text in texts]
+        encode = self._encoding.encode_ordinary
+        if self._offset:
+            offset = self._offset
+            return [[token + offset for token in encode(text)] for text in texts]
+        return [encode(text) for text in texts]
+
+    def encode_bytes(self, data: bytes) -> list[int] | None:
+        """Returns the merges over `data` as one piece; [] where a byte is missing."""
+        if not self._spellable(data):
+            return []
+        return [token + self._offset for token in self._encoding._encode_single_piece(data)]  # noqa: SLF001

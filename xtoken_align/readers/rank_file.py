@@ -1,0 +1,187 @@
+"""Rank files in tiktoken's format: one `base64 rank` pair a line, possibly gzip-compressed.
+
+The file knows neither its split pattern nor its special tokens: both come from the alias, from the hash of a file that
+an alias knows, or from the user.
+"""
+
+from __future__ import annotations
+
+import binascii
+import gzip
+import hashlib
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SourceError, VocabularyError
+from ..sources.presets import Preset, preset_for_hash
+from .limits import MAX_ID, MAX_RANK_FILE_BYTES
+from .parsed import Declared, Parsed
+from .rank_encoder import RankEncoder
+from .spelling import ByteLevel, Spelling
+
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""GPT-2's split (Radford et al., 2019, encoder.py), assumed where nothing says another."""
+
+
+def looks_like_rank_file(head: bytes) -> bool:
+    """Whether the first line of `head` is a `base64 rank` pair."""
+    first = head.split(b"\n", 1)[0].split()
+    if len(first) != 2 or not first[1].isdigit():
+        return False
+    try:
+        binascii.a2b_base64(first[0], strict_mode=True)
+    except binascii.Error:
+        return False
+    return True
+
+
+def read_rank_file(path: Path, *, preset: Preset | None = None, pattern: str | None = None) -> Parsed:
+    """Reads a `.tiktoken` file, or its gzip-compressed form.
+
+    Args:
+        path: the file.
+        preset: the alias through which it was named, if any.
+        pattern: the user's split pattern; it wins over the preset's.
+    Returns:
+        The facts, special tokens of the preset included.
+    Raises:
+        SourceError: the file cannot be read or decompressed.
+        VocabularyError: a line is broken, or a rank stands twice.
+    """
+    data = _read(path)
+    ranks = parse_ranks(data, path.name)
+    warnings: tuple[str, ...] = ()
+    if preset is None:
+        preset = preset_for_hash(hashlib.sha256(data).hexdigest())
+    known = pattern if pattern is not None else preset.pattern if preset is not None else None
+    if known is None:
+        known = GPT2_PATTERN
+        warnings = (
+            f"{path.name} is no rank file that an alias knows: GPT-2's split pattern is assumed and no special tokens "
+            "are known; pass the pattern and the logit width if the model has others",
+        )
+    return assemble(
+        ranks,
+        format="tiktoken",
+        pattern=known,
+        added={token.id: (token.text, token.special) for token in preset.added} if preset else {},
+        normalizer=preset.normalizer if preset else None,
+        preset_roles=preset.roles if preset else {},
+        width=preset.logits if preset else None,
+        warnings=warnings,
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot read {path.name}: {error.strerror or error}") from error
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        with gzip.open(path) as stream:
+            data = stream.read(MAX_RANK_FILE_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{path.name} is not a whole gzip file: {error}") from error
+    if len(data) > MAX_RANK_FILE_BYTES:
+        raise SourceError(f"{path.name} decompresses to more than {MAX_RANK_FILE_BYTES} bytes: no rank file is that large")
+    return data
+
+
+def parse_ranks(data: bytes, name: str) -> list[tuple[bytes, int]]:
+    """The (token bytes, rank) pairs of a rank file, in the file's order.
+
+    Raises:
+        VocabularyError: names the first line that is not a pair, or the rank that stands twice.
+    """
+    pairs: list[tuple[bytes, int]] = []
+    decode = binascii.a2b_base64
+    for number, line in enumerate(data.splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            pairs.append((decode(token, strict_mode=True), int(rank)))
+        except ValueError as error:  # binascii.Error is one
+            if not line.strip():
+                continue
+            shown = line[:40].decode("utf-8", "replace")
+            raise VocabularyError(f"line {number} of {name} is not a `base64 rank` pair: {shown!r}") from error
+    if not pairs:
+        raise VocabularyError(f"{name} holds no tokens: a rank file has one `base64 rank` pair a line")
+    _refuse_bad_ranks(pairs, name)
+    return pairs
+
+
+def _refuse_bad_ranks(pairs: Sequence[tuple[bytes, int]], name: str) -> None:
+    ranks = [rank for _, rank in pairs]
+    if min(ranks) < 0 or max(ranks) > MAX_ID:
+        wrong = next(rank for rank in ranks if not 0 <= rank <= MAX_ID)
+        raise VocabularyError(f"{name} has the rank {wrong}: ranks lie between 0 and {MAX_ID}")
+    if len(set(ranks)) != len(ranks):
+        seen: set[int] = set()
+        twice = next(rank for rank in ranks if rank in seen or seen.add(rank))  # type: ignore[func-returns-value]
+        raise VocabularyError(f"rank {twice} of {name} belongs to two tokens: a rank is one token's id")
+
+
+def assemble(
+    ranks: Sequence[tuple[bytes, int]],
+    *,
+    format: str,  # noqa: A002 - the field's name in Parsed
+    pattern: str,
+    added: Mapping[int, tuple[str, bool]],
+    normalizer: str | None = None,
+    offset: int = 0,
+    roles: Mapping[str, tuple[str, ...]] | None = None,
+    preset_roles: Mapping[str, tuple[str, ...]] | None = None,
+    width: int | None = None,
+    warnings: tuple[str, ...] = (),
+) -> Parsed:
+    """Puts ranks and added tokens into one table of ids.
+
+    Args:
+        ranks: (token bytes, rank) pairs; an id is a rank plus `offset`.
+        added: id -> (string, special flag).
+    Raises:
+        VocabularyError: an added token has the id of a rank.
+    """
+    size = max(max(rank for _, rank in ranks) + offset, max(added, default=-1)) + 1
+    token_bytes: list[bytes | None] = [None] * size
+    raw: list[str | None] = [None] * size
+    declared = np.zeros(size, dtype=np.uint8)
+    for token, rank in ranks:
+        token_bytes[rank + offset] = token
+    in_base = np.fromiter((data is not None for data in token_bytes), dtype=np.bool_, count=size)
+    declared[in_base] = Declared.NORMAL
+    for token_id, (text, special) in added.items():
+        if in_base[token_id]:
+            raise VocabularyError(f"id {token_id} is both a rank and the added token {text!r}: an id is one token")
+        raw[token_id] = text
+        declared[token_id] = Declared.SPECIAL if special else Declared.ADDED
+
+    def make_encoder(_: NDArray[np.bool_]) -> RankEncoder:
+        # No added token is ever parsed by this encoder, so the mask has nothing to take away.
+        lowest: dict[bytes, int] = {}
+        for token, rank in ranks:
+            if rank <= lowest.get(token, rank):
+                lowest[token] = rank
+        return RankEncoder(lowest, pattern, normalizer=normalizer, offset=offset)
+
+    return Parsed(
+        format=format,
+        raw=raw,
+        token_bytes=token_bytes,
+        declared=declared,
+        in_base=in_base,
+        base_size=len(ranks),
+        spelling=Spelling((ByteLevel(),)),
+        make_encoder=make_encoder,
+        roles=roles or {},
+        preset_roles=preset_roles or {},
+        width=width,
+        width_source="the alias" if width is not None else "",
+        warnings=warnings,
+    )

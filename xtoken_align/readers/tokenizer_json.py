@@ -1,0 +1,178 @@
+"""`tokenizer.json` of every family, read as the data it is.
+
+The file is never taken through `AutoTokenizer`: transformers 5 rewrites the components of some files without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import VocabularyError
+from .components import fallback_bytes, spelling_of
+from .limits import MAX_ID
+from .parsed import Declared, Encoder, Parsed
+from .spelling import Spelling
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """An entry of `added_tokens`."""
+
+    id: int
+    content: str
+    special: bool
+
+
+def looks_like_tokenizer_json(data: object) -> bool:
+    """Whether parsed JSON has a model with a vocabulary."""
+    return isinstance(data, dict) and isinstance(data.get("model"), dict) and "vocab" in data["model"]
+
+
+def model_type(model: Mapping[str, Any]) -> str:
+    """The model's type; files written before the field existed are told by their other fields."""
+    declared = model.get("type")
+    if declared is not None:
+        return str(declared)
+    if "merges" in model:
+        return "BPE"
+    if isinstance(model["vocab"], list):
+        return "Unigram"
+    return "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
+
+
+def parse_tokenizer_json(
+    data: dict[str, Any],
+    *,
+    format: str = "tokenizer.json",  # noqa: A002 - the field's name in Parsed
+    name: str = "tokenizer.json",
+    roles: Mapping[str, tuple[str, ...]] | None = None,
+    preset_roles: Mapping[str, tuple[str, ...]] | None = None,
+    flagged: frozenset[str] = frozenset(),
+    more_added: tuple[AddedToken, ...] = (),
+    width: int | None = None,
+    width_source: str = "",
+    warnings: tuple[str, ...] = (),
+) -> Parsed:
+    """Turns the JSON of a tokenizer into facts.
+
+    Args:
+        data: the parsed file.
+        format: the name of the reader that made `data`.
+        name: the file's name, for messages.
+        roles: role -> token strings from `tokenizer_config.json` and its kin.
+        preset_roles: the same from an alias's table.
+        flagged: strings that a configuration file declares special.
+        more_added: added tokens that only a configuration file knows; ids that `data` has already are left alone.
+        width: logit width by `config.json`, a GGUF tensor or an alias, and `width_source` which.
+        warnings: passed on.
+    Raises:
+        VocabularyError: the vocabulary is absent, empty or contradicts itself.
+    """
+    base = dict(_base_tokens(data, name))
+    added = {token.id: token for token in _added_tokens(data, name)}
+    known = {*base.values(), *(token.content for token in added.values())} if more_added else set()
+    added.update(
+        (token.id, token)
+        for token in more_added
+        if token.id not in added and token.id not in base and token.content not in known
+    )
+    if not base:
+        raise VocabularyError(f"{name} has an empty vocabulary: there is nothing to map")
+    for token_id, token in added.items():
+        if base.get(token_id, token.content) != token.content:
+            raise VocabularyError(
+                f"id {token_id} of {name} is both {base[token_id]!r} and {token.content!r}: an id is one token"
+            )
+    size = max(max(base), max(added, default=0)) + 1
+    raw: list[str | None] = [""] * size
+    declared = np.zeros(size, dtype=np.uint8)
+    in_base = np.zeros(size, dtype=np.bool_)
+    spelling = spelling_of(data, model_type(data["model"]))
+    for token_id, text in base.items():
+        raw[token_id] = text
+    in_base[list(base)] = True
+    declared[in_base] = Declared.NORMAL
+    _declare(declared, raw, added, spelling, data["model"])
+
+    def make_encoder(speakable: NDArray[np.bool_]) -> Encoder:
+        from .json_encoder import JsonEncoder
+
+        return JsonEncoder(data, added, speakable, byte_level=spelling.byte_level)
+
+    return Parsed(
+        format=format,
+        raw=raw,
+        declared=declared,
+        in_base=in_base,
+        base_size=len(base),
+        spelling=spelling,
+        make_encoder=make_encoder,
+        roles=roles or {},
+        preset_roles=preset_roles or {},
+        width=width,
+        width_source=width_source,
+        flagged=flagged,
+        warnings=warnings,
+    )
+
+
+def _base_tokens(data: dict[str, Any], name: str) -> Iterator[tuple[int, str]]:
+    vocab = data["model"]["vocab"]
+    if isinstance(vocab, list):
+        try:
+            yield from ((token_id, str(piece)) for token_id, (piece, _) in enumerate(vocab))
+        except (TypeError, ValueError) as error:
+            raise VocabularyError(f"the vocabulary of {name} has an entry that is not a [piece, score] pair") from error
+        return
+    if not isinstance(vocab, dict):
+        raise VocabularyError(f"the vocabulary of {name} is neither a table nor a list of pieces")
+    seen: dict[int, str] = {}
+    for text, token_id in vocab.items():
+        if type(token_id) is not int or not 0 <= token_id <= MAX_ID:
+            raise VocabularyError(f"token {text!r} of {name} has the id {token_id!r}: ids lie between 0 and {MAX_ID}")
+        if token_id in seen:
+            raise VocabularyError(f"id {token_id} of {name} is both {seen[token_id]!r} and {text!r}: an id is one token")
+        seen[token_id] = text
+        yield token_id, text
+
+
+def _added_tokens(data: dict[str, Any], name: str) -> Iterator[AddedToken]:
+    seen: dict[int, str] = {}
+    for entry in data.get("added_tokens") or ():
+        try:
+            token = AddedToken(int(entry["id"]), str(entry["content"]), bool(entry.get("special", False)))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise VocabularyError(f"{name} has an added token without an id or a content: {entry!r}") from error
+        if not 0 <= token.id <= MAX_ID:
+            raise VocabularyError(f"{name} has the added token id {token.id}: ids lie between 0 and {MAX_ID}")
+        if seen.setdefault(token.id, token.content) != token.content:
+            raise VocabularyError(
+                f"id {token.id} of {name} is both {seen[token.id]!r} and {token.content!r}: an id is one token"
+            )
+        yield token
+
+
+def _declare(
+    declared: NDArray[np.uint8],
+    raw: list[str | None],
+    added: Mapping[int, AddedToken],
+    spelling: Spelling,
+    model: Mapping[str, Any],
+) -> None:
+    if spelling.byte_fallback:
+        escapes = fallback_bytes(raw)
+        declared[[token_id for token_id in escapes if declared[token_id] == Declared.NORMAL]] = Declared.BYTE
+    for token_id, token in added.items():
+        raw[token_id] = token.content
+        declared[token_id] = Declared.SPECIAL if token.special else Declared.ADDED
+    unknown_id = model.get("unk_id")
+    unknown_text = model.get("unk_token")
+    if isinstance(unknown_id, int) and 0 <= unknown_id < len(raw):
+        declared[unknown_id] = Declared.UNKNOWN
+    elif isinstance(unknown_text, str) and unknown_text in raw:
+        declared[raw.index(unknown_text)] = Declared.UNKNOWN

@@ -1,0 +1,98 @@
+"""Links: the triples that rules produce, each with its rule and its position in a decomposition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import OptionError
+from .names import RULE_NUMBER
+from .pieces import Pieces
+
+
+@dataclass(frozen=True, slots=True)
+class Decay:
+    """Weights of a decomposition's pieces: the i-th gets `lead * decay**i`, the first `top_k` are kept and normalised.
+
+    Source: X-Token (arXiv:2605.21699, 2026), section 3, with lead 0.9, decay 0.1 and top_k 4.
+
+    >>> [round(weight, 4) for weight in Decay().weights(3)]
+    [0.9009, 0.0901, 0.009]
+    """
+
+    lead: float = 0.9
+    decay: float = 0.1
+    top_k: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lead <= 1:
+            raise OptionError(f"lead is a weight above 0 and up to 1, got {self.lead}")
+        if not 0 <= self.decay <= 1:
+            raise OptionError(f"decay is a factor from 0 to 1, got {self.decay}")
+        if not 1 <= self.top_k <= 255:
+            raise OptionError(f"top_k is a number of pieces from 1 to 255, got {self.top_k}")
+
+    def weights(self, pieces: int) -> NDArray[np.float64]:
+        """float64 (min(pieces, top_k),), summing to 1; weights that are 0 stand at the end and make no links."""
+        weights = self.lead * np.power(float(self.decay), np.arange(min(pieces, self.top_k)))
+        return np.asarray(weights / weights.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Links:
+    """Links of one rule, one entry per link.
+
+    Attributes:
+        rule: the rule's number.
+        rows: int32, student ids.
+        columns: int32, teacher ids.
+        positions: uint8, which piece of the row's decomposition the column is.
+        weights: float64, to be normalised per row.
+    """
+
+    rule: int
+    rows: NDArray[np.int32]
+    columns: NDArray[np.int32]
+    positions: NDArray[np.uint8]
+    weights: NDArray[np.float64]
+
+
+def one_to_one(rule: str, rows: Sequence[int] | NDArray[np.int32], columns: Sequence[int] | NDArray[np.int32]) -> Links:
+    """Links of weight 1 from each row to one column."""
+    count = len(rows)
+    return Links(
+        RULE_NUMBER[rule],
+        np.asarray(rows, dtype=np.int32),
+        np.asarray(columns, dtype=np.int32),
+        np.zeros(count, dtype=np.uint8),
+        np.ones(count, dtype=np.float64),
+    )
+
+
+def from_pieces(rule: str, rows: NDArray[np.int64], pieces: Pieces, decay: Decay) -> Links:
+    """Links from each row to the first `top_k` of its pieces; rows without pieces give none.
+
+    Args:
+        rule: the rule's name.
+        rows: int64, student ids.
+        pieces: their decompositions.
+        decay: the weights.
+    """
+    counts = np.minimum(pieces.lengths[rows], decay.top_k).astype(np.int64)
+    total = int(counts.sum())
+    starts = np.cumsum(counts) - counts
+    positions = np.arange(total) - np.repeat(starts, counts)
+    columns = pieces.ids[np.repeat(pieces.offsets[:-1][rows], counts) + positions]
+    unnormalised = decay.lead * np.power(float(decay.decay), positions)
+    kept = unnormalised > 0
+    owners = np.repeat(rows, counts)
+    return Links(
+        RULE_NUMBER[rule],
+        owners[kept].astype(np.int32),
+        columns[kept].astype(np.int32),
+        positions[kept].astype(np.uint8),
+        unnormalised[kept],
+    )

@@ -1,0 +1,109 @@
+"""From a token string to its surface: the bytes it contributes to decoded text in mid-sequence.
+
+A spelling's steps are applied to one token alone. Decoder steps that act on a whole text (stripping its first space)
+are never among them, and decoding single ids is no substitute: it turns every partial UTF-8 token into U+FFFD.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import regex
+
+from ..readers.spelling import ByteFallback, ByteLevel, Replace, Spelling, Step, Suffix, WordPieces
+from ..readers.byte_table import bytes_of, characters_of
+
+_BYTE_ESCAPE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+# What BERT's pre-tokenizer isolates (Devlin et al., 2019, tokenization.py): the CJK blocks and punctuation, the latter
+# being the Unicode category P and every ASCII symbol.
+_STANDS_ALONE = regex.compile(
+    r"(?:[\p{P}!-/:-@\[-`{-~]|[\u4E00-\u9FFF\u3400-\u4DBF\U00020000-\U0002A6DF\U0002A700-\U0002B73F"
+    r"\U0002B740-\U0002B81F\U0002B820-\U0002CEAF\uF900-\uFAFF\U0002F800-\U0002FA1F])+"
+)
+
+
+def byte_escape(token: str) -> int | None:
+    """The byte of a byte-fallback escape `<0xNN>`, None for any other string."""
+    match = _BYTE_ESCAPE.fullmatch(token)
+    return int(match[1], 16) if match else None
+
+
+def utf8(text: str) -> bytes:
+    """UTF-8 of a token string; a lone surrogate, which no encoder can consume, keeps its three bytes."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def spell(token: str, spelling: Spelling) -> bytes:
+    """The surface of one base token.
+
+    Args:
+        token: the token string as its file writes it.
+        spelling: the steps of its tokenizer.
+    Returns:
+        The bytes; they need not be valid UTF-8.
+
+    >>> spell("Ġthe", Spelling((ByteLevel(),)))
+    b' the'
+    >>> spell("cat</w>", Spelling((Suffix("</w>"), ByteLevel())))
+    b'cat '
+    >>> spell("##ing", Spelling((WordPieces("##"),))), spell("ing", Spelling((WordPieces("##"),)))
+    (b'ing', b' ing')
+    """
+    text, trailing = token, b""
+    for step in spelling.steps:
+        if isinstance(step, Suffix):
+            if step.suffix and text.endswith(step.suffix):
+                text, trailing = text.removesuffix(step.suffix), b" "
+        elif isinstance(step, ByteFallback):
+            byte = byte_escape(text)
+            if byte is not None:
+                return bytes([byte])
+        elif isinstance(step, ByteLevel):
+            data = bytes_of(text)
+            return (utf8(text) if data is None else data) + trailing
+        else:
+            text = _rewrite(text, step)
+    return utf8(text) + trailing
+
+
+def _rewrite(text: str, step: Step) -> str:
+    if isinstance(step, Replace):
+        return regex.sub(step.pattern, step.content, text) if step.regex else text.replace(step.pattern, step.content)
+    if isinstance(step, WordPieces):
+        if step.prefix and text.startswith(step.prefix) and text != step.prefix:
+            return text.removeprefix(step.prefix)
+        return text if _STANDS_ALONE.fullmatch(text) else " " + text
+    raise TypeError(step)
+
+
+def spell_all(tokens: Iterable[str], spelling: Spelling) -> list[bytes]:
+    """`spell` for every token; the two common spellings take a shorter path with the same result."""
+    if spelling.steps == (ByteLevel(),):
+        spelled = ((token, bytes_of(token)) for token in tokens)
+        return [utf8(token) if data is None else data for token, data in spelled]
+    return [spell(token, spelling) for token in tokens]
+
+
+class RankStrings(Sequence[str]):
+    """Token strings of a rank file, which has none: the byte table's characters, made when asked for.
+
+    They are what a `tokenizer.json` of the same vocabulary would hold.
+    """
+
+    def __init__(self, strings: Sequence[str | None], token_bytes: Sequence[bytes | None]) -> None:
+        self._strings = strings
+        self._bytes = token_bytes
+
+    def __len__(self) -> int:
+        return len(self._strings)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        string = self._strings[index]
+        if string is not None:
+            return string
+        data = self._bytes[index]
+        return "" if data is None else characters_of(data)

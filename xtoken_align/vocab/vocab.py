@@ -1,0 +1,125 @@
+"""The frozen value that everything after the readers works on: one tokenizer's ids, surfaces, kinds and roles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..readers.parsed import Encoder
+from .byte_strings import ByteStrings
+from .fingerprint import CANARY, fingerprint
+from .kinds import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The four sizes of a vocabulary; they differ, and mixing them up is the commonest mistake of all.
+
+    Attributes:
+        base: tokens of the model's own vocabulary.
+        with_added: the same with added tokens.
+        ids: the highest id plus one.
+        logits: the width of the model's output.
+    """
+
+    base: int
+    with_added: int
+    ids: int
+    logits: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Vocab:
+    """One tokenizer; sequences and arrays are indexed by id, 0 to the logit width.
+
+    Attributes:
+        name: short name, used in the names of mappings.
+        source: what was read: an alias, a Hub id, a `pkg:` path or the last part of a local path.
+        revision: commit hash of a Hub repository, else None.
+        raw: token strings as the file writes them; "" for holes and padding.
+        surfaces: the bytes each token contributes to decoded text in mid-sequence.
+        kinds: uint8 (logits,), values of `Kind`.
+        roles: role -> ids.
+        sizes: the four sizes.
+        disagreeing: ids whose decoder gives another text than their encoder consumes; the surface is the latter.
+        joins_words: surfaces of word starts carry a space that the text may not have (WordPiece).
+        ends_words: surfaces of word ends carry a space that the text may not have (CLIP's `</w>`).
+        warnings: sentences about the source that the user should read.
+    """
+
+    name: str
+    source: str
+    revision: str | None = None
+    raw: Sequence[str]
+    surfaces: ByteStrings
+    kinds: NDArray[np.uint8]
+    roles: Mapping[str, tuple[int, ...]]
+    sizes: Sizes
+    make_encoder: Callable[[], Encoder] = field(repr=False)
+    disagreeing: tuple[int, ...] = ()
+    joins_words: bool = False
+    ends_words: bool = False
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return self.sizes.logits
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder, made when first needed."""
+        return self.make_encoder()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes ordinary text: nothing is added, no special token is parsed, no dummy prefix is put before it.
+
+        Args:
+            texts: any number of texts.
+        Returns:
+            One list of ids per text.
+        """
+        return self.encoder.encode_batch(list(texts))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the text vocabulary and a canary's encoding; see `xtoken_align.vocab.fingerprint`."""
+        return fingerprint(self.speakable_ids, self.surfaces, self.encode_batch(CANARY))
+
+    @cached_property
+    def speakable_ids(self) -> NDArray[np.int64]:
+        """int64, ids of kind text and byte, ascending: those that text may become."""
+        return np.flatnonzero(self.kinds <= Kind.BYTE)
+
+    def ids_of(self, kind: Kind) -> NDArray[np.int64]:
+        """int64, ids of one kind, ascending."""
+        return np.flatnonzero(self.kinds == kind)
+
+    @cached_property
+    def lowest_text_id(self) -> dict[bytes, int]:
+        """Surface -> lowest id of kind text; one surface may have several ids, the empty one has none."""
+        ids, surfaces = self._spelled(Kind.TEXT)
+        table = dict(zip(reversed(surfaces), reversed(ids), strict=True))
+        table.pop(b"", None)
+        return table
+
+    @cached_property
+    def highest_text_id(self) -> dict[bytes, int]:
+        """Surface -> highest id of kind text; equal to the lowest where the surface is unique."""
+        ids, surfaces = self._spelled(Kind.TEXT)
+        table = dict(zip(surfaces, ids, strict=True))
+        table.pop(b"", None)
+        return table
+
+    @cached_property
+    def lowest_byte_id(self) -> dict[bytes, int]:
+        """Surface -> lowest id of kind byte."""
+        ids, surfaces = self._spelled(Kind.BYTE)
+        return dict(zip(reversed(surfaces), reversed(ids), strict=True))
+
+    def _spelled(self, kind: Kind) -> tuple[list[int], list[bytes]]:
+        ids = self.ids_of(kind).tolist()
+        surfaces = self.surfaces.list
+        return ids, [surfaces[token_id] for token_id in ids]
