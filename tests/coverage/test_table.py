@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xtoken_align.coverage import CLASSES, EMPTY_REASONS, Coverage, measure
+from xtoken_align.errors import ArtifactError, OptionError
+from xtoken_align.rules.names import RULE_NUMBER, RULES
+from xtoken_align.vocab.kinds import Kind
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(list(Kind)),
+        st.integers(0, len(CLASSES) - 1),
+        st.integers(0, len(RULES) - 1),
+        st.integers(1, 3),
+        st.booleans(),
+    ),
+    max_size=40,
+)
+
+
+def measured(rows: list[tuple[Kind, int, int, int, bool]], **options: Any) -> Coverage:
+    kinds, classes, owner, links, common = ([row[column] for row in rows] for column in range(5))
+    return measure(
+        kinds=np.array(kinds, np.uint8),
+        classes=np.array(classes, np.uint8),
+        owner=np.array(owner, np.uint8),
+        links_per_row=np.where(np.array(owner, np.int64) == 0, 0, np.array(links, np.int64)),
+        common_strict=np.array(common, np.bool_),
+        common_relaxed=np.array(common, np.bool_),
+        **{"lossy": 0, "identical": False, **options},
+    )
+
+
+def one(class_name: str, rule: str, links: int = 1, kind: Kind = Kind.TEXT) -> Coverage:
+    return measured([(kind, CLASSES.index(class_name), RULE_NUMBER[rule], links, False)])
+
+
+@given(ROWS)
+def test_the_ways_add_up_to_the_total_in_every_class(rows: list[tuple[Kind, int, int, int, bool]]) -> None:
+    coverage = measured(rows)
+
+    assert tuple(coverage.classes) == CLASSES
+    for row in coverage.classes.values():
+        assert row.exact + row.near + row.split + row.empty == row.total
+    assert sum(row.total for row in coverage.classes.values()) == len(rows)
+
+
+@given(ROWS)
+def test_rules_reasons_and_cells_count_the_same_rows_as_the_classes(
+    rows: list[tuple[Kind, int, int, int, bool]],
+) -> None:
+    coverage = measured(rows)
+    empty = sum(row.empty for row in coverage.classes.values())
+
+    assert sum(coverage.empty.values()) == empty
+    assert sum(coverage.rules.values()) == len(rows) - empty
+    for name, row in coverage.classes.items():
+        assert sum(coverage.by_class_and_rule.get(name, {}).values()) == row.total - row.empty
+    assert all(count for cells in coverage.by_class_and_rule.values() for count in cells.values())
+
+
+@given(ROWS)
+def test_a_coverage_survives_json(rows: list[tuple[Kind, int, int, int, bool]]) -> None:
+    coverage = measured(rows, lossy=3)
+
+    assert Coverage.from_dict(json.loads(json.dumps(coverage.to_dict()))) == coverage
+
+
+@pytest.mark.parametrize(
+    ("rule", "links", "way"),
+    [
+        ("identity", 1, "exact"),
+        ("exact", 1, "exact"),
+        ("special", 1, "exact"),
+        ("space", 1, "near"),
+        ("case", 1, "near"),
+        ("nfkc", 1, "near"),
+        ("override", 1, "near"),
+        ("override", 2, "split"),
+        ("digits", 2, "split"),
+        ("decompose", 1, "split"),
+        ("bytes", 1, "split"),
+        ("reverse", 1, "split"),
+        ("none", 0, "empty"),
+    ],
+)
+def test_the_owning_rule_decides_how_a_row_is_mapped(rule: str, links: int, way: str) -> None:
+    row = one("latin", rule, links).classes["latin"]
+
+    assert {name: getattr(row, name) for name in ("exact", "near", "split", "empty")} == {
+        "exact": 0,
+        "near": 0,
+        "split": 0,
+        "empty": 0,
+        way: 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Kind.RESERVED, "reserved"),
+        (Kind.PADDING, "padding"),
+        (Kind.HOLE, "hole"),
+        (Kind.SPECIAL, "special without counterpart"),
+        (Kind.TEXT, "teacher cannot spell it"),
+        (Kind.BYTE, "teacher cannot spell it"),
+    ],
+)
+def test_an_empty_row_has_the_reason_of_its_kind(kind: Kind, reason: str) -> None:
+    assert one("other", "none", kind=kind).empty == {name: int(name == reason) for name in EMPTY_REASONS}
+
+
+def test_every_rule_is_listed_with_zeros_and_none_is_not_a_rule() -> None:
+    assert measured([]).rules == dict.fromkeys(RULES[1:], 0)
+
+
+def test_the_dictionary_has_plain_numbers_in_the_documented_shape() -> None:
+    stored = one("digits_2", "digits", 2).to_dict()
+
+    assert set(stored) == {"classes", "rules", "empty", "lossy", "by_class_and_rule", "recommendation"}
+    assert stored["classes"]["digits_2"] == {
+        "total": 1,
+        "exact": 0,
+        "near": 0,
+        "split": 1,
+        "empty": 0,
+        "common_strict": 0,
+        "common_relaxed": 0,
+    }
+    assert set(stored["recommendation"]) == {"loss", "default", "because"}
+
+
+def test_the_options_of_the_recommendation_are_passed_on() -> None:
+    assert measured([], identical=True, has_decompositions=False).recommendation.default == "partition-kl"
+    with pytest.raises(OptionError, match="'vowels'"):
+        measured([], critical=("vowels",))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("classes",), None),
+        (("classes", "latin"), []),
+        (("classes", "latin", "total"), -1),
+        (("classes", "latin", "near"), True),
+        (("rules", "exact"), 1.5),
+        (("empty",), "none"),
+        (("lossy",), "3"),
+        (("by_class_and_rule",), 7),
+        (("recommendation", "because"), None),
+    ],
+)
+def test_a_malformed_dictionary_is_refused_by_the_name_of_its_field(path: tuple[str, ...], value: object) -> None:
+    stored = copy.deepcopy(one("latin", "exact").to_dict())
+    inner = stored
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+
+    with pytest.raises(ArtifactError, match=repr(path[-1])):
+        Coverage.from_dict(stored)

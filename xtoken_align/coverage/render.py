@@ -1,0 +1,88 @@
+"""The coverage report for a terminal of 80 columns, or for a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .rows import ClassRow
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .table import Coverage
+
+_WAYS = ("exact", "near", "split", "empty")
+
+
+def coverage_table(coverage: Coverage) -> Table:
+    """Draws classes against how their rows are mapped, numerals first, classes without tokens left out.
+
+    Args:
+        coverage: the counts.
+
+    Returns:
+        A table to print with a `rich.console.Console`; 80 columns hold it for any vocabulary below a million ids.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_footer=True)
+    rows = {name: coverage.classes[name] for name in _reading_order(coverage.classes)}
+    every = ClassRow(**{way: sum(getattr(row, way) for row in rows.values()) for way in ("total", *_WAYS)})
+    table.add_column("class", "all", no_wrap=True)
+    table.add_column("ids", f"{every.total:,}", justify="right", no_wrap=True)
+    for way in _WAYS:
+        table.add_column(f"{way}   %", _share(every, way), justify="right", no_wrap=True)
+    for name, row in rows.items():
+        table.add_row(name, f"{row.total:,}", *(_share(row, way) for way in _WAYS))
+    return table
+
+
+def rules_line(coverage: Coverage) -> str:
+    """Lists the rules that own rows, in the order in which they run: `exact 109,566, digits 1,100, ...`."""
+    return _listed(coverage.rules) or "no rule found a row"
+
+
+def summary(coverage: Coverage) -> str:
+    """Says in a few lines which rows are empty or lossy, and which loss to take.
+
+    Args:
+        coverage: the counts.
+
+    Returns:
+        Lines without a newline at the end.
+    """
+    advice = coverage.recommendation
+    lines = [
+        f"Rows by rule: {rules_line(coverage)}.",
+        f"Empty rows: {_listed(coverage.empty) or 'none'}.",
+        f"Lossy rows: {coverage.lossy:,}." if coverage.lossy else "",
+        f"Recommended loss: {advice.loss}, since {advice.because}.",
+        f"Default loss: {advice.default}.",
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _reading_order(classes: Mapping[str, ClassRow]) -> list[str]:
+    present = [name for name, row in classes.items() if row.total]
+    return sorted(present, key=lambda name: not name.startswith("digits"))
+
+
+def _share(row: ClassRow, way: str) -> str:
+    count = getattr(row, way)
+    return f"{count:,} {_percent(count, row.total):>3}" if count else "-"
+
+
+def _percent(count: int, total: int) -> str:
+    # A few rows of many must not read as none, nor all but a few as all.
+    rounded = round(100 * count / total)
+    if count and not rounded:
+        return "<1"
+    if count < total and rounded == 100:
+        return ">99"
+    return str(rounded)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
