@@ -97,9 +97,9 @@ def classify(kinds: NDArray[np.uint8], surfaces: Sequence[bytes]) -> NDArray[np.
 
     Text means the surface decoded as strict UTF-8. `\s` is Unicode's White_Space, so the controls U+001C to U+001F
     are no whitespace. The script classes look at letters and marks beyond ASCII; those that belong to all scripts
-    (`ー`, `µ`, accents) follow the others, and a token with no letter but such ones is `other`. Two scripts without a
-    class of their own make a `mixed` token as two listed ones do. A text token with an empty surface fits no earlier
-    line than `code`.
+    (`ー`, `µ`, accents) follow the others. A token with no letters but such ones is `other`, one of accents alone a
+    `symbol`. Two scripts without a class of their own make a `mixed` token as two listed ones do. A text token with an
+    empty surface fits no earlier line than `code`.
 
     Args:
         kinds: uint8 (ids,), values of `Kind`.
