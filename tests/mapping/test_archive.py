@@ -1,0 +1,481 @@
+"""Tests of the container: what is written can be read, and nothing else can."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import pickle
+import resource
+import struct
+import sys
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import scipy.sparse
+from numpy.typing import NDArray
+
+from xtoken_align.errors import ArtifactError, StoreError
+from xtoken_align.mapping.archive import read_archive, write_archive
+from xtoken_align.mapping.members import ARRAYS, MAX_METADATA_BYTES
+
+Arrays = dict[str, NDArray[Any]]
+Metadata = dict[str, Any]
+Retouch = Callable[[Mapping[str, "bytes | NDArray[Any] | None"]], Path]
+
+
+def assert_refused(path: Path, field: str, found: str = "") -> None:
+    with pytest.raises(ArtifactError) as caught:
+        read_archive(path)
+    assert str(caught.value).startswith(f"{path}: {field}: ")
+    assert found in str(caught.value)
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text.encode() + b"\n"
+
+
+# What is written
+
+
+def test_a_file_gives_back_its_arrays_and_metadata(saved: Path, arrays: Arrays, metadata: Metadata) -> None:
+    read_arrays, read_metadata = read_archive(saved)
+    assert read_metadata == metadata
+    assert read_arrays.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read_arrays[name], array, strict=True)
+
+
+def test_scipy_reads_the_file_as_the_matrix(saved: Path, arrays: Arrays) -> None:
+    matrix = scipy.sparse.load_npz(saved)
+    assert matrix.format == "csr"
+    assert matrix.shape == (6, 7)
+    assert matrix.has_canonical_format
+    for name in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(matrix, name), arrays[name], strict=True)
+
+
+def test_numpy_reads_every_member_without_pickle(saved: Path) -> None:
+    with np.load(saved, allow_pickle=False) as file:
+        assert sorted(file) == sorted([*(member.name for member in ARRAYS), "metadata"])
+        assert json.loads(file["metadata"].tobytes())["teacher"]["name"] == "größer"
+
+
+def test_what_numpy_writes_again_is_read(saved: Path, arrays: Arrays) -> None:
+    with np.load(saved, allow_pickle=False) as file:
+        members = dict(file)
+    np.savez(saved, **members)
+    np.testing.assert_array_equal(read_archive(saved)[0]["data"], arrays["data"], strict=True)
+
+
+def test_equal_mappings_have_equal_bytes(tmp_path: Path, arrays: Arrays, metadata: Metadata) -> None:
+    write_archive(tmp_path / "first.npz", arrays, metadata)
+    os.utime(tmp_path / "first.npz", (0, 0))
+    write_archive(tmp_path / "second.npz", dict(reversed(arrays.items())), dict(reversed(metadata.items())))
+    assert (tmp_path / "first.npz").read_bytes() == (tmp_path / "second.npz").read_bytes()
+
+
+def test_bytes_depend_neither_on_clock_nor_on_machine(saved: Path) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        infos = archive.infolist()
+    assert [info.filename for info in infos] == sorted(info.filename for info in infos)
+    stamps = {(info.date_time, info.create_system, info.external_attr, info.compress_type) for info in infos}
+    assert stamps == {((1980, 1, 1, 0, 0, 0), 3, 0o644 << 16, zipfile.ZIP_DEFLATED)}
+
+
+def test_foreign_byte_order_and_layout_are_normalised(saved: Path, arrays: Arrays, metadata: Metadata) -> None:
+    before = saved.read_bytes()
+    foreign = {"indices": arrays["indices"].astype(">i4"), "data": np.repeat(arrays["data"], 2)[::2]}
+    write_archive(saved, arrays | foreign, metadata)
+    assert saved.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("data", np.zeros(5)),
+        ("indices", np.zeros(5, dtype=np.int64)),
+        ("rule", np.zeros((5, 1), dtype=np.uint8)),
+        ("position", [0, 0, 0, 1, 0]),
+        ("student_kind", np.zeros(6, dtype=object)),
+        ("shape", np.ones(3, dtype=np.int64)),
+    ],
+)
+def test_an_array_of_another_form_is_not_written(saved: Path, arrays: Arrays, name: str, value: Any) -> None:
+    before = saved.read_bytes()
+    with pytest.raises(ArtifactError, match=f"^{name}: expected "):
+        write_archive(saved, arrays | {name: value}, {"schema": 1})
+    assert saved.read_bytes() == before
+
+
+def test_a_missing_or_an_unknown_array_is_not_written(tmp_path: Path, arrays: Arrays) -> None:
+    with pytest.raises(ArtifactError, match="^extra: "):
+        write_archive(tmp_path / "a.npz", arrays | {"extra": arrays["data"]}, {"schema": 1})
+    del arrays["rule"]
+    with pytest.raises(ArtifactError, match="^rule: "):
+        write_archive(tmp_path / "a.npz", arrays, {"schema": 1})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), object(), "\ud800", "x" * MAX_METADATA_BYTES])
+def test_metadata_that_could_not_be_read_is_not_written(tmp_path: Path, arrays: Arrays, value: object) -> None:
+    with pytest.raises(ArtifactError, match="^metadata: "):
+        write_archive(tmp_path / "a.npz", arrays, {"schema": 1, "notes": value})
+    assert not list(tmp_path.iterdir())
+
+
+# What is refused: the zip file
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"not a zip file" * 10, b"\x80\x04N." * 20, b"\0" * 4096])
+def test_another_kind_of_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(content)
+    assert_refused(path, "zip directory")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.npz", tmp_path, tmp_path / "nul\0.npz"):
+        with pytest.raises(StoreError):
+            read_archive(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are a POSIX thing")
+def test_a_named_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StoreError, match="something else"):
+        read_archive(tmp_path / "pipe")
+
+
+def test_a_file_cut_anywhere_is_refused(saved: Path) -> None:
+    content = saved.read_bytes()
+    for size in range(0, len(content), 97):
+        saved.write_bytes(content[:size])
+        assert_refused(saved, "zip directory")
+
+
+def test_a_file_with_bytes_after_its_end_is_refused(saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes() + b"\0" * 100)
+    assert_refused(saved, "zip directory", "cut off or has grown")
+
+
+def test_a_flipped_byte_in_a_member_is_named(saved: Path) -> None:
+    content = bytearray(saved.read_bytes())
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        info = archive.getinfo("indices.npy")
+    content[info.header_offset + 30 + len(info.filename) + info.compress_size // 2] ^= 0x10
+    saved.write_bytes(content)
+    assert_refused(saved, "indices.npy")
+
+
+@pytest.mark.parametrize("name", [*(member.name for member in ARRAYS), "metadata"])
+def test_a_missing_member_is_named(retouch: Retouch, name: str) -> None:
+    assert_refused(retouch({name: None}), f"{name}.npy", "found none")
+
+
+def test_an_unknown_member_is_named(retouch: Retouch) -> None:
+    assert_refused(retouch({"__reduce__": b"cos\nsystem\n"}), "'__reduce__.npy'")
+
+
+def test_a_renamed_member_is_refused(saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes().replace(b"position.npy", b"Position.npy"))
+    assert_refused(saved, "position.npy", "found none")
+
+
+def test_a_name_that_goes_on_after_a_nul_is_refused(saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes().replace(b"teacher_kind.npy", b"rule.npy\0......."))
+    assert_refused(saved, "teacher_kind.npy", "found none")
+
+
+def test_a_name_that_differs_in_the_member_itself_is_refused(saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes().replace(b"position.npy", b"Position.npy", 1))
+    assert_refused(saved, "position.npy", "differ")
+
+
+def test_a_duplicated_member_is_refused(saved: Path) -> None:
+    content = saved.read_bytes().replace(b"student_kind.npy", b"teacher_kind.npy")
+    saved.write_bytes(content)
+    assert_refused(saved, "'teacher_kind.npy'", "found two")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compression_methods_are_refused(saved: Path, method: int) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(saved, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    assert_refused(saved, "metadata.npy", f"compression method {method}")
+
+
+def directory_entry(content: bytes, name: str) -> int:
+    """The offset of a member's entry in the zip directory."""
+    return content.rindex(name.encode()) - 46
+
+
+@pytest.mark.parametrize(
+    ("offset", "form", "value", "found"),
+    [
+        (8, "<H", 0x1, "encrypted"),
+        (8, "<H", 0x40, "encrypted"),
+        (20, "<L", 1 << 30, "beyond its end"),
+        (20, "<L", 3, "damage"),
+        (24, "<L", 1 << 31, "2,147,483,648"),
+        (24, "<L", 127, "damage"),
+        (24, "<L", 134, "found 134"),
+        (42, "<L", 1 << 30, "beyond its end"),
+        (42, "<L", 7, "Bad magic"),
+    ],
+)
+def test_a_lying_directory_is_refused(saved: Path, offset: int, form: str, value: int, found: str) -> None:
+    content = bytearray(saved.read_bytes())
+    struct.pack_into(form, content, directory_entry(content, "position.npy") + offset, value)
+    saved.write_bytes(content)
+    assert_refused(saved, "position.npy", found)
+
+
+@pytest.mark.parametrize(("offset", "value"), [(12, 0xFFFFFFFF), (12, 1 << 17), (16, 0xFFFFFFFF), (20, 1)])
+def test_a_lying_end_record_is_refused(saved: Path, offset: int, value: int) -> None:
+    content = bytearray(saved.read_bytes())
+    struct.pack_into("<L" if offset < 20 else "<H", content, len(content) - 22 + offset, value)
+    saved.write_bytes(content)
+    with pytest.raises(ArtifactError, match="zip directory|metadata.npy"):
+        read_archive(saved)
+
+
+def test_a_zip64_directory_is_refused(saved: Path) -> None:
+    content = saved.read_bytes()
+    locator = b"PK\x06\x07" + struct.pack("<LQL", 0, 1 << 62, 1)
+    saved.write_bytes(content[:-22] + locator + content[-22:])
+    assert_refused(saved, "zip directory", "larger")
+
+
+# What is refused: the arrays in it
+
+
+def test_a_pickled_member_is_refused_before_it_is_unpickled(retouch: Retouch, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Bomb()], dtype=object), allow_pickle=True)
+    assert_refused(retouch({"data": buffer.getvalue()}), "data.npy", "nothing is ever unpickled")
+    assert_refused(retouch({"data": pickle.dumps(Bomb())}), "data.npy", "something else")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "found"),
+    [
+        ("data", np.zeros(5), "'<f8'"),
+        ("data", np.zeros(5, dtype=">f4"), "'>f4'"),
+        ("indptr", np.zeros(7, dtype=np.int64), "'<i8'"),
+        ("rule", np.zeros(5, dtype=[("a", "u1")]), "[('a', '|u1')]"),
+        ("format", np.array("csr"), "'<U3'"),
+        ("data", np.zeros((5, 1), dtype=np.float32), "shape (5, 1)"),
+        ("data", np.float32(1), "shape ()"),
+        ("data", np.zeros((2, 2), dtype=np.float32, order="F"), "Fortran order"),
+        ("format", np.array([b"csr"]), "shape (1,)"),
+        ("shape", np.ones(3, dtype=np.int64), "at most 2 elements"),
+    ],
+)
+def test_another_dtype_order_rank_or_size_is_named(retouch: Retouch, name: str, array: Any, found: str) -> None:
+    assert_refused(retouch({name: np.asanyarray(array)}), f"{name}.npy", found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (4,), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (6,), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (999999999999,), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (9999999999999999999,), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-5,), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (5), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (5L,), }",
+        "{'descr': '|u1', 'fortran_order': True, 'shape': (5,), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (5,), 'more': 1}",
+        "{'descr': '|u1', 'shape': (5,), }",
+        "__import__('os').abort()",
+        "(" * 4000,
+        "-" * 4000 + "1",
+        " " * 5000,
+        "",
+    ],
+)
+def test_a_lying_or_odd_array_header_is_refused(retouch: Retouch, text: str) -> None:
+    assert_refused(retouch({"rule": header(text) + bytes(5)}), "rule.npy")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"\x93NUMPY\x02\x00" + bytes(118)])
+def test_a_member_that_is_no_array_is_refused(retouch: Retouch, content: bytes) -> None:
+    assert_refused(retouch({"rule": content}), "rule.npy")
+
+
+def test_a_bomb_is_refused_before_it_is_inflated(retouch: Retouch) -> None:
+    bomb = header("{'descr': '|u1', 'fortran_order': False, 'shape': (200000000,), }") + bytes(200_000_000)
+    path = retouch({"student_surface_bytes": bomb})
+    tracemalloc.start()
+    assert_refused(path, "zip directory", "to unfold into")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_a_bomb_in_the_metadata_is_refused_before_it_is_inflated(retouch: Retouch) -> None:
+    assert_refused(retouch({"metadata": np.zeros(MAX_METADATA_BYTES * 2, dtype=np.uint8)}), "metadata.npy", "at most")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"schema":1,"schema":1}',
+        b'{"schema":1}\xff',
+        b'{"schema":1,"notes":NaN}',
+        b'{"schema":1,"notes":1e999}',
+        b'{"schema":1,"notes":"\\ud800"}',
+        b'{"schema":1,"notes":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"schema":1,"notes":' + b"[" * 30 + b"]" * 30 + b"}",
+        b'{"schema":1,"notes":' + b"9" * 10_000 + b"}",
+        b'{"notes":1}',
+        b'{"schema":true}',
+        b'{"schema":"1"}',
+        b'{"schema":0}',
+    ],
+)
+def test_metadata_that_is_no_plain_json_object_is_refused(retouch: Retouch, text: bytes) -> None:
+    with pytest.raises(ArtifactError, match="metadata"):
+        read_archive(retouch({"metadata": np.frombuffer(text, dtype=np.uint8)}))
+
+
+def test_a_newer_schema_asks_for_an_upgrade_whatever_its_members(retouch: Retouch) -> None:
+    text = np.frombuffer(b'{"schema":7}', dtype=np.uint8)
+    path = retouch({"metadata": text, "rule": None, "row_rule": np.zeros(6, dtype=np.uint8)})
+    assert_refused(path, "metadata.schema", "has schema 7, this version reads up to 1: upgrade xtoken-align")
+
+
+# Writing is all or nothing
+
+
+def interrupted(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def full(*_: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize(("failure", "error"), [(full, StoreError), (interrupted, KeyboardInterrupt)])
+def test_a_failure_leaves_the_old_file_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+    saved: Path,
+    arrays: Arrays,
+    step: str,
+    failure: Callable[..., NoReturn],
+    error: type[BaseException],
+) -> None:
+    before = saved.read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(os, step, failure)
+        write_archive(saved, arrays, {"schema": 2})
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file size limits are a POSIX thing")
+def test_a_disk_that_fills_up_during_the_write_leaves_nothing(tmp_path: Path, arrays: Arrays) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(StoreError, match="cannot write"):
+            write_archive(tmp_path / "a.npz", arrays, {"schema": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_file_reaches_the_disk_before_its_name_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arrays: Arrays
+) -> None:
+    steps: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (steps.append("fsync"), fsync(descriptor))[1])
+    monkeypatch.setattr(os, "replace", lambda old, new: (steps.append("replace"), replace(old, new))[1])
+    write_archive(tmp_path / "a.npz", arrays, {"schema": 1})
+    assert steps[:2] == ["fsync", "replace"]
+
+
+def test_an_existing_file_is_kept_where_overwriting_is_off(saved: Path, arrays: Arrays) -> None:
+    before = saved.read_bytes()
+    with pytest.raises(StoreError, match="expected no file"):
+        write_archive(saved, arrays, {"schema": 2}, overwrite=False)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_new_file_is_written_where_overwriting_is_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arrays: Arrays, links: bool
+) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", full)
+    write_archive(tmp_path / "a.npz", arrays, {"schema": 1}, overwrite=False)
+    assert read_archive(tmp_path / "a.npz")[1] == {"schema": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_a_file_that_appears_during_the_write_is_kept_where_overwriting_is_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arrays: Arrays
+) -> None:
+    fsync = os.fsync
+    path = tmp_path / "a.npz"
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (path.write_bytes(b"first"), fsync(descriptor))[1])
+    with pytest.raises(StoreError, match="expected no file"):
+        write_archive(path, arrays, {"schema": 1}, overwrite=False)
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, arrays: Arrays) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    places = (tmp_path, tmp_path / "missing" / "a.npz", tmp_path / "file" / "a.npz", tmp_path / ("a" * 300))
+    for place in (*places, tmp_path / "nul\0.npz"):
+        with pytest.raises(StoreError, match=r"cannot write .*: choose another place"):
+            write_archive(place, arrays, {"schema": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="no device to protect")
+def test_a_device_is_not_replaced_by_a_file(arrays: Arrays) -> None:
+    with pytest.raises(StoreError, match="not a regular file"):
+        write_archive(Path("/dev/null"), arrays, {"schema": 1})
+
+
+def test_a_symbolic_link_stays_a_link(tmp_path: Path, saved: Path, arrays: Arrays) -> None:
+    link = tmp_path / "link.npz"
+    link.symlink_to(saved)
+    write_archive(link, arrays, {"schema": 1})
+    assert link.is_symlink()
+    assert read_archive(saved)[1] == {"schema": 1}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permission bits are a POSIX thing")
+def test_a_new_file_has_the_permissions_that_the_user_asks_for(tmp_path: Path, arrays: Arrays) -> None:
+    old = os.umask(0o027)
+    try:
+        write_archive(tmp_path / "a.npz", arrays, {"schema": 1})
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a.npz").stat().st_mode & 0o777 == 0o640

@@ -1,0 +1,344 @@
+"""Tests of what is believed of a file: each array against the others, the metadata and the hash."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from xtoken_align.errors import ArtifactError
+from xtoken_align.mapping.archive import read_archive, write_archive
+from xtoken_align.mapping.hashing import hashed_metadata
+from xtoken_align.mapping.validate import load_checked, validate
+from xtoken_align.rules.names import RULE_NUMBER, RULES
+from xtoken_align.vocab.kinds import Kind
+
+Arrays = dict[str, NDArray[Any]]
+Metadata = dict[str, Any]
+Seal = Callable[[Metadata], Metadata]
+
+MUTATIONS = 2_000
+REVERSE = RULE_NUMBER["reverse"]
+
+
+def replaced(array: NDArray[Any], index: int, value: float) -> NDArray[Any]:
+    """A copy with one element changed."""
+    copy = array.copy()
+    copy[index] = value
+    return copy
+
+
+def test_a_sound_mapping_is_accepted(arrays: Arrays, metadata: Metadata) -> None:
+    validate(arrays, metadata)
+
+
+def test_a_sound_file_is_loaded(saved: Path, arrays: Arrays, metadata: Metadata) -> None:
+    loaded_arrays, loaded_metadata = load_checked(saved)
+    assert loaded_metadata == metadata
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded_arrays[name], array, strict=True)
+
+
+def test_a_mapping_without_links_is_accepted(arrays: Arrays, metadata: Metadata, seal: Seal) -> None:
+    for name in ("data", "indices", "position", "rule"):
+        arrays[name] = arrays[name][:0]
+    arrays["indptr"] = np.zeros_like(arrays["indptr"])
+    validate(arrays, seal(metadata))
+
+
+def test_empty_rows_at_both_ends_are_accepted(arrays: Arrays, metadata: Metadata, seal: Seal) -> None:
+    arrays["indptr"] = np.array([0, 0, 0, 2, 2, 2, 2], dtype=np.int32)
+    for name in ("data", "indices", "position", "rule"):
+        arrays[name] = arrays[name][2:4]
+    validate(arrays, seal(metadata))
+
+
+def test_reverse_links_need_no_first_piece(arrays: Arrays, metadata: Metadata, seal: Seal) -> None:
+    arrays["rule"] = replaced(arrays["rule"], 0, REVERSE)
+    arrays["position"] = replaced(arrays["position"], 0, 1)
+    validate(arrays, seal(metadata))
+
+
+def test_optional_metadata_is_accepted(arrays: Arrays, metadata: Metadata, seal: Seal) -> None:
+    metadata |= {"created": "2026-11-02T10:00:00Z", "notes": {"by": "hand"}, "later": [1]}
+    metadata["student"]["revision"] = "0f3a"
+    validate(arrays, seal(metadata))
+
+
+ARRAY_FAULTS: list[tuple[str, str, Callable[[NDArray[Any]], NDArray[Any]]]] = [
+    ("format", "format", lambda _: np.array(b"csc")),
+    ("shape", "shape", lambda a: a[::-1].copy()),
+    ("shape", "shape", lambda a: a[:1]),
+    ("shape", "shape", lambda a: a + 1),
+    ("indptr", "indptr", lambda a: a[:-1]),
+    ("indptr", "indptr", lambda a: replaced(a, 0, 1)),
+    ("indptr", "indptr", lambda a: replaced(a, -1, 4)),
+    ("indptr", "indptr", lambda a: replaced(a, 1, 3)),
+    ("indptr", "indptr", lambda a: replaced(a, 3, np.iinfo(np.int32).max)),
+    ("indptr", "indptr", lambda a: replaced(a, 3, np.iinfo(np.int32).min)),
+    ("indices", "indices", lambda a: replaced(a, 0, 7)),
+    ("indices", "indices", lambda a: replaced(a, 0, -1)),
+    ("indices", "indices", lambda a: replaced(a, 3, 2)),
+    ("indices", "indices", lambda a: replaced(a, 3, 1)),
+    ("indices", "indices", lambda a: a[:-1]),
+    ("data", "data", lambda a: replaced(a, 0, np.nan)),
+    ("data", "data", lambda a: replaced(a, 0, np.inf)),
+    ("data", "data", lambda a: replaced(a, 0, -1)),
+    ("data", "data", lambda a: replaced(a, 3, 0)),
+    ("data", "data", lambda a: replaced(a, 4, 0.9999)),
+    ("data", "indices", lambda a: a[:-1]),
+    ("position", "position", lambda a: a[:-1]),
+    ("position", "position", lambda a: replaced(a, 0, 1)),
+    ("position", "position", lambda a: replaced(a, 3, 0)),
+    ("rule", "rule", lambda a: replaced(a, 0, 0)),
+    ("rule", "rule", lambda a: replaced(a, 0, len(RULES))),
+    ("rule", "rule", lambda a: np.append(a, a[:1])),
+]
+SIDE_FAULTS: list[tuple[str, str, Callable[[NDArray[Any]], NDArray[Any]]]] = [
+    ("kind", "kind", lambda a: replaced(a, 0, max(Kind) + 1)),
+    ("kind", "kind", lambda a: a[:-1]),
+    ("surface_lengths", "surface_lengths", lambda a: replaced(a, 0, 2)),
+    ("surface_lengths", "surface_lengths", lambda a: replaced(replaced(a, 0, -1), 1, a[0] + a[1] + 1)),
+    ("surface_lengths", "surface_lengths", lambda a: np.append(a, np.int32(0))),
+    ("surface_bytes", "surface_lengths", lambda a: a[:-1]),
+    ("piece_lengths", "piece_lengths", lambda a: replaced(a, 0, 1)),
+    ("piece_lengths", "piece_lengths", lambda a: a[:-1]),
+    ("piece_ids", "piece_lengths", lambda a: np.append(a, np.int32(0))),
+    ("lossy", "lossy", lambda _: np.array([1, 1], dtype=np.int32)),
+    ("lossy", "lossy", lambda _: np.array([2, 1], dtype=np.int32)),
+    ("lossy", "lossy", lambda _: np.array([-1], dtype=np.int32)),
+    ("lossy", "lossy", lambda _: np.array([7], dtype=np.int32)),
+]
+FAULTS = ARRAY_FAULTS + [
+    (f"{side}_{name}", f"{side}_{field}", fault)
+    for side in ("student", "teacher")
+    for name, field, fault in SIDE_FAULTS
+]
+
+
+@pytest.mark.parametrize(("name", "field", "fault"), FAULTS)
+def test_a_faulty_array_is_named_although_its_hash_fits(
+    arrays: Arrays, metadata: Metadata, seal: Seal, name: str, field: str, fault: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
+    arrays[name] = fault(arrays[name])
+    with pytest.raises(ArtifactError, match=f"^{field}: expected "):
+        validate(arrays, seal(metadata))
+
+
+def test_pieces_are_ids_of_the_other_side(arrays: Arrays, metadata: Metadata, seal: Seal) -> None:
+    arrays["student_piece_ids"] = np.array([2, 6], dtype=np.int32)
+    validate(arrays, seal(metadata))
+    arrays["teacher_piece_lengths"] = replaced(arrays["teacher_piece_lengths"], 0, 1)
+    arrays["teacher_piece_ids"] = np.array([6], dtype=np.int32)
+    with pytest.raises(ArtifactError, match="^teacher_piece_ids: expected ids from 0 to 5"):
+        validate(arrays, seal(metadata))
+
+
+def test_lengths_beyond_what_int32_sums_hold_are_refused(arrays: Arrays, metadata: Metadata, seal: Seal) -> None:
+    half = np.int32(1 << 30)
+    arrays["student_surface_lengths"] = np.array([half, half, half, half, 6, 0], dtype=np.int32)
+    with pytest.raises(ArtifactError, match="^student_surface_lengths: .*4,294,967,302"):
+        validate(arrays, seal(metadata))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("package_version", 1),
+        ("content_hash", "0" * 63),
+        ("content_hash", "X" * 64),
+        ("student", []),
+        ("student.name", None),
+        ("student.source", 3),
+        ("student.revision", 3),
+        ("student.fingerprint", "abc"),
+        ("student.sizes", 6),
+        ("student.sizes.base", "6"),
+        ("student.sizes.ids", True),
+        ("student.sizes.with_added", -1),
+        ("teacher.sizes.logits", 7.0),
+        ("teacher.roles", []),
+        ("teacher.roles.eos", 5),
+        ("teacher.roles.eos", [5.0]),
+        ("teacher.roles.eos", [-1]),
+        ("teacher.roles.eos", [7]),
+        ("options", None),
+        ("coverage", []),
+        ("bins", "none"),
+        ("notes", []),
+        ("created", 1793613600),
+        ("rules", list(RULES[:-1])),
+        ("rules", list(reversed(RULES))),
+        ("rules", ",".join(RULES)),
+        ("provenance", "guessed"),
+        ("provenance", []),
+        ("schema", 0),
+        ("schema", None),
+    ],
+)
+def test_faulty_metadata_is_named(arrays: Arrays, metadata: Metadata, seal: Seal, path: str, value: object) -> None:
+    *parents, key = path.split(".")
+    target = metadata
+    for parent in parents:
+        target = target[parent]
+    target[key] = value
+    if path != "content_hash":
+        seal(metadata)
+    with pytest.raises(ArtifactError, match=f"^metadata.{path}: expected "):
+        validate(arrays, metadata)
+
+
+@pytest.mark.parametrize("key", ["package_version", "content_hash", "student", "options", "rules", "provenance"])
+def test_missing_metadata_is_named(arrays: Arrays, metadata: Metadata, key: str) -> None:
+    del metadata[key]
+    with pytest.raises(ArtifactError, match=f"^metadata.{key}: expected "):
+        validate(arrays, metadata)
+
+
+def test_a_newer_schema_asks_for_an_upgrade_before_anything_else(arrays: Arrays) -> None:
+    with pytest.raises(ArtifactError, match="has schema 2, this version reads up to 1: upgrade xtoken-align"):
+        validate(arrays, {"schema": 2})
+
+
+def test_another_width_in_the_metadata_is_refused(arrays: Arrays, metadata: Metadata, seal: Seal) -> None:
+    metadata["teacher"]["sizes"]["logits"] = 8
+    with pytest.raises(ArtifactError, match="^shape: "):
+        validate(arrays, seal(metadata))
+
+
+def test_contents_that_are_sound_but_changed_fail_the_hash(arrays: Arrays, metadata: Metadata) -> None:
+    arrays["indices"] = replaced(arrays["indices"], 4, 5)
+    with pytest.raises(ArtifactError, match=r"^metadata.content_hash: "):
+        validate(arrays, metadata)
+
+
+def test_a_name_may_change_without_breaking_the_hash(arrays: Arrays, metadata: Metadata) -> None:
+    metadata["student"]["name"] = "renamed"
+    validate(arrays, metadata)
+
+
+def test_an_error_in_a_file_names_the_file(tmp_path: Path, arrays: Arrays, metadata: Metadata, seal: Seal) -> None:
+    arrays["data"] = replaced(arrays["data"], 0, -1)
+    write_archive(tmp_path / "a.npz", arrays, seal(metadata))
+    with pytest.raises(ArtifactError) as caught:
+        load_checked(tmp_path / "a.npz")
+    assert str(caught.value).startswith(f"{tmp_path / 'a.npz'}: data: ")
+
+
+# Mutations: the file either says what it said or is refused
+
+
+def flip(content: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(content)
+    for _ in range(rng.choice((1, 1, 1, 2, 8))):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def cut(content: bytes, rng: random.Random) -> bytes:
+    start, end = sorted(rng.randrange(len(content) + 1) for _ in range(2))
+    return rng.choice((content[:start], content[end:], content[:start] + content[end:]))
+
+
+def grow(content: bytes, rng: random.Random) -> bytes:
+    at, start = rng.randrange(len(content) + 1), rng.randrange(len(content))
+    inserted = rng.choice((rng.randbytes(rng.randrange(1, 64)), content[start : start + 200], b"\0" * 1000))
+    return content[:at] + inserted + content[at:]
+
+
+def alter_zip_field(content: bytes, rng: random.Random) -> bytes:
+    """Writes an awkward number into a field of a local header, a directory entry or the end record."""
+    signature, fields = rng.choice(
+        (
+            (b"PK\x03\x04", (4, 6, 8, 10, 14, 18, 22, 26, 28)),
+            (b"PK\x01\x02", (4, 6, 8, 10, 12, 16, 20, 24, 28, 30, 32, 34, 36, 38, 42)),
+            (b"PK\x05\x06", (4, 6, 8, 10, 12, 16, 20)),
+        )
+    )
+    starts = [at for at in range(len(content)) if content.startswith(signature, at)]
+    value = rng.choice((0, 1, 8, 99, 128, 0x7FFF, 0xFFFF, 1 << 24, 0x7FFFFFFF, 0xFFFFFFFF, rng.getrandbits(32)))
+    form, bits = rng.choice((("<H", 0xFFFF), ("<L", 0xFFFFFFFF)))
+    changed = bytearray(content)
+    at = min(rng.choice(starts) + rng.choice(fields), len(content) - 4)
+    struct.pack_into(form, changed, at, value & bits)
+    return bytes(changed)
+
+
+def alter_members(content: bytes, rng: random.Random) -> bytes:
+    """Makes a sound zip file of changed members: swapped, renamed, dropped, or themselves mutated."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist()]
+    rng.shuffle(members)
+    (first, one), (second, two) = members[:2]
+    changes: list[list[tuple[str, bytes]]] = [
+        [(first, two), (second, one)],
+        [(f"x{first}", one), (second, two)],
+        [(second, two)],
+        [(first, one), (second, two), ("more.npy", two)],
+        [(first, rng.choice((flip, cut, grow))(one, rng)), (second, two)],
+        [(first, one.replace(b"(", b"(1", 1)), (second, two)],
+    ]
+    # Metadata that says something else of names and dates is another sound file, not a damaged one.
+    keep = [("metadata.npy", one if first == "metadata.npy" else two)] if "metadata.npy" in (first, second) else []
+    changed = [pair for pair in rng.choice(changes) if not keep or pair[0] != "metadata.npy"] + keep + members[2:]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
+        for name, member in changed:
+            archive.writestr(name, member)
+    return buffer.getvalue()
+
+
+def alter_metadata(content: bytes, rng: random.Random) -> bytes:
+    """Changes one value of the metadata that the hash covers, in a sound zip file."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    metadata = json.loads(members["metadata.npy"][128:])
+    parent = rng.choice((metadata, metadata["student"]["sizes"], metadata["teacher"]["roles"], metadata["options"]))
+    key = rng.choice(sorted(set(parent) - {"package_version", "provenance"}))
+    parent[key] = rng.choice((None, True, -1, 1 << 70, 0.5, "", [], {}, [[]], [1 << 40], {"": []}, "0" * 64))
+    buffer = io.BytesIO()
+    np.save(buffer, np.frombuffer(json.dumps(metadata).encode(), dtype=np.uint8))
+    members["metadata.npy"] = buffer.getvalue()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    return buffer.getvalue()
+
+
+MUTATORS = (flip, flip, cut, grow, alter_zip_field, alter_zip_field, alter_members, alter_metadata)
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """Applies a mutation, sometimes two, the second of the kinds that need no sound zip file to start from."""
+    content = rng.choice(MUTATORS)(content, rng)
+    if rng.random() < 0.2 and content:
+        content = rng.choice((flip, cut, grow))(content, rng)
+    return content
+
+
+def test_a_mutated_file_loads_as_it_was_or_is_refused(saved: Path) -> None:
+    rng = random.Random(20260521)
+    content = saved.read_bytes()
+    arrays, metadata = read_archive(saved)
+    refused = 0
+    for _ in range(MUTATIONS):
+        saved.write_bytes(mutate(content, rng))
+        try:
+            loaded_arrays, loaded_metadata = load_checked(saved)
+        except ArtifactError:
+            refused += 1
+            continue
+        assert hashed_metadata(loaded_metadata) == hashed_metadata(metadata)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(loaded_arrays[name], array, strict=True)
+    assert MUTATIONS * 0.7 < refused < MUTATIONS

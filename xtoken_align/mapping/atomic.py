@@ -1,0 +1,94 @@
+"""Writing a file so that its name never stands for a half-written one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import StoreError
+
+TEMPORARY_PATTERN = ".xtoken-align-*.tmp"
+"""Names of the unfinished files that a killed process may leave beside its target, for the store to clear away."""
+
+
+def write_atomically(path: Path, content: bytes, *, overwrite: bool = True) -> None:
+    """Writes a file that appears complete under its name, or not at all.
+
+    The content reaches the disk under a temporary name in the same folder, then takes the target's name in one step.
+    Through a symbolic link, the file that it points to is replaced and the link stays.
+
+    Args:
+        path: the file to write; its folder must exist.
+        content: the whole file.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        StoreError: the file cannot be written there, or exists and may not be replaced.
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        _check_target(target, overwrite)
+        _write_beside(target, content, overwrite)
+        _sync_folder(target.parent)
+    except FileExistsError as error:
+        raise StoreError(f"expected no file at {path}, found one: remove it or allow it to be replaced") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL or outside the file system's encoding
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"cannot write {path} ({reason}): choose another place or make this one writable") from error
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Refuses what a rename would replace although it is no regular file, such as a device."""
+    if not target.exists():
+        return
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not target.is_file():
+        raise OSError(errno.EINVAL, "not a regular file")
+    if not overwrite:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+
+def _write_beside(target: Path, content: bytes, overwrite: bool) -> None:
+    # Named apart from the target, whose own name may already be as long as the file system allows.
+    temporary = target.with_name(TEMPORARY_PATTERN.replace("*", secrets.token_hex(8)))
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _publish(temporary, target, overwrite)
+    finally:
+        # Runs on KeyboardInterrupt too; after a rename there is nothing left to remove.
+        temporary.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, target: Path, overwrite: bool) -> None:
+    if not overwrite:
+        try:
+            # Unlike a rename, a link fails if another process has made the file since the check.
+            os.link(temporary, target)
+        except FileExistsError:
+            raise
+        except OSError:
+            # A file system without links (exFAT): a second look is the best that it offers.
+            _check_target(target, overwrite)
+        else:
+            return
+    os.replace(temporary, target)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself durable, where the platform can synchronise folders (Windows cannot open them)."""
+    with suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+        finally:
+            os.close(descriptor)
