@@ -1,0 +1,153 @@
+"""From what a user types for a tokenizer to files on this disk.
+
+A source is an existing path, else an alias, else a file in a package (`pkg:`), else a Hub id with an optional
+`@revision`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import OptionError, SourceError
+from . import hub
+from .names import hub_name, path_name
+from .package_files import PREFIX, package_file
+from .presets import Preset, presets
+
+_FILE_SUFFIX = re.compile(r"\.(json|tiktoken|spm|gguf|gz|txt|bpe|vocab|model(\.\w+)?)$", re.IGNORECASE)
+_PATH_START = re.compile(r"[/~\\]|\.{1,2}(?=[/\\]|$)|[A-Za-z]:[/\\]")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w][\w.-]*)?", re.ASCII)
+_CLOSE_ENOUGH = 60
+"""rapidfuzz's ratio, 0 to 100: `lama3` to `llama-3` scores 83, `bert-base-uncased` to any alias below 45."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Located:
+    """A source that was found.
+
+    Attributes:
+        name: short name, safe as a file name: the alias, or the path's or Hub id's last part in lower case.
+        label: what a mapping records as its source: alias, Hub id, `pkg:...`, or a local path's last part.
+        path: a file or directory on this disk.
+        preset: what the alias says about the generation; None for other sources.
+        revision: the Hub commit hash; None for other sources.
+    """
+
+    name: str
+    label: str
+    path: Path
+    preset: Preset | None
+    revision: str | None
+
+
+def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> Located:
+    """Finds a tokenizer's files.
+
+    Args:
+        source: a path, an alias, `pkg:package/path`, or a Hub id `user/repo[@revision]`. A path object is a path only.
+        revision: branch, tag or commit hash of a Hub id.
+
+    Returns:
+        Where the files are, and what the source says about them.
+
+    Raises:
+        SourceError: nothing is found; the message says what would help.
+        OptionError: a revision was given twice, or for something that has none.
+    """
+    text = os.fsdecode(os.fspath(source))
+    # pathlib raises for a user without a home, a name that is too long and a null byte: here they only do not exist.
+    path = os.path.expanduser(text)  # noqa: PTH111
+    if text and os.path.exists(path):  # noqa: PTH110
+        _refuse_revision(text, "a local path", revision)
+        return _at_path(Path(path))
+    if not isinstance(source, str) or _looks_like_path(text):
+        raise SourceError(f"no such file or directory: {text}; give an existing path, an alias or a Hub id (user/repo)")
+    if text in presets():
+        _refuse_revision(text, "an alias", revision)
+        return _at_alias(presets()[text])
+    if text.startswith(PREFIX):
+        _refuse_revision(text, "a file in a package", revision)
+        file = package_file(text)
+        return Located(name=path_name(file), label=text, path=file, preset=None, revision=None)
+    return _at_hub(text, revision)
+
+
+def _at_path(path: Path) -> Located:
+    whole = Path(os.path.abspath(path))  # noqa: PTH100 - a link's own name is the one the user knows
+    if not (whole.is_file() or whole.is_dir()):
+        raise SourceError(
+            f"{path} is neither a file nor a directory: give a tokenizer file, or a directory that holds one"
+        )
+    return Located(name=path_name(whole), label=whole.name or str(whole), path=path, preset=None, revision=None)
+
+
+def _at_alias(preset: Preset) -> Located:
+    """Takes the first location that is there; the Hub is asked only when no installed package has the file."""
+    failures: list[str] = []
+    for location in preset.locations:
+        try:
+            if location.startswith(PREFIX):
+                path, commit = package_file(location), None
+            else:
+                path, commit = hub.snapshot(location, None)
+        except SourceError as error:
+            failures.append(str(error))
+            continue
+        return Located(name=preset.alias, label=preset.alias, path=path, preset=preset, revision=commit)
+    install = f"`pip install {preset.package}` brings its file; " if preset.package else ""
+    raise SourceError(f"the alias {preset.alias} is not on this machine: {install}{failures[-1]}")
+
+
+def _at_hub(text: str, revision: str | None) -> Located:
+    repo_id, at, typed = text.partition("@")
+    if at and not typed:
+        raise SourceError(f"{text!r} ends in '@' without a revision: write user/repo@revision, or leave the '@' out")
+    if repo_id in presets():
+        _refuse_revision(repo_id, "an alias", typed)
+    if typed and revision not in (None, typed):
+        raise OptionError(
+            f"{text} already names revision {typed!r}, but the option says {revision!r}: give one of them"
+        )
+    if not _HUB_ID.fullmatch(repo_id):
+        raise SourceError(
+            f"{text!r} is no existing path, no alias and no Hub id: expected a path, user/repo, or one of"
+            f" {', '.join(presets())}"
+        )
+    try:
+        path, commit = hub.snapshot(repo_id, typed or revision)
+    except SourceError as error:
+        if "/" in repo_id:
+            raise
+        raise SourceError(
+            f"{text!r} is no existing path and no alias{_suggestion(repo_id)}; as a Hub id: {error}"
+        ) from error
+    return Located(name=hub_name(repo_id), label=repo_id, path=path, preset=None, revision=commit)
+
+
+def _looks_like_path(text: str) -> bool:
+    """Whether a text can only mean a path; such a text is never sent to the Hub."""
+    if text.startswith(PREFIX):
+        return False
+    repo_id = text.partition("@")[0]
+    several_slashes = repo_id.count("/") > 1 or repo_id.endswith("/")
+    return bool(_PATH_START.match(text) or _FILE_SUFFIX.search(text) or several_slashes or "\\" in text)
+
+
+def _suggestion(text: str) -> str:
+    from rapidfuzz import process
+    from rapidfuzz.distance import Indel
+
+    close = process.extract(
+        text.lower(), list(presets()), scorer=Indel.normalized_similarity, score_cutoff=_CLOSE_ENOUGH / 100, limit=3
+    )
+    return f" (did you mean {' or '.join(name for name, _, _ in close)}?)" if close else ""
+
+
+def _refuse_revision(text: str, what: str, revision: str | None) -> None:
+    if revision is not None:
+        raise OptionError(
+            f"{text} is {what} and has no revisions, but {revision!r} was given: leave it out, or name a Hub id"
+        )
