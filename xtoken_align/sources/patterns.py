@@ -66,6 +66,8 @@ _YOUTU_RUNS = (
 )
 
 _SHORT_CONTRACTIONS = "'(?i:[sdmt]|ll|ve|re)"
+_LEAD = r"[^\r\n\p{L}\p{N}]"
+_OTHER = r"[^\s\p{L}\p{N}]"
 _LINE_SPACES = r"\s*[\r\n]|\s+(?!\S)|\s+"
 _TIKTOKEN_SPACES = r"\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 _PHRASE = r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+"
@@ -78,7 +80,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         # tiktoken's own, with its possessive quantifiers; Oniguruma reads `{1,3}+` otherwise, so it has no GGUF name.
         "cl100k": (
-            rf"{_SHORT_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?+\p{{L}}++|\p{{N}}{{1,3}}+| ?[^\s\p{{L}}\p{{N}}]++[\r\n]*+|{_TIKTOKEN_SPACES}",
+            rf"{_SHORT_CONTRACTIONS}|{_LEAD}?+\p{{L}}++|\p{{N}}{{1,3}}+| ?{_OTHER}++[\r\n]*+|{_TIKTOKEN_SPACES}",
         ),
         "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
         "gpt2": (GPT2,),
@@ -94,9 +96,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{SPACES}",
         ),
         "exaone-moe": (rf"{CONTRACTIONS}|{_PHRASE}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?|{_LINE_SPACES}",),
-        "bailingmoe": (
-            rf"{_SHORT_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?+\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]++[\r\n]*|{_LINE_SPACES}",
-        ),
+        "bailingmoe": (rf"{_SHORT_CONTRACTIONS}|{_LEAD}?+\p{{L}}+|\p{{N}}| ?{_OTHER}++[\r\n]*|{_LINE_SPACES}",),
         "o200k": (_O200K,),
         "tekken": (_cased_words(r"\p{N}", contractions=""),),
         "tiny-aya": (r"\d{1,3}(?=(?:\d{3})*\b)", _O200K),
