@@ -106,7 +106,7 @@ def decompose(tokens: Vocab, by: Vocab) -> Pieces:
             found[token_id] = (match,)
         else:
             raw_bytes.append(token_id)
-    spell = _Spelling(by)
+    spell = Speller(by)
     for token_id, ids in zip(to_encode, by.encode_batch(texts), strict=True):
         if spell.speakable(ids):
             found[token_id] = ids
@@ -121,7 +121,7 @@ def decompose(tokens: Vocab, by: Vocab) -> Pieces:
     return Pieces.of(len(tokens), found, lossy)
 
 
-class _Spelling:
+class Speller:
     """What a vocabulary's ids say, for comparing it with what they were to say."""
 
     def __init__(self, vocab: Vocab) -> None:
@@ -144,7 +144,7 @@ class _Spelling:
         return self._ends and said.removesuffix(b" ") == surface.removesuffix(b" ")
 
 
-def _spell_bytes(data: bytes, by: Vocab, spell: _Spelling, *, is_byte: bool) -> list[int]:
+def _spell_bytes(data: bytes, by: Vocab, spell: Speller, *, is_byte: bool) -> list[int]:
     """Writes bytes that need not be UTF-8, or a byte token's one byte.
 
     An equal surface of the other kind comes first, then the model's own merges over the bytes, then its encoding of the
@@ -167,7 +167,7 @@ def _spell_bytes(data: bytes, by: Vocab, spell: _Spelling, *, is_byte: bool) -> 
     return _spell_stretches(data, by, spell)
 
 
-def _spell_stretches(data: bytes, by: Vocab, spell: _Spelling) -> list[int]:
+def _spell_stretches(data: bytes, by: Vocab, spell: Speller) -> list[int]:
     ids: list[int] = []
     for stretch, valid in _stretches(data):
         if valid:

@@ -1,0 +1,150 @@
+"""`build`: two vocabularies in, a mapping out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .coverage.classes import classify
+from .coverage.common import relaxed_common, strict_common
+from .coverage.table import Coverage, measure
+from .mapping.bins import measure_bins, split_into_bins
+from .mapping.mapping import Mapping, first_pieces
+from .mapping.side import Side
+from .mapping.storage import hash_of
+from .matrix import Matrix, assemble_matrix
+from .read import read_vocab
+from .rules.override import Override, parse_overrides, read_overrides
+from .rules.override_pieces import with_overrides
+from .rules.pair import Pair
+from .rules.pieces import Pieces
+from .rules.run import RuleOptions, rule_options, run_rules
+from .vocab.vocab import Vocab
+
+
+def build(
+    *,
+    student: Vocab | str | os.PathLike[str] | Any,  # noqa: ANN401 - whatever read_vocab takes
+    teacher: Vocab | str | os.PathLike[str] | Any,  # noqa: ANN401
+    rules: Sequence[str] | None = None,
+    case: bool = False,
+    nfkc: bool = False,
+    lead: float = 0.9,
+    decay: float = 0.1,
+    top_k: int = 4,
+    reverse_pass: bool = False,
+    overrides: str | os.PathLike[str] | Sequence[Override | dict[str, Any]] = (),
+) -> Mapping:
+    """Builds the mapping from a student's vocabulary to a teacher's.
+
+    Args:
+        student: a vocabulary, or what `read_vocab` takes.
+        teacher: the same.
+        rules: names of the rules that run, in any order; by default all but `case` and `nfkc`.
+        case: also match after case folding.
+        nfkc: also match after compatibility folding.
+        lead: weight of a decomposition's first piece before the row is normalised.
+        decay: each further piece's weight as a share of the one before; 0 keeps the first piece alone.
+        top_k: how many pieces of a decomposition get weights.
+        reverse_pass: also link teacher tokens that no row reaches to the student tokens that spell them.
+        overrides: rows of the user's own, as the path of a YAML or JSON file or as its entries.
+    Returns:
+        The mapping; its W has shape (student logits, teacher logits).
+    Raises:
+        SourceError, VocabularyError: a tokenizer cannot be read.
+        OptionError: an option is out of its range.
+        OverrideError: an override is malformed or names an unknown token.
+
+    >>> mapping = build(student="llama-3", teacher="qwen3")
+    >>> [(link.surface, round(link.weight, 4)) for link in mapping.row("201").links]
+    [(b'2', 0.9009), (b'0', 0.0901), (b'1', 0.009)]
+    """
+    options = rule_options(
+        rules=rules,
+        case=case,
+        nfkc=nfkc,
+        lead=lead,
+        decay=decay,
+        top_k=top_k,
+        reverse_pass=reverse_pass,
+        overrides=_overrides(overrides),
+    )
+    student_vocab = student if isinstance(student, Vocab) else read_vocab(student)
+    teacher_vocab = teacher if isinstance(teacher, Vocab) else read_vocab(teacher)
+    pair = Pair(student_vocab, teacher_vocab)
+    links = run_rules(pair, options)
+    matrix = assemble_matrix(links, (len(student_vocab), len(teacher_vocab)))
+    return _mapping(pair, matrix, with_overrides(pair, options.overrides), options)
+
+
+def _overrides(given: str | os.PathLike[str] | Sequence[Override | dict[str, Any]]) -> tuple[Override, ...]:
+    if isinstance(given, (str, os.PathLike)):
+        return read_overrides(Path(given))
+    ready = [entry for entry in given if isinstance(entry, Override)]
+    return tuple(ready) if len(ready) == len(given) else parse_overrides(list(given))
+
+
+def _mapping(pair: Pair, matrix: Matrix, student_pieces: Pieces, options: RuleOptions) -> Mapping:
+    student, teacher = Side.of(pair.student), Side.of(pair.teacher)
+    bins = split_into_bins(
+        first_pieces(matrix, student, teacher, student_pieces, "student"),
+        first_pieces(matrix, student, teacher, pair.teacher_pieces, "teacher"),
+    )
+    made = Mapping(
+        student=student,
+        teacher=teacher,
+        matrix=matrix,
+        options=_plain(options),
+        student_pieces=student_pieces,
+        teacher_pieces=pair.teacher_pieces,
+        measured=_coverage(pair, matrix, student_pieces),
+        bin_sizes=measure_bins(*bins),
+        content_hash="",
+        created=_created(),
+        notes=_notes(pair),
+    )
+    return replace(made, content_hash=hash_of(made))
+
+
+def _coverage(pair: Pair, matrix: Matrix, student_pieces: Pieces) -> Coverage:
+    column, weight = matrix.top
+    return measure(
+        kinds=pair.student.kinds,
+        classes=classify(pair.student.kinds, pair.student.surfaces.list),
+        owner=matrix.owner,
+        links_per_row=np.diff(matrix.indptr).astype(np.int64),
+        common_strict=strict_common(matrix.owner, column),
+        common_relaxed=relaxed_common(column, weight),
+        lossy=len(student_pieces.lossy),
+        identical=pair.identical,
+    )
+
+
+def _plain(options: RuleOptions) -> dict[str, Any]:
+    return {
+        "rules": list(options.rules),
+        "lead": options.decay.lead,
+        "decay": options.decay.decay,
+        "top_k": options.decay.top_k,
+        "reverse_pass": options.reverse_pass,
+        "overrides": [entry.to_dict() for entry in options.overrides],
+    }
+
+
+def _notes(pair: Pair) -> dict[str, Any]:
+    notes: dict[str, Any] = {}
+    for side, vocab in (("student", pair.student), ("teacher", pair.teacher)):
+        if vocab.disagreeing:
+            notes[f"{side}_decoder_disagrees"] = list(vocab.disagreeing)
+    return notes
+
+
+def _created() -> str | None:
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return datetime.fromtimestamp(int(epoch), UTC).isoformat() if epoch.isdigit() else None
