@@ -65,7 +65,7 @@ def script_of(char: str) -> str:
     for name, scripts in SCRIPTS.items():
         if any(regex.match(rf"\p{{Script={script}}}", char) for script in scripts.split("|")):
             return name
-    return unicodedata.name(char, "").partition(" ")[0]
+    return unicodedata.name(char, "unnamed").partition(" ")[0]
 
 
 def class_of(surface: bytes | str, kind: Kind = Kind.TEXT) -> str:
@@ -82,6 +82,7 @@ SURFACES = st.lists(st.one_of(st.text(ALPHABET, max_size=6).map(str.encode), st.
 
 
 @given(SURFACES)
+@example(["\u00c0\U00017000".encode(), "\U00017000".encode(), "\u10e5\U00017000".encode()])
 @example([b"", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80", b"\xef\xbb\xbf", b"\xed\xb2\x80"])
 def test_classify_agrees_with_the_definition_applied_to_one_token_at_a_time(surfaces: list[bytes]) -> None:
     numbers = classify(np.zeros(len(surfaces), np.uint8), surfaces)

@@ -224,13 +224,14 @@ def _several_unlisted(alphabet: str, points: NDArray[np.uint32], starts: NDArray
     """Says which texts hold letters of two scripts without a class.
 
     The `regex` package can test a script but not name one, so the first word of a letter's Unicode name stands for it
-    (GEORGIAN, ETHIOPIC). That takes some ancient scripts together (OLD PERSIAN, OLD TURKIC).
+    (GEORGIAN, ETHIOPIC). That takes some ancient scripts together (OLD PERSIAN, OLD TURKIC), and so all letters that
+    are younger than Python's own table of names.
     """
     letters = _compiled("unlisted").findall(alphabet)
     words = [unicodedata.name(letter, "").partition(" ")[0] for letter in letters]
-    number = {word: position for position, word in enumerate(sorted(set(words) - {""}), start=1)}
+    number = {word: position for position, word in enumerate(sorted(set(words)), start=1)}
     table = np.zeros(_CODE_SPACE, np.uint16)
-    table[_code_points("".join(letters))] = [number.get(word, 0) for word in words]
+    table[_code_points("".join(letters))] = [number[word] for word in words]
     script = table[points]
     highest: NDArray[np.uint16] = np.maximum.reduceat(script, starts)
     lowest: NDArray[np.uint16] = np.minimum.reduceat(np.where(script == 0, np.iinfo(np.uint16).max, script), starts)

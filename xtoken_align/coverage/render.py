@@ -39,6 +39,30 @@ def coverage_table(coverage: Coverage) -> Table:
     return table
 
 
+def rules_table(coverage: Coverage) -> Table:
+    """Draws classes against the rules that own their rows; rules and classes without rows are left out.
+
+    Args:
+        coverage: the counts.
+
+    Returns:
+        A table to print with a `rich.console.Console`.
+    """
+    from rich import box
+    from rich.table import Table
+
+    rules = [rule for rule, rows in coverage.rules.items() if rows]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_footer=True)
+    table.add_column("class", "all", no_wrap=True)
+    for rule in rules:
+        table.add_column(rule, f"{coverage.rules[rule]:,}", justify="right", no_wrap=True)
+    for name in _reading_order(coverage.classes):
+        cells = coverage.by_class_and_rule.get(name)
+        if cells:
+            table.add_row(name, *(f"{cells[rule]:,}" if rule in cells else "-" for rule in rules))
+    return table
+
+
 def rules_line(coverage: Coverage) -> str:
     """Lists the rules that own rows, in the order in which they run: `exact 109,566, digits 1,100, ...`."""
     return _listed(coverage.rules) or "no rule found a row"
