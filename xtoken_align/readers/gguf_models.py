@@ -19,12 +19,6 @@ from .sentencepiece_encoder import SPACE_MARK, PieceType
 _ADDED = (PieceType.CONTROL, PieceType.USER_DEFINED)
 _FALLBACK_PRE = "gpt-2"
 
-# The names for which llama.cpp takes a whole word that is a token before it looks at merges (llama-vocab.cpp, 2026).
-_WHOLE_WORDS_FIRST = frozenset(
-    "falcon-h1 falcon3 granite-embed-multi-97m jina-v5-nano lfm2 llama-bpe llama-v3 llama3 midm-2.0 minicpm5 pixtral "
-    "tekken youtu".split()
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenizer:
@@ -148,7 +142,7 @@ def byte_level(tokenizer: Tokenizer) -> Parsed:
         "model": {
             "type": "BPE",
             "unk_token": tokenizer.first_of(PieceType.UNKNOWN),
-            "ignore_merges": pre in _WHOLE_WORDS_FIRST,
+            "ignore_merges": pattern.ignore_merges,
             "vocab": {
                 text: token_id
                 for token_id, (text, piece_type) in enumerate(zip(tokenizer.tokens, types.tolist(), strict=True))

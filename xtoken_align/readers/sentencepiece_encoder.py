@@ -1,6 +1,7 @@
 """The encoder of a SentencePiece model: the library itself, on a copy of the model made for text in mid-sequence.
 
 The library has no switch for its dummy prefix, nor one for pieces that text must not become, so the copy is patched.
+Where its normaliser strips outer spaces it runs apart from the model, so that a space before the text can be put back.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ BYTE_PIECES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 # A noncharacter: no text has it, so a piece of this name is never met.
 _NEVER = "\uffff"
-
-_SPACE_INSIDE = f"x{SPACE_MARK}x".encode()
 
 
 class PieceType(IntEnum):
@@ -54,19 +53,64 @@ class SentencePieceEncoder:
         self._size = len(proto.pieces)
         # Without a piece of the unknown type the library writes id 0 for what it cannot spell, whatever id 0 is.
         self._lacks_unknown = all(piece.type != PieceType.UNKNOWN for piece in proto.pieces)
-        self._strips = bool(proto.normalizer_spec.remove_extra_whitespaces and proto.normalizer_spec.escape_whitespaces)
-        self._spaces = {" ": True}
+        self._strips = bool(proto.normalizer_spec.remove_extra_whitespaces)
+        self._mark = (SPACE_MARK if proto.normalizer_spec.escape_whitespaces else " ").encode()
+        self._effects: dict[str, bytes] = {}
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns one list of ids per text.
+
+        Where the normaliser strips a text's outer spaces, the leading ones count as one, as they do in mid-sequence;
+        the same holds for a text of nothing but spaces. A text that the vocabulary cannot spell has its unknown token
+        in it, or becomes [] if there is none.
+        """
+        # Bytes, since strings with lone surrogates are refused; the library reads their bytes as U+FFFD.
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+        if self._strips:
+            stripped: list[bytes] = self._normalizer.normalize(encoded) if encoded else []
+            encoded = [
+                self._mark + rest if self._begins_with_space(text) else rest
+                for text, rest in zip(texts, stripped, strict=True)
+            ]
+        rows: list[list[int]] = self._processor.encode(encoded, out_type=int)
+        return [[] if self._size in row else row for row in rows] if self._lacks_unknown else rows
+
+    def encode_bytes(self, data: bytes) -> list[int] | None:
+        """Returns None: the model has no merges over bytes."""
+        del data
+        return None
+
+    def _begins_with_space(self, text: str) -> bool:
+        """Whether the text's first character that does not vanish becomes a space."""
+        effects = (self._effect(character) for character in text)
+        return next((effect.startswith(self._mark) for effect in effects if effect), False)
+
+    def _effect(self, character: str) -> bytes:
+        """What the normaliser makes of a character inside a word."""
+        known = self._effects.get(character)
+        if known is None:
+            inside: bytes = self._normalizer.normalize(b"x" + character.encode("utf-8", "surrogatepass") + b"x")
+            known = self._effects[character] = inside.removeprefix(b"x").removesuffix(b"x")
+        return known
 
     @cached_property
     def _processor(self) -> Any:  # noqa: ANN401 - an optional library's class
-        try:
-            from sentencepiece import SentencePieceProcessor
-        except ImportError as error:
-            raise MissingExtraError("encoding with SentencePiece models", "sentencepiece") from error
-        try:
-            return SentencePieceProcessor(model_proto=self._text_only().SerializeToString())
-        except (RuntimeError, OSError) as error:
-            raise VocabularyError(f"sentencepiece cannot load {self._name}: {error}") from error
+        copy = self._text_only()
+        if self._strips:
+            copy.normalizer_spec.remove_extra_whitespaces = False
+            copy.normalizer_spec.precompiled_charsmap = b""
+        return self._load(copy)
+
+    @cached_property
+    def _normalizer(self) -> Any:  # noqa: ANN401 - an optional library's class
+        """The model's normaliser alone: of the pieces it needs the user-defined ones, which it leaves as they are."""
+        copy = self._text_only()
+        kept = [piece for piece in copy.pieces if piece.type in (PieceType.UNKNOWN, PieceType.USER_DEFINED)]
+        del copy.pieces[:]
+        copy.pieces.extend(kept)
+        copy.pieces.add(piece=_NEVER * 2, score=0.0, type=PieceType.NORMAL)
+        copy.trainer_spec.byte_fallback = False
+        return self._load(copy)
 
     def _text_only(self) -> Any:  # noqa: ANN401 - protobuf
         copy = type(self._proto)()
@@ -78,50 +122,17 @@ class SentencePieceEncoder:
         if self._lacks_unknown:
             copy.pieces.add(piece=_NEVER, score=0.0, type=PieceType.UNKNOWN)
         copy.normalizer_spec.add_dummy_prefix = False
-        # Models that write spaces as spaces cannot be told which one to keep (see `_marked`): they keep all.
-        copy.normalizer_spec.remove_extra_whitespaces = self._strips
         if "self_test_data" in copy.DESCRIPTOR.fields_by_name:
             # Older releases check these samples on loading, dummy prefix and all.
             copy.ClearField("self_test_data")
         return copy
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns one list of ids per text.
-
-        Where the normaliser strips a text's outer spaces, the leading ones count as one, as they do in mid-sequence;
-        the same holds for a text of nothing but spaces. A text that the vocabulary cannot spell has its unknown token
-        in it, or becomes [] if it has none.
-        """
-        marked = [self._marked(text) for text in texts] if self._strips else texts
-        # Bytes, since strings with lone surrogates are refused; the library reads their bytes as U+FFFD.
-        rows: list[list[int]] = self._processor.encode(
-            [text.encode("utf-8", "surrogatepass") for text in marked], out_type=int
-        )
-        if self._strips:
-            rows = [[self._space] if text == SPACE_MARK else row for text, row in zip(marked, rows, strict=True)]
-        if self._lacks_unknown:
-            rows = [[] if self._size in row else row for row in rows]
-        return rows
-
-    def encode_bytes(self, data: bytes) -> list[int] | None:
-        """Returns None: the model has no merges over bytes."""
-        del data
-        return None
-
-    def _marked(self, text: str) -> str:
-        """The text with its leading spaces, which would vanish, written as one mark, which stays."""
-        first = next((position for position, character in enumerate(text) if not self._is_space(character)), len(text))
-        return SPACE_MARK + text[first:] if first else text
-
-    def _is_space(self, character: str) -> bool:
-        """Whether the normaliser makes a space of it."""
-        known = self._spaces.get(character)
-        if known is None:
-            inside = f"x{character}x".encode("utf-8", "surrogatepass")
-            known = self._spaces[character] = self._processor.normalize(inside) in _SPACE_INSIDE
-        return known
-
-    @cached_property
-    def _space(self) -> int:
-        # The library strips trailing marks too, so a lone one is looked up.
-        return int(self._processor.piece_to_id(SPACE_MARK))
+    def _load(self, proto: Any) -> Any:  # noqa: ANN401 - protobuf in, an optional library's class out
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError as error:
+            raise MissingExtraError("encoding with SentencePiece models", "sentencepiece") from error
+        try:
+            return SentencePieceProcessor(model_proto=proto.SerializeToString())
+        except (RuntimeError, OSError) as error:
+            raise VocabularyError(f"sentencepiece cannot load {self._name}: {error}") from error

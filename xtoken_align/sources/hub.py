@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import SourceError
@@ -48,7 +50,7 @@ def snapshot(repo_id: str, revision: str | None) -> tuple[Path, str]:
         SourceError: the repository or revision does not exist, is closed to this user, holds no tokenizer, or the Hub
             cannot be reached and nothing is cached.
     """
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    offline = _offline()
     if not offline and revision is not None and _COMMIT.fullmatch(revision):
         cached = _cached_commit(repo_id, revision)
         if cached is not None:
@@ -70,23 +72,55 @@ def _cached_commit(repo_id: str, commit: str) -> Path | None:
     return directory if _has_vocabulary(directory) else None
 
 
+def download(repo_id: str, filename: str, revision: str | None = None) -> Path:
+    """Returns one file of a repository, fetched or from the cache.
+
+    Args:
+        repo_id: `user/repo`.
+        filename: the file's path in the repository.
+        revision: branch, tag or commit hash; None is the default branch.
+
+    Returns:
+        The file.
+
+    Raises:
+        SourceError: the repository, revision or file does not exist, is closed to this user, or the Hub cannot be
+            reached and the file is not cached.
+    """
+    with _one_sentence(repo_id, revision, local_files_only=_offline()):
+        return Path(_download_file(repo_id, filename, revision, _offline()))
+
+
 def _fetch(repo_id: str, revision: str | None, *, local_files_only: bool) -> Path:
-    """Asks for a snapshot and turns each of huggingface_hub's refusals into one sentence."""
+    from huggingface_hub import errors
+
+    with _one_sentence(repo_id, revision, local_files_only=local_files_only):
+        try:
+            return Path(_download(repo_id, revision, local_files_only))
+        except errors.LocalEntryNotFoundError as error:
+            partial = getattr(error, "snapshot_path", None)
+            if partial is not None and _has_vocabulary(Path(partial)):
+                return Path(partial)  # another program cached a part of the repository, and the part is enough
+            raise
+
+
+@contextmanager
+def _one_sentence(repo_id: str, revision: str | None, *, local_files_only: bool) -> Iterator[None]:
+    """Turns each of huggingface_hub's refusals into one sentence."""
     from huggingface_hub import errors
 
     # errors.py imports the HTTP library's root error under this name, whichever library this version uses.
     transport: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
     at = f" at revision {revision!r}" if revision else ""
     try:
-        return Path(_download(repo_id, revision, local_files_only))
+        yield
     except errors.LocalEntryNotFoundError as error:
-        partial = getattr(error, "snapshot_path", None)
-        if partial is not None and _has_vocabulary(Path(partial)):
-            return Path(partial)  # another program cached a part of the repository, and the part is enough
         raise SourceError(
             f"{repo_id}{at} is not in the local Hub cache, and the Hub cannot be reached"
             f" ({_reason(error, local_files_only)}): connect once to fetch it, or give a path to its files"
         ) from error
+    except errors.EntryNotFoundError as error:
+        raise SourceError(f"{repo_id}{at} has no such file: check its name on the Hub") from error
     except errors.GatedRepoError as error:
         raise SourceError(
             f"{repo_id} is gated on the Hub: accept its licence on the model's page and run `hf auth login`"
@@ -119,6 +153,19 @@ def _download(repo_id: str, revision: str | None, local_files_only: bool) -> str
         local_files_only=local_files_only,
         allow_patterns=[*VOCABULARY_FILES, *CONFIGURATION_FILES],
     )
+
+
+def _download_file(repo_id: str, filename: str, revision: str | None, local_files_only: bool) -> str:
+    """The other call that may reach the network."""
+    from huggingface_hub import hf_hub_download
+
+    return hf_hub_download(
+        repo_id, filename, revision=revision, cache_dir=_cache_directory(), local_files_only=local_files_only
+    )
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def _cache_directory() -> Path | None:

@@ -1,0 +1,139 @@
+"""`xtoken-align build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .console import print_json, stdout_console, steps
+
+if TYPE_CHECKING:
+    from ..mapping.mapping import Mapping
+
+
+@click.command("build")
+@click.argument("sources", nargs=-1, metavar="TEACHER STUDENT")
+@click.option("--teacher", help="The teacher's tokenizer, instead of the first argument.")
+@click.option("--student", help="The student's tokenizer, instead of the second argument.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write this file instead of into the store.")
+@click.option("--store", type=click.Path(path_type=Path), metavar="DIR",
+              help="The store's folder. [default: $XTOKEN_ALIGN_STORE, else the user's data folder]")
+@click.option("--name", help="The mapping's name in the store. [default: STUDENT--TEACHER]")
+@click.option("--top-k", type=int, default=4, show_default=True, help="Pieces of a decomposition that get weights.")
+@click.option("--lead", type=float, default=0.9, show_default=True, help="Weight of the first piece.")
+@click.option("--decay", type=float, default=0.1, show_default=True,
+              help="Each further piece's share of the one before; 0 keeps the first alone.")
+@click.option("--rules", metavar="A,B", help="Run only these rules. [default: all but case and nfkc]")
+@click.option("--case", is_flag=True, help="Also match tokens that are equal after case folding.")
+@click.option("--nfkc", is_flag=True, help="Also match tokens that are equal after compatibility folding.")
+@click.option("--reverse-pass", is_flag=True, help="Link teacher tokens that no row reaches to the student's pieces.")
+@click.option("--override", type=click.Path(path_type=Path), metavar="FILE", help="Rows of your own, YAML or JSON.")
+@click.option("--student-logits", type=int, metavar="N", help="The student model's logit width.")
+@click.option("--teacher-logits", type=int, metavar="N", help="The teacher model's logit width.")
+@click.option("--student-pattern", metavar="REGEX", help="Split pattern of the student's rank file.")
+@click.option("--teacher-pattern", metavar="REGEX", help="Split pattern of the teacher's rank file.")
+@click.option("--student-revision", metavar="REV", help="Hub revision of the student.")
+@click.option("--teacher-revision", metavar="REV", help="Hub revision of the teacher.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the file's path alone, and no notes.")
+def command(sources: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - click's options
+    """Build the mapping from a STUDENT tokenizer to a TEACHER tokenizer, and keep it.
+
+    Prints how many rows each rule gave, what is covered by class of token, which loss suits the pair, and the file.
+
+    \b
+    Examples:
+      xtoken-align build qwen3 llama-3
+      xtoken-align build Qwen/Qwen3-4B ./my-student -o mapping.npz
+      xtoken-align build --teacher gpt-oss --student model.gguf --student-logits 32064
+    """
+    teacher, student = _pair(sources, options["teacher"], options["student"])
+    if options["output"] is not None and (options["store"] is not None or options["name"] is not None):
+        raise click.UsageError("-o names the file itself: give it alone, or --store and --name.")
+    started = perf_counter()
+    if options["quiet"]:
+        import warnings
+
+        from ..errors import XTokenWarning
+
+        warnings.simplefilter("ignore", XTokenWarning)
+    with steps(quiet=options["quiet"] or options["as_json"]) as say:
+        mapping, path = _build(teacher, student, options, say)
+    if options["quiet"]:
+        click.echo(path)
+    elif options["as_json"]:
+        print_json(build_report(mapping, path, perf_counter() - started))
+    else:
+        _render(mapping, path, perf_counter() - started)
+
+
+def _pair(sources: tuple[str, ...], teacher: str | None, student: str | None) -> tuple[str, str]:
+    """The two tokenizers, from arguments, options or one of each."""
+    left = list(sources)
+    if teacher is None and left:
+        teacher = left.pop(0)
+    if student is None and left:
+        student = left.pop(0)
+    if left:
+        raise click.UsageError(f"expected one teacher and one student, got {left[0]!r} as well.")
+    if teacher is None or student is None:
+        missing = "teacher" if teacher is None else "student"
+        raise click.UsageError(f"the {missing} is missing: xtoken-align build TEACHER STUDENT")
+    return teacher, student
+
+
+def _build(teacher: str, student: str, options: dict[str, Any], say: Any) -> tuple[Mapping, Path]:  # noqa: ANN401
+    from ..builder import build
+    from ..store.store import Store
+    from ..vocab.vocab import Vocab
+
+    sides: dict[str, Vocab] = {}
+    for side, source in (("teacher", teacher), ("student", student)):
+        from ..read import read_vocab
+
+        say(f"reading the {side} {source}")
+        sides[side] = read_vocab(
+            source,
+            logits=options[f"{side}_logits"],
+            pattern=options[f"{side}_pattern"],
+            revision=options[f"{side}_revision"],
+        )
+    say(f"building {sides['teacher'].name} -> {sides['student'].name}")
+    rules = options["rules"]
+    mapping = build(
+        **sides,
+        rules=None if rules is None else [rule.strip() for rule in rules.split(",") if rule.strip()],
+        overrides=options["override"] or (),
+        **{key: options[key] for key in ("case", "nfkc", "lead", "decay", "top_k", "reverse_pass")},
+    )
+    say("writing")
+    if options["output"] is not None:
+        return mapping, mapping.save(options["output"], overwrite=options["force"])
+    return mapping, Store(options["store"]).save(mapping, name=options["name"], force=options["force"])
+
+
+def build_report(mapping: Mapping, path: Path, seconds: float) -> dict[str, Any]:
+    """The JSON of `build`."""
+    report = mapping.to_dict()
+    report.pop("bins")
+    return {"schema": report.pop("schema"), "path": str(path), **report, "seconds": round(seconds, 3)}
+
+
+def _render(mapping: Mapping, path: Path, seconds: float) -> None:
+    from ..coverage.render import coverage_table, summary
+
+    console = stdout_console()
+    student, teacher = mapping.student, mapping.teacher
+    console.print(
+        f"{teacher.name} -> {student.name}: W is {student.sizes.logits:,} x {teacher.sizes.logits:,} "
+        f"with {len(mapping.matrix.data):,} links, version {mapping.version}, {seconds:.1f} s\n"
+    )
+    console.print(coverage_table(mapping.coverage()))
+    console.print()
+    console.print(summary(mapping.coverage()), soft_wrap=True)
+    console.print(f"Written to {path}", soft_wrap=True)

@@ -1,0 +1,55 @@
+"""Maps a student tokenizer's vocabulary onto a teacher's, and keeps, audits and loads the mapping.
+
+Names are imported when first used, so `import xtoken_align` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .builder import build
+    from .errors import XTokenError, XTokenWarning
+    from .mapping.mapping import Mapping
+    from .read import read_vocab
+    from .store.load import load
+    from .store.store import Store
+    from .vocab.vocab import Vocab
+
+_HOMES = {
+    "Mapping": "mapping.mapping",
+    "Store": "store.store",
+    "Vocab": "vocab.vocab",
+    "XTokenError": "errors",
+    "XTokenWarning": "errors",
+    "build": "builder",
+    "load": "store.load",
+    "read_vocab": "read",
+}
+
+__all__ = [
+    "Mapping",
+    "Store",
+    "Vocab",
+    "XTokenError",
+    "XTokenWarning",
+    "__version__",
+    "build",
+    "load",
+    "read_vocab",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

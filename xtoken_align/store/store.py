@@ -1,0 +1,142 @@
+"""The store: `<root>/<student>--<teacher>/<version>.npz`, and no index file that could go stale."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..errors import MappingError, StoreError
+from ..mapping.mapping import Mapping
+from ..mapping.storage import load_mapping
+
+ENVIRONMENT = "XTOKEN_ALIGN_STORE"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_FILE_NAME = re.compile(r"[0-9a-f]{12}\.npz")
+_LOCK_SECONDS = 300
+
+
+def store_root(chosen: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of the store: the one chosen, else `$XTOKEN_ALIGN_STORE`, else the user's data folder."""
+    if chosen is not None:
+        return Path(chosen)
+    configured = os.environ.get(ENVIRONMENT)
+    if configured:
+        return Path(configured)
+    from platformdirs import user_data_path
+
+    return user_data_path("xtoken-align", appauthor=False)
+
+
+def shipped_root() -> Path | None:
+    """The folder of the mappings that ship with the package."""
+    spec = find_spec("xtoken_align.mappings")
+    locations = spec.submodule_search_locations if spec is not None else None
+    return Path(next(iter(locations))) if locations else None
+
+
+class Store:
+    """A folder of mappings, with the shipped ones behind it for reading.
+
+    Args:
+        root: the folder; see `store_root` for the default. It is made when first written to.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        self.root = store_root(root)
+
+    def save(self, mapping: Mapping, *, name: str | None = None, force: bool = False) -> Path:
+        """Keeps a mapping under its version. A file of that version that is whole already is left as it is.
+
+        Args:
+            mapping: what to keep.
+            name: its name; by default `<student>--<teacher>`.
+            force: write the file anew even so.
+        Returns:
+            The file.
+        Raises:
+            StoreError: the folder cannot be written, or the name is none.
+        """
+        from filelock import FileLock, Timeout
+
+        folder = self.root / checked_name(name or pair_name(mapping))
+        path = folder / f"{mapping.version}.npz"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / ".lock", timeout=_LOCK_SECONDS):
+                if force or not _is_whole(path, mapping):
+                    mapping.save(path)
+        except Timeout as error:
+            raise StoreError(f"{folder} stayed locked by another process for {_LOCK_SECONDS} seconds: try again") from error
+        except OSError as error:
+            raise StoreError(f"cannot write to the store {self.root}: {error.strerror or error}; choose another") from error
+        return path
+
+    def versions(self, name: str) -> list[Path]:
+        """The files of a name, oldest first; those of the user's store come after the shipped ones."""
+        found: list[Path] = []
+        for root in (shipped_root(), self.root):
+            folder = root / name if root is not None else None
+            if folder is not None and folder.is_dir():
+                files = (path for path in folder.iterdir() if _FILE_NAME.fullmatch(path.name))
+                found += sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name))
+        return found
+
+    def names(self) -> Iterator[str]:
+        """The names that have at least one version."""
+        seen: set[str] = set()
+        for root in (self.root, shipped_root()):
+            if root is not None and root.is_dir():
+                for folder in sorted(root.iterdir()):
+                    if folder.is_dir() and _NAME.fullmatch(folder.name) and folder.name not in seen:
+                        seen.add(folder.name)
+                        if self.versions(folder.name):
+                            yield folder.name
+
+    def find(self, name: str) -> Path:
+        """The file that a name means: `name`, `name@latest` or `name@version` (or the version's first digits).
+
+        Raises:
+            StoreError: there is none, or several begin with the digits given.
+        """
+        pair, _, wanted = name.partition("@")
+        files = self.versions(pair) if _NAME.fullmatch(pair) else []
+        if not files:
+            known = ", ".join(self.names()) or "none"
+            raise StoreError(f"no mapping is called {pair!r}, neither a file nor in the store {self.root}; known: {known}")
+        if wanted in ("", "latest"):
+            return files[-1]
+        matching = {path.stem: path for path in files if path.stem.startswith(wanted)}
+        if len(matching) == 1:
+            return next(iter(matching.values()))
+        versions = ", ".join(sorted({path.stem for path in files}))
+        problem = "several versions that begin with" if matching else "no version"
+        raise StoreError(f"{pair} has {problem} {wanted!r}; its versions: {versions}")
+
+
+def pair_name(mapping: Mapping) -> str:
+    """`<student>--<teacher>`."""
+    return f"{mapping.student.name}--{mapping.teacher.name}"
+
+
+def checked_name(name: str) -> str:
+    """The name, if it can be a folder's on every system.
+
+    Raises:
+        StoreError: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise StoreError(f"{name!r} cannot name a mapping: use letters, digits, '.', '_' and '-'")
+    return name
+
+
+def _is_whole(path: Path, mapping: Mapping) -> bool:
+    if not path.exists():
+        return False
+    try:
+        return load_mapping(path).content_hash == mapping.content_hash
+    except MappingError:
+        return False
