@@ -66,15 +66,16 @@ class Coverage:
         classes = _table(stored, "classes")
         cells = _table(stored, "by_class_and_rule")
         sentences = _table(stored, "recommendation")
+        # A file's JSON is sorted by key; the order in which people read the tables is the order of the names here.
         return cls(
             classes={
                 name: ClassRow(**{column: _count(_table(classes, name), column) for column in _names(ClassRow)})
-                for name in classes
+                for name in _ordered(classes, CLASSES)
             },
-            rules=_counts(stored, "rules"),
-            empty=_counts(stored, "empty"),
+            rules=_counts(stored, "rules", RULES),
+            empty=_counts(stored, "empty", tuple(EMPTY_REASONS)),
             lossy=_count(stored, "lossy"),
-            by_class_and_rule={name: _counts(cells, name) for name in cells},
+            by_class_and_rule={name: _counts(cells, name, RULES) for name in _ordered(cells, CLASSES)},
             recommendation=Recommendation(**{name: _text(sentences, name) for name in _names(Recommendation)}),
         )
 
@@ -177,9 +178,14 @@ def _table(stored: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-def _counts(stored: Mapping[str, Any], key: str) -> dict[str, int]:
+def _ordered(table: Mapping[str, Any], order: Sequence[str]) -> list[str]:
+    """The table's keys: those in `order` first and in it, then what a newer version may have added."""
+    return [name for name in order if name in table] + [name for name in table if name not in order]
+
+
+def _counts(stored: Mapping[str, Any], key: str, order: Sequence[str]) -> dict[str, int]:
     table = _table(stored, key)
-    return {name: _count(table, name) for name in table}
+    return {name: _count(table, name) for name in _ordered(table, order)}
 
 
 def _count(stored: Mapping[str, Any], key: str) -> int:

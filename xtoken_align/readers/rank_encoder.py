@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ..errors import MissingExtraError, OptionError
 
@@ -22,7 +22,7 @@ class RankEncoder:
     """
 
     def __init__(
-        self, ranks: Mapping[bytes, int], pattern: str, *, normalizer: str | None = None, offset: int = 0
+        self, ranks: dict[bytes, int], pattern: str, *, normalizer: str | None = None, offset: int = 0
     ) -> None:
         try:
             import tiktoken
@@ -30,7 +30,7 @@ class RankEncoder:
             raise MissingExtraError("Encoding with a rank file", "tiktoken") from error
         try:
             self._encoding = tiktoken.Encoding(
-                "ranks", pat_str=pattern, mergeable_ranks=dict(ranks), special_tokens={}
+                "ranks", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
             )
         except ValueError as error:
             raise OptionError(f"the split pattern is not a regular expression that tiktoken accepts: {error}") from error

@@ -9,8 +9,11 @@ from __future__ import annotations
 import binascii
 import gzip
 import hashlib
+import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,9 @@ from .spelling import ByteLevel, Spelling
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """GPT-2's split (Radford et al., 2019, encoder.py), assumed where nothing says another."""
+
+# Possessive, so that a file of any size is read once; lines end as on any system, and empty ones are passed over.
+_WHOLE_FILE = re.compile(rb"(?:[ \t]*+(?:[A-Za-z0-9+/]++={0,2}+[ \t]++[0-9]++[ \t]*+)?+\r?+(?:\n|\Z))*+")
 
 
 def looks_like_rank_file(head: bytes) -> bool:
@@ -93,42 +99,71 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def parse_ranks(data: bytes, name: str) -> list[tuple[bytes, int]]:
-    """The (token bytes, rank) pairs of a rank file, in the file's order.
+def parse_ranks(data: bytes, name: str) -> Ranks:
+    """The tokens and ranks of a rank file, in the file's order.
 
     Raises:
         VocabularyError: names the first line that is not a pair, or the rank that stands twice.
     """
-    pairs: list[tuple[bytes, int]] = []
+    if not _WHOLE_FILE.fullmatch(data):
+        raise _broken_line(data, name)
+    words = data.split()
     decode = binascii.a2b_base64
-    for number, line in enumerate(data.splitlines(), start=1):
-        try:
-            token, rank = line.split()
-            pairs.append((decode(token, strict_mode=True), int(rank)))
-        except ValueError as error:  # binascii.Error is one
-            if not line.strip():
-                continue
-            shown = line[:40].decode("utf-8", "replace")
-            raise VocabularyError(f"line {number} of {name} is not a `base64 rank` pair: {shown!r}") from error
-    if not pairs:
+    try:
+        tokens = [decode(word, strict_mode=True) for word in words[0::2]]
+    except binascii.Error:
+        raise _broken_line(data, name) from None
+    if not tokens:
         raise VocabularyError(f"{name} holds no tokens: a rank file has one `base64 rank` pair a line")
-    _refuse_bad_ranks(pairs, name)
-    return pairs
+    return Ranks.checked(tokens, list(map(int, words[1::2])), name)
 
 
-def _refuse_bad_ranks(pairs: Sequence[tuple[bytes, int]], name: str) -> None:
-    ranks = [rank for _, rank in pairs]
-    if min(ranks) < 0 or max(ranks) > MAX_ID:
-        wrong = next(rank for rank in ranks if not 0 <= rank <= MAX_ID)
-        raise VocabularyError(f"{name} has the rank {wrong}: ranks lie between 0 and {MAX_ID}")
-    if len(set(ranks)) != len(ranks):
-        seen: set[int] = set()
-        twice = next(rank for rank in ranks if rank in seen or seen.add(rank))  # type: ignore[func-returns-value]
-        raise VocabularyError(f"rank {twice} of {name} belongs to two tokens: a rank is one token's id")
+def _broken_line(data: bytes, name: str) -> VocabularyError:
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        try:
+            if _WHOLE_FILE.fullmatch(line):
+                binascii.a2b_base64(line.split()[0] if line.strip() else b"", strict_mode=True)
+                continue
+        except binascii.Error:
+            pass
+        shown = line[:40].decode("utf-8", "replace")
+        return VocabularyError(f"line {number} of {name} is not a `base64 rank` pair: {shown!r}")
+    raise AssertionError(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Tokens and their ranks, in the file's order."""
+
+    tokens: list[bytes]
+    ranks: list[int]
+
+    @classmethod
+    def checked(cls, tokens: list[bytes], ranks: list[int], name: str) -> Ranks:
+        """The same, once it is sure that ranks are in bounds and stand once.
+
+        Raises:
+            VocabularyError: names the rank that is wrong.
+        """
+        if min(ranks) < 0 or max(ranks) > MAX_ID:
+            wrong = next(rank for rank in ranks if not 0 <= rank <= MAX_ID)
+            raise VocabularyError(f"{name} has the rank {wrong}: ranks lie between 0 and {MAX_ID}")
+        if len(set(ranks)) != len(ranks):
+            twice = Counter(ranks).most_common(1)[0][0]
+            raise VocabularyError(f"rank {twice} of {name} belongs to two tokens: a rank is one token's id")
+        return cls(tokens, ranks)
+
+    def lowest(self) -> dict[bytes, int]:
+        """Token -> its lowest rank."""
+        table = dict(zip(self.tokens, self.ranks, strict=True))
+        if len(table) < len(self.tokens):
+            for token, rank in zip(self.tokens, self.ranks, strict=True):
+                table[token] = min(rank, table[token])
+        return table
 
 
 def assemble(
-    ranks: Sequence[tuple[bytes, int]],
+    ranks: Ranks,
     *,
     format: str,  # noqa: A002 - the field's name in Parsed
     pattern: str,
@@ -143,18 +178,19 @@ def assemble(
     """Puts ranks and added tokens into one table of ids.
 
     Args:
-        ranks: (token bytes, rank) pairs; an id is a rank plus `offset`.
+        ranks: the base vocabulary; an id is a rank plus `offset`.
         added: id -> (string, special flag).
     Raises:
         VocabularyError: an added token has the id of a rank.
     """
-    size = max(max(rank for _, rank in ranks) + offset, max(added, default=-1)) + 1
+    size = max(max(ranks.ranks) + offset, max(added, default=-1)) + 1
     token_bytes: list[bytes | None] = [None] * size
     raw: list[str | None] = [None] * size
     declared = np.zeros(size, dtype=np.uint8)
-    for token, rank in ranks:
+    for token, rank in zip(ranks.tokens, ranks.ranks, strict=True):
         token_bytes[rank + offset] = token
-    in_base = np.fromiter((data is not None for data in token_bytes), dtype=np.bool_, count=size)
+    in_base = np.zeros(size, dtype=np.bool_)
+    in_base[np.array(ranks.ranks) + offset] = True
     declared[in_base] = Declared.NORMAL
     for token_id, (text, special) in added.items():
         if in_base[token_id]:
@@ -164,11 +200,7 @@ def assemble(
 
     def make_encoder(_: NDArray[np.bool_]) -> RankEncoder:
         # No added token is ever parsed by this encoder, so the mask has nothing to take away.
-        lowest: dict[bytes, int] = {}
-        for token, rank in ranks:
-            if rank <= lowest.get(token, rank):
-                lowest[token] = rank
-        return RankEncoder(lowest, pattern, normalizer=normalizer, offset=offset)
+        return RankEncoder(ranks.lowest(), pattern, normalizer=normalizer, offset=offset)
 
     return Parsed(
         format=format,
@@ -176,7 +208,7 @@ def assemble(
         token_bytes=token_bytes,
         declared=declared,
         in_base=in_base,
-        base_size=len(ranks),
+        base_size=len(ranks.tokens),
         spelling=Spelling((ByteLevel(),)),
         make_encoder=make_encoder,
         roles=roles or {},

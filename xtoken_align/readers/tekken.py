@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import VocabularyError
 from ..sources.presets import Preset, presets
 from .parsed import Parsed
-from .rank_file import assemble, _refuse_bad_ranks
+from .rank_file import Ranks, assemble
 
 _FILLER = "<SPECIAL_{}>"
 
@@ -42,11 +42,8 @@ def read_tekken(
     try:
         special_count = int(config["default_num_special_tokens"])
         used = int(config["default_vocab_size"]) - special_count
-        entries = [
-            (binascii.a2b_base64(entry["token_bytes"], strict_mode=True), int(entry["rank"]))
-            for entry in data["vocab"]
-            if int(entry["rank"]) < used
-        ]
+        entries = [entry for entry in data["vocab"] if int(entry["rank"]) < used]
+        tokens = [binascii.a2b_base64(entry["token_bytes"], strict_mode=True) for entry in entries]
         split = pattern if pattern is not None else str(config["pattern"])
     except KeyError as error:
         raise VocabularyError(f"{name} lacks the field {error.args[0]!r} that a tekken file has") from error
@@ -54,11 +51,11 @@ def read_tekken(
         raise VocabularyError(f"{name} has an entry that no tekken file has: {error}") from error
     if not entries or special_count < 0:
         raise VocabularyError(f"{name} holds no usable tokens: its vocabulary is empty or its sizes contradict it")
-    _refuse_bad_ranks(entries, name)
+    ranks = Ranks.checked(tokens, [int(entry["rank"]) for entry in entries], name)
     added = _special_tokens(data, special_count, name)
     preset = preset or presets().get("mistral-tekken")
     return assemble(
-        entries,
+        ranks,
         format="tekken",
         pattern=split,
         added=added,

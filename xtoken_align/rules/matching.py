@@ -36,17 +36,8 @@ def identity(pair: Pair, open_rows: Open) -> Links:
 
 def exact(pair: Pair, open_rows: Open) -> Links:
     """Equal surfaces of the same kind, text or byte; among duplicates the lowest teacher id."""
-    surfaces = pair.student.surfaces.list
-    rows: list[int] = []
-    columns: list[int] = []
-    for kind, table in ((Kind.TEXT, pair.teacher.lowest_text_id), (Kind.BYTE, pair.teacher.lowest_byte_id)):
-        candidates = np.flatnonzero(open_rows & (pair.student.kinds == kind)).tolist()
-        for row in candidates:
-            column = table.get(surfaces[row])
-            if column is not None:
-                rows.append(row)
-                columns.append(column)
-    return one_to_one("exact", rows, columns)
+    rows = np.flatnonzero(open_rows & (pair.student_equal >= 0))
+    return one_to_one("exact", rows.astype(np.int32), pair.student_equal[rows])
 
 
 def special(pair: Pair, open_rows: Open) -> Links:

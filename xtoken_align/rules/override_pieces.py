@@ -34,4 +34,4 @@ def with_overrides(pair: Pair, overrides: Sequence[Override]) -> Pieces:
         lossy.discard(row)
         if not speller.equals(table[row], pair.student.surfaces[row]):
             lossy.add(row)
-    return Pieces.of(len(pair.student), table, lossy)
+    return Pieces.of_table(len(pair.student), table, lossy)

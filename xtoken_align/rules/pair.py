@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
-from .pieces import Pieces, decompose
+from .pieces import Pieces, decompose, equal_surfaces
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,14 +21,23 @@ class Pair:
     teacher: Vocab
 
     @cached_property
+    def student_equal(self) -> NDArray[np.int32]:
+        """int32 (student width,), the lowest teacher id of the same kind with an equal surface, -1 for none."""
+        return equal_surfaces(self.student, self.teacher)
+
+    @cached_property
     def student_pieces(self) -> Pieces:
         """Every student token as the teacher writes it."""
-        return self._identity(self.student) if self.identical else decompose(self.student, self.teacher)
+        if self.identical:
+            return self._identity(self.student)
+        return decompose(self.student, self.teacher, self.student_equal)
 
     @cached_property
     def teacher_pieces(self) -> Pieces:
         """Every teacher token as the student writes it."""
-        return self._identity(self.teacher) if self.identical else decompose(self.teacher, self.student)
+        if self.identical:
+            return self._identity(self.teacher)
+        return decompose(self.teacher, self.student, equal_surfaces(self.teacher, self.student))
 
     @cached_property
     def identical(self) -> bool:

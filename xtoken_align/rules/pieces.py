@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,15 +50,51 @@ class Pieces:
         return first
 
     @classmethod
-    def of(cls, width: int, pieces: dict[int, Sequence[int]], lossy: Iterable[int]) -> Pieces:
-        """Packs a table token id -> pieces."""
+    def of(cls, width: int, parts: Sequence[_Written], lossy: NDArray[np.int32]) -> Pieces:
+        """Puts parts, of which no two have a token in common, in the order of their tokens."""
         lengths = np.zeros(width, dtype=np.int32)
-        order = sorted(pieces)
-        counts = np.fromiter((len(pieces[token_id]) for token_id in order), dtype=np.int32, count=len(order))
-        lengths[order] = counts
-        flat = (piece for token_id in order for piece in pieces[token_id])
-        ids = np.fromiter(flat, dtype=np.int32, count=int(counts.sum()))
-        return cls(lengths, ids, np.array(sorted(lossy), dtype=np.int32))
+        for part in parts:
+            lengths[part.tokens] = part.lengths
+        made = cls(lengths, np.empty(int(lengths.sum()), dtype=np.int32), lossy)
+        for part in parts:
+            made.ids[np.repeat(made.offsets[part.tokens], part.lengths) + part.within] = part.ids
+        return made
+
+    @classmethod
+    def of_table(cls, width: int, table: Mapping[int, Sequence[int]], lossy: Iterable[int]) -> Pieces:
+        """Packs a table token id -> pieces."""
+        part = _Written.of(list(table), list(table.values()))
+        return cls.of(width, [part], np.array(sorted(lossy), dtype=np.int32))
+
+
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """Some tokens and their pieces: int64 tokens, int32 lengths, int32 ids one token after another."""
+
+    tokens: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+    ids: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, tokens: Sequence[int], pieces: Sequence[Sequence[int]]) -> _Written:
+        lengths = np.fromiter(map(len, pieces), dtype=np.int32, count=len(pieces))
+        ids = np.fromiter(chain.from_iterable(pieces), dtype=np.int32, count=int(lengths.sum()))
+        return cls(np.asarray(tokens, dtype=np.int64), lengths, ids)
+
+    @cached_property
+    def owners(self) -> NDArray[np.int64]:
+        """int64 (ids,), the position in `tokens` of each piece's token."""
+        return np.repeat(np.arange(len(self.tokens)), self.lengths)
+
+    @property
+    def within(self) -> NDArray[np.int64]:
+        """int64 (ids,), each piece's position among its token's pieces."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        return np.arange(len(self.ids)) - np.repeat(starts, self.lengths)
+
+    def only(self, chosen: NDArray[np.bool_]) -> _Written:
+        """The tokens where `chosen` (bool, one per token) is True."""
+        return _Written(self.tokens[chosen], self.lengths[chosen], self.ids[chosen[self.owners]])
 
 
 def is_utf8(data: bytes) -> bool:
@@ -69,7 +106,25 @@ def is_utf8(data: bytes) -> bool:
     return True
 
 
-def decompose(tokens: Vocab, by: Vocab) -> Pieces:
+def equal_surfaces(tokens: Vocab, by: Vocab) -> NDArray[np.int32]:
+    """For each text or byte token, the lowest id of the same kind with an equal surface.
+
+    Args:
+        tokens: whose tokens are looked up.
+        by: where.
+    Returns:
+        int32 (tokens' width,), -1 where there is none.
+    """
+    equal = np.full(len(tokens), -1, dtype=np.int32)
+    surfaces = tokens.surfaces.list
+    for kind, table in ((Kind.TEXT, by.lowest_text_id), (Kind.BYTE, by.lowest_byte_id)):
+        ids = tokens.ids_of(kind)
+        find = table.get
+        equal[ids] = [find(surfaces[token_id], -1) for token_id in ids.tolist()]
+    return equal
+
+
+def decompose(tokens: Vocab, by: Vocab, equal: NDArray[np.int32]) -> Pieces:
     """Writes every text and byte token of one vocabulary in the other.
 
     An equal surface of the same kind is its own only piece (the lowest id). Everything else comes from encoding:
@@ -78,47 +133,32 @@ def decompose(tokens: Vocab, by: Vocab) -> Pieces:
     Args:
         tokens: whose tokens are written.
         by: who writes them.
+        equal: from `equal_surfaces`.
     Returns:
         Pieces over `tokens`' ids. A token that cannot be written has none: nothing was produced, or an unknown token.
     """
+    matched = np.flatnonzero(equal >= 0)
+    matches = _Written(matched, np.ones(len(matched), dtype=np.int32), equal[matched])
     surfaces = tokens.surfaces.list
-    equal_text, equal_byte = by.lowest_text_id, by.lowest_byte_id
-    found: dict[int, Sequence[int]] = {}
-    lossy: list[int] = []
+    speller = Speller(by)
     to_encode: list[int] = []
-    texts: list[str] = []
-    raw_bytes: list[int] = []
-    for token_id in tokens.ids_of(Kind.TEXT).tolist():
-        surface = surfaces[token_id]
-        match = equal_text.get(surface)
-        if match is not None:
-            found[token_id] = (match,)
-            continue
+    strings: list[str] = []
+    raw = [(token_id, True) for token_id in np.flatnonzero((tokens.kinds == Kind.BYTE) & (equal < 0)).tolist()]
+    for token_id in np.flatnonzero((tokens.kinds == Kind.TEXT) & (equal < 0)).tolist():
         try:
-            texts.append(surface.decode())
+            strings.append(surfaces[token_id].decode())
         except UnicodeDecodeError:
-            raw_bytes.append(token_id)
+            raw.append((token_id, False))
         else:
             to_encode.append(token_id)
-    for token_id in tokens.ids_of(Kind.BYTE).tolist():
-        match = equal_byte.get(surfaces[token_id])
-        if match is not None:
-            found[token_id] = (match,)
-        else:
-            raw_bytes.append(token_id)
-    spell = Speller(by)
-    for token_id, ids in zip(to_encode, by.encode_batch(texts), strict=True):
-        if spell.speakable(ids):
-            found[token_id] = ids
-            if not spell.equals(ids, surfaces[token_id]):
-                lossy.append(token_id)
-    for token_id in raw_bytes:
-        ids = _spell_bytes(surfaces[token_id], by, spell, is_byte=bool(tokens.kinds[token_id] == Kind.BYTE))
-        if ids:
-            found[token_id] = ids
-            if not spell.equals(ids, surfaces[token_id]):
-                lossy.append(token_id)
-    return Pieces.of(len(tokens), found, lossy)
+    encoded = _Written.of(to_encode, by.encode_batch(strings))
+    spelled = _Written.of(
+        [token_id for token_id, _ in raw],
+        [_spell_bytes(surfaces[token_id], by, speller, is_byte=is_byte) for token_id, is_byte in raw],
+    )
+    parts = [part.only(speller.speakable(part)) for part in (encoded, spelled)]
+    lossy = [part.tokens[~speller.spelled(part, tokens)] for part in parts]
+    return Pieces.of(len(tokens), [matches, *parts], np.sort(np.concatenate(lossy)).astype(np.int32))
 
 
 class Speller:
@@ -126,13 +166,44 @@ class Speller:
 
     def __init__(self, vocab: Vocab) -> None:
         self._surfaces = vocab.surfaces.list
-        self._speaks = (vocab.kinds <= Kind.BYTE).tolist()
+        self._lengths = vocab.surfaces.lengths
+        self._speaks = vocab.kinds <= Kind.BYTE
         self._joins, self._ends = vocab.joins_words, vocab.ends_words
 
-    def speakable(self, ids: Sequence[int]) -> bool:
-        """Whether there are ids and all of them are text: an unknown token among them makes the rest worthless."""
-        width = len(self._speaks)
-        return bool(ids) and all(token_id < width and self._speaks[token_id] for token_id in ids)
+    def speakable(self, written: _Written) -> NDArray[np.bool_]:
+        """Which tokens have pieces, all of them text: an unknown token among them makes the rest worthless."""
+        inside = written.ids < len(self._speaks)
+        bad = ~inside
+        bad[inside] = ~self._speaks[written.ids[inside]]
+        return (written.lengths > 0) & (np.bincount(written.owners[bad], minlength=len(written.tokens)) == 0)
+
+    def spelled(self, written: _Written, tokens: Vocab) -> NDArray[np.bool_]:
+        """Which tokens' pieces spell their surfaces; `written` holds speakable pieces only."""
+        said_lengths = np.bincount(
+            written.owners, self._lengths[written.ids], minlength=len(written.tokens)
+        ).astype(np.int64)
+        same_length = said_lengths == tokens.surfaces.lengths[written.tokens]
+        right = np.zeros(len(written.tokens), dtype=np.bool_)
+        right[same_length] = self._same_bytes(written.only(same_length), tokens, said_lengths[same_length])
+        if self._joins or self._ends:
+            ends = np.cumsum(written.lengths)
+            surfaces = tokens.surfaces.list
+            for at in np.flatnonzero(~right).tolist():
+                ids = written.ids[ends[at] - written.lengths[at] : ends[at]].tolist()
+                right[at] = self.equals(ids, surfaces[written.tokens[at]])
+        return right
+
+    def _same_bytes(self, written: _Written, tokens: Vocab, lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+        surfaces = tokens.surfaces.list
+        said = b"".join([self._surfaces[token_id] for token_id in written.ids.tolist()])
+        meant = b"".join([surfaces[token_id] for token_id in written.tokens.tolist()])
+        different = np.frombuffer(said, dtype=np.uint8) != np.frombuffer(meant, dtype=np.uint8)
+        owners = np.repeat(np.arange(len(written.tokens)), lengths)
+        return np.bincount(owners[different], minlength=len(written.tokens)) == 0
+
+    def all_speak(self, ids: Sequence[int]) -> bool:
+        """`speakable` for one token's pieces."""
+        return bool(self.speakable(_Written.of([0], [ids]))[0])
 
     def equals(self, ids: Sequence[int], surface: bytes) -> bool:
         """Whether ids spell the surface, up to the one space that word starts or word ends bring along."""
@@ -144,7 +215,7 @@ class Speller:
         return self._ends and said.removesuffix(b" ") == surface.removesuffix(b" ")
 
 
-def _spell_bytes(data: bytes, by: Vocab, spell: Speller, *, is_byte: bool) -> list[int]:
+def _spell_bytes(data: bytes, by: Vocab, speller: Speller, *, is_byte: bool) -> list[int]:
     """Writes bytes that need not be UTF-8, or a byte token's one byte.
 
     An equal surface of the other kind comes first, then the model's own merges over the bytes, then its encoding of the
@@ -153,7 +224,7 @@ def _spell_bytes(data: bytes, by: Vocab, spell: Speller, *, is_byte: bool) -> li
     Args:
         data: the surface.
         by: who writes it.
-        spell: what `by`'s ids say.
+        speller: what `by`'s ids say.
         is_byte: whether `data` is a byte token's (then the other kind is text).
     Returns:
         The ids, [] where `by` cannot spell the bytes.
@@ -162,17 +233,17 @@ def _spell_bytes(data: bytes, by: Vocab, spell: Speller, *, is_byte: bool) -> li
     if other is not None:
         return [other]
     merged = by.encoder.encode_bytes(data)
-    if merged and spell.speakable(merged) and spell.equals(merged, data):
+    if merged and speller.all_speak(merged) and speller.equals(merged, data):
         return merged
-    return _spell_stretches(data, by, spell)
+    return _spell_stretches(data, by, speller)
 
 
-def _spell_stretches(data: bytes, by: Vocab, spell: Speller) -> list[int]:
+def _spell_stretches(data: bytes, by: Vocab, speller: Speller) -> list[int]:
     ids: list[int] = []
     for stretch, valid in _stretches(data):
         if valid:
             part = by.encode_batch([stretch.decode()])[0]
-            if not spell.speakable(part):
+            if not speller.all_speak(part):
                 return []
             ids += part
             continue

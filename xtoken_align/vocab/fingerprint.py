@@ -36,12 +36,9 @@ def fingerprint(text_ids: NDArray[np.int64], surfaces: ByteStrings, canary_ids: 
     digest = hashlib.sha256(b"xtoken-align vocabulary 1\n")
     digest.update(text_ids.astype("<i8").tobytes())
     digest.update(surfaces.lengths[text_ids].astype("<i8").tobytes())
-    digest.update(_blob_of(text_ids, surfaces))
+    speakable = np.zeros(len(surfaces), dtype=np.bool_)
+    speakable[text_ids] = True
+    digest.update(surfaces.blob[np.repeat(speakable, surfaces.lengths)].tobytes())
     for ids in canary_ids:
         digest.update(np.asarray([len(ids), *ids], dtype="<i8").tobytes())
     return digest.hexdigest()
-
-
-def _blob_of(ids: NDArray[np.int64], surfaces: ByteStrings) -> bytes:
-    strings = surfaces.list
-    return b"".join([strings[token_id] for token_id in ids.tolist()])

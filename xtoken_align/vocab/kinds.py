@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import IntEnum
 
 import numpy as np
@@ -118,28 +118,19 @@ def _is_plain(text: str) -> bool:
 
 def _candidates(parsed: Parsed, count: int, configured: frozenset[str]) -> list[tuple[int, str]]:
     """The ids whose string could make them anything but what they are declared: few, so the rest costs nothing."""
-    starts, ends = ("<", "[", ">>"), (">", "]", "<<")
-    return [
+    found = [
         (token_id, text)
-        for token_id, text in enumerate(_strings(parsed, count))
-        if text and ((text.startswith(starts) and text.endswith(ends)) or text in configured)
+        for token_id, text in enumerate(parsed.raw[:count])
+        if text and (text[0] in "<[>" or text in configured)
     ]
-
-
-def _strings(parsed: Parsed, count: int) -> Sequence[str]:
-    if parsed.token_bytes is None:
-        return [text or "" for text in parsed.raw[:count]]
-    # Only ASCII can begin and end in brackets here; decoding a whole rank file for that would be waste.
-    data = parsed.token_bytes
-    return [
-        text if text is not None else _bracketed(data[token_id]) for token_id, text in enumerate(parsed.raw[:count])
-    ]
-
-
-def _bracketed(data: bytes | None) -> str:
-    if data and data[0] in b"<[>" and data[-1] in b">]<":
-        return data.decode("utf-8", "replace")
-    return ""
+    if parsed.token_bytes is not None:
+        # Only ASCII can begin and end in brackets; decoding a whole rank file for that would be waste.
+        found += [
+            (token_id, data.decode("utf-8", "replace"))
+            for token_id, data in enumerate(parsed.token_bytes[:count])
+            if data and data[0] in b"<[>" and data[-1] in b">]<"
+        ]
+    return found
 
 
 def strings_of_roles(roles: Mapping[str, tuple[str, ...]]) -> frozenset[str]:
