@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
 import pickle
-import resource
 import struct
-import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,9 +38,6 @@ def header(text: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text.encode() + b"\n"
 
 
-# What is written
-
-
 def test_a_file_gives_back_its_arrays_and_metadata(saved: Path, arrays: Arrays, metadata: Metadata) -> None:
     read_arrays, read_metadata = read_archive(saved)
     assert read_metadata == metadata
@@ -56,7 +50,7 @@ def test_scipy_reads_the_file_as_the_matrix(saved: Path, arrays: Arrays) -> None
     matrix = scipy.sparse.load_npz(saved)
     assert matrix.format == "csr"
     assert matrix.shape == (6, 7)
-    assert matrix.has_canonical_format
+    assert scipy.sparse.csr_matrix(matrix).has_canonical_format
     for name in ("data", "indices", "indptr"):
         np.testing.assert_array_equal(getattr(matrix, name), arrays[name], strict=True)
 
@@ -109,28 +103,25 @@ def test_foreign_byte_order_and_layout_are_normalised(saved: Path, arrays: Array
 )
 def test_an_array_of_another_form_is_not_written(saved: Path, arrays: Arrays, name: str, value: Any) -> None:
     before = saved.read_bytes()
-    with pytest.raises(ArtifactError, match=f"^{name}: expected "):
+    with pytest.raises(ArtifactError, match=rf"^{name}: expected "):
         write_archive(saved, arrays | {name: value}, {"schema": 1})
     assert saved.read_bytes() == before
 
 
 def test_a_missing_or_an_unknown_array_is_not_written(tmp_path: Path, arrays: Arrays) -> None:
-    with pytest.raises(ArtifactError, match="^extra: "):
+    with pytest.raises(ArtifactError, match=r"^extra: "):
         write_archive(tmp_path / "a.npz", arrays | {"extra": arrays["data"]}, {"schema": 1})
     del arrays["rule"]
-    with pytest.raises(ArtifactError, match="^rule: "):
+    with pytest.raises(ArtifactError, match=r"^rule: "):
         write_archive(tmp_path / "a.npz", arrays, {"schema": 1})
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("value", [float("nan"), object(), "\ud800", "x" * MAX_METADATA_BYTES])
 def test_metadata_that_could_not_be_read_is_not_written(tmp_path: Path, arrays: Arrays, value: object) -> None:
-    with pytest.raises(ArtifactError, match="^metadata: "):
+    with pytest.raises(ArtifactError, match=r"^metadata: "):
         write_archive(tmp_path / "a.npz", arrays, {"schema": 1, "notes": value})
     assert not list(tmp_path.iterdir())
-
-
-# What is refused: the zip file
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"not a zip file" * 10, b"\x80\x04N." * 20, b"\0" * 4096])
@@ -214,7 +205,7 @@ def test_other_compression_methods_are_refused(saved: Path, method: int) -> None
     assert_refused(saved, "metadata.npy", f"compression method {method}")
 
 
-def directory_entry(content: bytes, name: str) -> int:
+def directory_entry(content: bytes | bytearray, name: str) -> int:
     """The offset of a member's entry in the zip directory."""
     return content.rindex(name.encode()) - 46
 
@@ -245,7 +236,7 @@ def test_a_lying_end_record_is_refused(saved: Path, offset: int, value: int) -> 
     content = bytearray(saved.read_bytes())
     struct.pack_into("<L" if offset < 20 else "<H", content, len(content) - 22 + offset, value)
     saved.write_bytes(content)
-    with pytest.raises(ArtifactError, match="zip directory|metadata.npy"):
+    with pytest.raises(ArtifactError, match=r"zip directory|metadata.npy"):
         read_archive(saved)
 
 
@@ -254,9 +245,6 @@ def test_a_zip64_directory_is_refused(saved: Path) -> None:
     locator = b"PK\x06\x07" + struct.pack("<LQL", 0, 1 << 62, 1)
     saved.write_bytes(content[:-22] + locator + content[-22:])
     assert_refused(saved, "zip directory", "larger")
-
-
-# What is refused: the arrays in it
 
 
 def test_a_pickled_member_is_refused_before_it_is_unpickled(retouch: Retouch, tmp_path: Path) -> None:
@@ -363,119 +351,3 @@ def test_a_newer_schema_asks_for_an_upgrade_whatever_its_members(retouch: Retouc
     text = np.frombuffer(b'{"schema":7}', dtype=np.uint8)
     path = retouch({"metadata": text, "rule": None, "row_rule": np.zeros(6, dtype=np.uint8)})
     assert_refused(path, "metadata.schema", "has schema 7, this version reads up to 1: upgrade xtoken-align")
-
-
-# Writing is all or nothing
-
-
-def interrupted(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def full(*_: object) -> NoReturn:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-@pytest.mark.parametrize(("failure", "error"), [(full, StoreError), (interrupted, KeyboardInterrupt)])
-def test_a_failure_leaves_the_old_file_and_no_other(
-    monkeypatch: pytest.MonkeyPatch,
-    saved: Path,
-    arrays: Arrays,
-    step: str,
-    failure: Callable[..., NoReturn],
-    error: type[BaseException],
-) -> None:
-    before = saved.read_bytes()
-    with monkeypatch.context() as patch, pytest.raises(error):
-        patch.setattr(os, step, failure)
-        write_archive(saved, arrays, {"schema": 2})
-    assert saved.read_bytes() == before
-    assert list(saved.parent.iterdir()) == [saved]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="file size limits are a POSIX thing")
-def test_a_disk_that_fills_up_during_the_write_leaves_nothing(tmp_path: Path, arrays: Arrays) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(StoreError, match="cannot write"):
-            write_archive(tmp_path / "a.npz", arrays, {"schema": 1})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_file_reaches_the_disk_before_its_name_does(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arrays: Arrays
-) -> None:
-    steps: list[str] = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (steps.append("fsync"), fsync(descriptor))[1])
-    monkeypatch.setattr(os, "replace", lambda old, new: (steps.append("replace"), replace(old, new))[1])
-    write_archive(tmp_path / "a.npz", arrays, {"schema": 1})
-    assert steps[:2] == ["fsync", "replace"]
-
-
-def test_an_existing_file_is_kept_where_overwriting_is_off(saved: Path, arrays: Arrays) -> None:
-    before = saved.read_bytes()
-    with pytest.raises(StoreError, match="expected no file"):
-        write_archive(saved, arrays, {"schema": 2}, overwrite=False)
-    assert saved.read_bytes() == before
-    assert list(saved.parent.iterdir()) == [saved]
-
-
-@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
-def test_a_new_file_is_written_where_overwriting_is_off(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arrays: Arrays, links: bool
-) -> None:
-    if not links:
-        monkeypatch.setattr(os, "link", full)
-    write_archive(tmp_path / "a.npz", arrays, {"schema": 1}, overwrite=False)
-    assert read_archive(tmp_path / "a.npz")[1] == {"schema": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
-
-
-def test_a_file_that_appears_during_the_write_is_kept_where_overwriting_is_off(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arrays: Arrays
-) -> None:
-    fsync = os.fsync
-    path = tmp_path / "a.npz"
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (path.write_bytes(b"first"), fsync(descriptor))[1])
-    with pytest.raises(StoreError, match="expected no file"):
-        write_archive(path, arrays, {"schema": 1}, overwrite=False)
-    assert path.read_bytes() == b"first"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, arrays: Arrays) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    places = (tmp_path, tmp_path / "missing" / "a.npz", tmp_path / "file" / "a.npz", tmp_path / ("a" * 300))
-    for place in (*places, tmp_path / "nul\0.npz"):
-        with pytest.raises(StoreError, match=r"cannot write .*: choose another place"):
-            write_archive(place, arrays, {"schema": 1})
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="no device to protect")
-def test_a_device_is_not_replaced_by_a_file(arrays: Arrays) -> None:
-    with pytest.raises(StoreError, match="not a regular file"):
-        write_archive(Path("/dev/null"), arrays, {"schema": 1})
-
-
-def test_a_symbolic_link_stays_a_link(tmp_path: Path, saved: Path, arrays: Arrays) -> None:
-    link = tmp_path / "link.npz"
-    link.symlink_to(saved)
-    write_archive(link, arrays, {"schema": 1})
-    assert link.is_symlink()
-    assert read_archive(saved)[1] == {"schema": 1}
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="permission bits are a POSIX thing")
-def test_a_new_file_has_the_permissions_that_the_user_asks_for(tmp_path: Path, arrays: Arrays) -> None:
-    old = os.umask(0o027)
-    try:
-        write_archive(tmp_path / "a.npz", arrays, {"schema": 1})
-    finally:
-        os.umask(old)
-    assert (tmp_path / "a.npz").stat().st_mode & 0o777 == 0o640

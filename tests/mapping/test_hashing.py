@@ -49,7 +49,12 @@ def test_every_array_counts(arrays: Arrays, metadata: Metadata) -> None:
 
 
 def test_dtype_and_shape_count_beside_the_bytes(metadata: Metadata) -> None:
-    forms = [np.zeros(8, np.uint8), np.zeros((2, 4), np.uint8), np.zeros(2, np.int32), np.zeros(2, np.float32)]
+    forms: list[NDArray[Any]] = [
+        np.zeros(8, np.uint8),
+        np.zeros((2, 4), np.uint8),
+        np.zeros(2, np.int32),
+        np.zeros(2, np.float32),
+    ]
     assert len({content_hash({"a": form}, metadata) for form in forms}) == len(forms)
 
 
@@ -111,5 +116,5 @@ def test_canonical_json_takes_the_deepest_nesting_that_is_allowed() -> None:
     "value", [float("nan"), float("inf"), "\ud800", b"bytes", {1, 2}, nested(MAX_NESTING + 1), nested(100_000)]
 )
 def test_canonical_json_refuses_what_has_no_plain_text(value: object) -> None:
-    with pytest.raises(ArtifactError, match="^metadata: "):
+    with pytest.raises(ArtifactError, match=r"^metadata: "):
         canonical_json({"notes": value} if not isinstance(value, list) else value)

@@ -130,7 +130,7 @@ def test_a_faulty_array_is_named_although_its_hash_fits(
     arrays: Arrays, metadata: Metadata, seal: Seal, name: str, field: str, fault: Callable[[NDArray[Any]], NDArray[Any]]
 ) -> None:
     arrays[name] = fault(arrays[name])
-    with pytest.raises(ArtifactError, match=f"^{field}: expected "):
+    with pytest.raises(ArtifactError, match=rf"^{field}: expected "):
         validate(arrays, seal(metadata))
 
 
@@ -139,14 +139,14 @@ def test_pieces_are_ids_of_the_other_side(arrays: Arrays, metadata: Metadata, se
     validate(arrays, seal(metadata))
     arrays["teacher_piece_lengths"] = replaced(arrays["teacher_piece_lengths"], 0, 1)
     arrays["teacher_piece_ids"] = np.array([6], dtype=np.int32)
-    with pytest.raises(ArtifactError, match="^teacher_piece_ids: expected ids from 0 to 5"):
+    with pytest.raises(ArtifactError, match=r"^teacher_piece_ids: expected ids from 0 to 5"):
         validate(arrays, seal(metadata))
 
 
 def test_lengths_beyond_what_int32_sums_hold_are_refused(arrays: Arrays, metadata: Metadata, seal: Seal) -> None:
     half = np.int32(1 << 30)
     arrays["student_surface_lengths"] = np.array([half, half, half, half, 6, 0], dtype=np.int32)
-    with pytest.raises(ArtifactError, match="^student_surface_lengths: .*4,294,967,302"):
+    with pytest.raises(ArtifactError, match=r"^student_surface_lengths: .*4,294,967,302"):
         validate(arrays, seal(metadata))
 
 
@@ -162,6 +162,8 @@ def test_lengths_beyond_what_int32_sums_hold_are_refused(arrays: Arrays, metadat
         ("student.revision", 3),
         ("student.fingerprint", "abc"),
         ("student.sizes", 6),
+        ("student.sizes", {"logits": 6}),
+        ("student.sizes", {"base": 4, "with_added": 5, "ids": 5, "logits": 6, "more": 7}),
         ("student.sizes.base", "6"),
         ("student.sizes.ids", True),
         ("student.sizes.with_added", -1),
@@ -193,25 +195,32 @@ def test_faulty_metadata_is_named(arrays: Arrays, metadata: Metadata, seal: Seal
     target[key] = value
     if path != "content_hash":
         seal(metadata)
-    with pytest.raises(ArtifactError, match=f"^metadata.{path}: expected "):
+    with pytest.raises(ArtifactError, match=rf"^metadata\.{path}: expected "):
         validate(arrays, metadata)
 
 
 @pytest.mark.parametrize("key", ["package_version", "content_hash", "student", "options", "rules", "provenance"])
 def test_missing_metadata_is_named(arrays: Arrays, metadata: Metadata, key: str) -> None:
     del metadata[key]
-    with pytest.raises(ArtifactError, match=f"^metadata.{key}: expected "):
+    with pytest.raises(ArtifactError, match=rf"^metadata\.{key}: expected "):
         validate(arrays, metadata)
 
 
+@pytest.mark.parametrize("key", ["name", "source", "revision", "sizes", "roles", "fingerprint"])
+def test_a_missing_fact_of_a_side_is_named(arrays: Arrays, metadata: Metadata, seal: Seal, key: str) -> None:
+    del metadata["teacher"][key]
+    with pytest.raises(ArtifactError, match=rf"^metadata\.teacher\.{key}: expected "):
+        validate(arrays, seal(metadata))
+
+
 def test_a_newer_schema_asks_for_an_upgrade_before_anything_else(arrays: Arrays) -> None:
-    with pytest.raises(ArtifactError, match="has schema 2, this version reads up to 1: upgrade xtoken-align"):
+    with pytest.raises(ArtifactError, match=r"has schema 2, this version reads up to 1: upgrade xtoken-align"):
         validate(arrays, {"schema": 2})
 
 
 def test_another_width_in_the_metadata_is_refused(arrays: Arrays, metadata: Metadata, seal: Seal) -> None:
     metadata["teacher"]["sizes"]["logits"] = 8
-    with pytest.raises(ArtifactError, match="^shape: "):
+    with pytest.raises(ArtifactError, match=r"^shape: "):
         validate(arrays, seal(metadata))
 
 
@@ -232,9 +241,6 @@ def test_an_error_in_a_file_names_the_file(tmp_path: Path, arrays: Arrays, metad
     with pytest.raises(ArtifactError) as caught:
         load_checked(tmp_path / "a.npz")
     assert str(caught.value).startswith(f"{tmp_path / 'a.npz'}: data: ")
-
-
-# Mutations: the file either says what it said or is refused
 
 
 def flip(content: bytes, rng: random.Random) -> bytes:

@@ -96,10 +96,12 @@ def _check_metadata(metadata: Mapping[str, object]) -> None:
 def _check_side_metadata(side: Mapping[str, object], field: str) -> None:
     for key in ("name", "source"):
         _text(side, key, field)
-    if side.get("revision") is not None:
-        _text(side, "revision", field)
+    if "revision" not in side or not isinstance(side["revision"], str | None):
+        raise damaged(f"{field}.revision", "a string or null", f"{side.get('revision', 'nothing')!r:.60}")
     _fingerprint(side, "fingerprint", field)
     sizes = _object(side, "sizes", field)
+    if sizes.keys() != set(SIZES):
+        raise damaged(f"{field}.sizes", f"exactly {', '.join(SIZES)}", f"{', '.join(sizes):.80}")
     for key in SIZES:
         if not _is_whole(sizes.get(key)):
             raise damaged(f"{field}.sizes.{key}", "a whole number from 0", f"{sizes.get(key)!r:.60}")
