@@ -83,7 +83,7 @@ def assemble(
         raise VocabularyError(f"{name} has no ordinary tokens: there is nothing to map")
     for note in notes:
         warnings.warn(note, XTokenWarning, stacklevel=3)
-    return Vocab(
+    vocab = Vocab(
         name=name,
         source=source,
         revision=revision,
@@ -100,6 +100,9 @@ def assemble(
         ends_words=parsed.spelling.end_of_word,
         warnings=tuple(notes),
     )
+    # Encoding the canary now refuses a tokenizer that cannot encode when it is read, not in the middle of a build.
+    assert vocab.fingerprint
+    return vocab
 
 
 def _width(parsed: Parsed, ids: int, logits: int | None, name: str, notes: list[str]) -> int:

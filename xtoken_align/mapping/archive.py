@@ -40,9 +40,9 @@ MAX_EXPANSION = 100
 """A file may unfold into 128 MiB, or into 100 times its own size where that is more; real mappings unfold into 3.4
 times theirs. Deflate reaches 1,030, by which a file of one megabyte would fill the whole of `MAX_TOTAL_BYTES`."""
 
-COMPRESSION_LEVEL = 4
-"""Measured on Llama-3 x Qwen3 (7.0 MB of arrays): level 1 gives 2.21 MB in 0.10 s, 4 gives 2.07 MB in 0.19 s, 6 gives
-2.01 MB in 0.43 s, 9 gives 1.98 MB in 2.3 s."""
+COMPRESSION_LEVEL = 2
+"""Measured on Llama-3 x Qwen3 (7.0 MB of arrays): level 1 gives 2.21 MB in 0.10 s, 2 gives 2.16 MB in 0.11 s, 4 gives
+2.07 MB in 0.19 s, 6 gives 2.01 MB in 0.43 s, 9 gives 1.98 MB in 2.3 s. Writing is part of every build."""
 
 _MEMBERS = {member.file_name: member for member in (*ARRAYS, METADATA)}
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)

@@ -122,13 +122,13 @@ def override(pair: Pair, _open_rows: NDArray[np.bool_], overrides: Sequence[Over
             raise OverrideError(f"the student token {entry.student!r} (id {row}) is overridden twice: keep one entry")
         seen.add(row)
         given = entry.weights if entry.weights is not None else everything.weights(len(entry.teacher)).tolist()
-        for position, (ref, weight) in enumerate(zip(entry.teacher, given, strict=False)):
-            column = resolve(pair.teacher, ref, "teacher")
-            if weight > 0:
-                rows.append(row)
-                columns.append(column)
-                positions.append(min(position, 255))
-                weights.append(weight)
+        # decay 0 gives weights that are 0 to all but the first: they make no links, but their tokens must exist.
+        pieces = [resolve(pair.teacher, ref, "teacher") for ref in entry.teacher]
+        kept = [(piece, weight) for piece, weight in zip(pieces, given, strict=False) if weight > 0]
+        rows += [row] * len(kept)
+        columns += [piece for piece, _ in kept]
+        positions += [min(position, 255) for position in range(len(kept))]
+        weights += [weight for _, weight in kept]
     return Links(
         RULE_NUMBER["override"],
         np.array(rows, dtype=np.int32),
