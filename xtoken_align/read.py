@@ -92,7 +92,7 @@ def assemble(
         kinds=kinds,
         roles=decide_roles(parsed, kinds),
         sizes=Sizes(
-            base=parsed.base_size, with_added=int((parsed.declared != Declared.ABSENT).sum()), ids=ids, logits=width
+            base=parsed.base_size, with_added=_token_count(parsed, kinds), ids=ids, logits=width
         ),
         make_encoder=lambda: _make_encoder(parsed, kinds),
         disagreeing=disagreeing_ids(parsed, kinds, surfaces),
@@ -120,6 +120,13 @@ def _width(parsed: Parsed, ids: int, logits: int | None, name: str, notes: list[
             "above are left out"
         )
     return parsed.width
+
+
+def _token_count(parsed: Parsed, kinds: NDArray[np.uint8]) -> int:
+    """How many tokens the file declares; `[PADn]` fillers are none, tokens above the logit width are."""
+    declared = parsed.declared != Declared.ABSENT
+    count = min(len(declared), len(kinds))
+    return int((declared[:count] & (kinds[:count] != Kind.PADDING)).sum() + declared[count:].sum())
 
 
 def _raw(parsed: Parsed, width: int) -> Sequence[str]:

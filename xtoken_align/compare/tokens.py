@@ -1,0 +1,167 @@
+"""Matching the tokens of two vocabularies by kind and surface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..vocab.byte_strings import ByteStrings
+from ..vocab.kinds import Kind
+from ..vocab.vocab import Sizes
+
+
+class Vocabulary(Protocol):
+    """What comparing needs of a vocabulary: a `Vocab`, or one side of a mapping."""
+
+    @property
+    def name(self) -> str:
+        """Short name."""
+        ...
+
+    @property
+    def kinds(self) -> NDArray[np.uint8]:
+        """uint8 (logits,)."""
+        ...
+
+    @property
+    def surfaces(self) -> ByteStrings:
+        """Bytes per id."""
+        ...
+
+    @property
+    def sizes(self) -> Sizes:
+        """The four sizes."""
+        ...
+
+    @property
+    def roles(self) -> Mapping[str, tuple[int, ...]]:
+        """Role -> ids."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the text vocabulary."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """Which tokens of two vocabularies are the same: equal kind and surface, duplicates by their order.
+
+    Attributes:
+        old: the one vocabulary.
+        new: the other.
+        highest: the last kind that takes part; reserved fillers, padding and holes are no tokens.
+    """
+
+    old: Vocabulary
+    new: Vocabulary
+    highest: Kind = Kind.SPECIAL
+
+    @cached_property
+    def used_old(self) -> NDArray[np.bool_]:
+        """bool (old logits,), the ids that take part."""
+        return np.asarray(self.old.kinds <= self.highest)
+
+    @cached_property
+    def used_new(self) -> NDArray[np.bool_]:
+        """bool (new logits,), the ids that take part."""
+        return np.asarray(self.new.kinds <= self.highest)
+
+    @cached_property
+    def in_place(self) -> NDArray[np.bool_]:
+        """bool (min(logits),), ids used on both sides for the same token."""
+        shared = min(len(self.old.kinds), len(self.new.kinds))
+        alike = self.used_old[:shared] & self.used_new[:shared]
+        alike &= self.old.kinds[:shared] == self.new.kinds[:shared]
+        return alike & equal_strings(self.old.surfaces, self.new.surfaces, shared)
+
+    @cached_property
+    def new_of_old(self) -> NDArray[np.int32]:
+        """int32 (old logits,), the new id of each old token, -1 where it is gone."""
+        found = np.full(len(self.old.kinds), -1, dtype=np.int32)
+        places = np.flatnonzero(self.in_place)
+        found[places] = places
+        taken = np.zeros(len(self.new.kinds), dtype=np.bool_)
+        taken[places] = True
+        for kind in range(self.highest + 1):
+            left = np.flatnonzero(self.used_old & (found < 0) & (self.old.kinds == kind))
+            candidates = np.flatnonzero(self.used_new & ~taken & (self.new.kinds == kind))
+            if len(left) and len(candidates):
+                found[left] = _find(_strings(self.old, left), _strings(self.new, candidates), candidates.tolist())
+        return found
+
+    @cached_property
+    def old_of_new(self) -> NDArray[np.int32]:
+        """int32 (new logits,), the old id of each new token, -1 where it is new."""
+        found = np.full(len(self.new.kinds), -1, dtype=np.int32)
+        kept = np.flatnonzero(self.new_of_old >= 0)
+        found[self.new_of_old[kept]] = kept
+        return found
+
+    @property
+    def removed(self) -> NDArray[np.int64]:
+        """Old ids whose token the new vocabulary does not have."""
+        return np.flatnonzero(self.used_old & (self.new_of_old < 0))
+
+    @property
+    def added(self) -> NDArray[np.int64]:
+        """New ids whose token the old vocabulary did not have."""
+        return np.flatnonzero(self.used_new & (self.old_of_new < 0))
+
+    @property
+    def moved(self) -> NDArray[np.int64]:
+        """Old ids whose token has another id now."""
+        ids = np.arange(len(self.new_of_old))
+        return np.flatnonzero((self.new_of_old >= 0) & (self.new_of_old != ids))
+
+    @property
+    def repurposed(self) -> NDArray[np.int64]:
+        """Ids that stand for one token in the old and for another in the new vocabulary."""
+        shared = len(self.in_place)
+        both = self.used_old[:shared] & self.used_new[:shared] & ~self.in_place
+        both[self.renamed] = False
+        return np.flatnonzero(both)
+
+    @cached_property
+    def renamed(self) -> NDArray[np.int64]:
+        """Ids of special tokens with another name now, where neither name occurs on the other side.
+
+        A special token's name is no text: the id may well mean what it meant.
+        """
+        shared = len(self.in_place)
+        special = (self.old.kinds[:shared] == Kind.SPECIAL) & (self.new.kinds[:shared] == Kind.SPECIAL)
+        unmatched = (self.new_of_old[:shared] < 0) & (self.old_of_new[:shared] < 0)
+        return np.flatnonzero(special & unmatched)
+
+
+def _strings(vocabulary: Vocabulary, ids: NDArray[np.int64]) -> list[bytes]:
+    surfaces = vocabulary.surfaces.list
+    return [surfaces[token_id] for token_id in ids.tolist()]
+
+
+def _find(wanted: list[bytes], strings: list[bytes], ids: list[int]) -> list[int]:
+    """The id of each wanted string, -1 where there is none; equal strings take equal ids in turn."""
+    table = dict(zip(strings, ids, strict=True))
+    if len(table) == len(strings) and len(set(wanted)) == len(wanted):
+        return [table.get(string, -1) for string in wanted]
+    waiting: dict[bytes, list[int]] = {}
+    for string, token_id in zip(reversed(strings), reversed(ids), strict=True):
+        waiting.setdefault(string, []).append(token_id)
+    return [found.pop() if (found := waiting.get(string)) else -1 for string in wanted]
+
+
+def equal_strings(left: ByteStrings, right: ByteStrings, count: int) -> NDArray[np.bool_]:
+    """bool (count,), which of the first `count` strings are equal, without unpacking them."""
+    same = left.lengths[:count] == right.lengths[:count]
+    lengths = left.lengths[:count][same].astype(np.int64)
+    owners = np.repeat(np.flatnonzero(same), lengths)
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    different = left.blob[left.offsets[owners] + within] != right.blob[right.offsets[owners] + within]
+    same[owners[different]] = False
+    return same
