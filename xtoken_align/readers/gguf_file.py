@@ -61,8 +61,10 @@ def read_gguf(path: Path) -> Parsed:
 
     Args:
         path: the file.
+
     Returns:
         Its facts.
+
     Raises:
         MissingExtraError: a SentencePiece-like tokenizer, and sentencepiece is not installed.
         SourceError: the file is damaged, or its tokenizer is of a type that is not supported.

@@ -45,6 +45,7 @@ def read_header(path: Path) -> GgufHeader:
 
     Args:
         path: the file.
+
     Raises:
         SourceError: the file cannot be read, is no GGUF file, has a version that is not known, or is cut short.
     """

@@ -94,7 +94,7 @@ def sentence_pieces(tokenizer: Tokenizer, *, unigram: bool) -> Parsed:
     normalizer.remove_extra_whitespaces = unigram and bool(settings.get("remove_extra_whitespaces", False))
     charsmap = settings.get("precompiled_charsmap")
     if unigram and isinstance(charsmap, np.ndarray):
-        normalizer.precompiled_charsmap = charsmap.tobytes()
+        normalizer.precompiled_charsmap = charsmap.astype(np.uint8).tobytes()
     return parse_model_proto(
         proto,
         format="gguf",

@@ -103,8 +103,10 @@ def read_sentencepiece(path: Path) -> Parsed:
 
     Args:
         path: the file.
+
     Returns:
         Its facts.
+
     Raises:
         MissingExtraError: sentencepiece is not installed.
         SourceError: the file cannot be read, or is no whole SentencePiece model.
@@ -150,8 +152,10 @@ def parse_model_proto(
         format: the name of the reader that made `proto`.
         name: the file's name, for messages.
         roles: role -> token strings; None takes them from the trainer's settings.
-        width: logit width, where the source states one, and `width_source` where.
+        width: logit width, where the source states one.
+        width_source: where it does.
         warnings: passed on.
+
     Raises:
         VocabularyError: there are no pieces, or they contradict each other. What sentencepiece alone can judge (a
             damaged normaliser) is raised by the encoder when it is first used.
