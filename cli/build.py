@@ -89,13 +89,11 @@ def _pair(sources: tuple[str, ...], teacher: str | None, student: str | None) ->
 
 def _build(teacher: str, student: str, options: dict[str, Any], say: Any) -> tuple[Mapping, Path]:  # noqa: ANN401
     from ..builder import build
-    from ..store.store import Store
-    from ..vocab.vocab import Vocab
+    from ..read import read_vocab
 
-    sides: dict[str, Vocab] = {}
+    _check_target(options)
+    sides = {}
     for side, source in (("teacher", teacher), ("student", student)):
-        from ..read import read_vocab
-
         say(f"reading the {side} {source}")
         sides[side] = read_vocab(
             source,
@@ -106,15 +104,42 @@ def _build(teacher: str, student: str, options: dict[str, Any], say: Any) -> tup
     say(f"building {sides['teacher'].name} -> {sides['student'].name}")
     rules = options["rules"]
     mapping = build(
-        **sides,
+        student=sides["student"],
+        teacher=sides["teacher"],
         rules=None if rules is None else [rule.strip() for rule in rules.split(",") if rule.strip()],
         overrides=options["override"] or (),
         **{key: options[key] for key in ("case", "nfkc", "lead", "decay", "top_k", "reverse_pass")},
     )
     say("writing")
-    if options["output"] is not None:
-        return mapping, mapping.save(options["output"], overwrite=options["force"])
-    return mapping, Store(options["store"]).save(mapping, name=options["name"], force=options["force"])
+    return mapping, _write(mapping, options)
+
+
+def _check_target(options: dict[str, Any]) -> None:
+    """Refuses what could only fail after the work was done."""
+    from ..errors import StoreError
+    from ..store.store import checked_name
+
+    output = options["output"]
+    if output is not None and not output.parent.is_dir():
+        raise StoreError(f"cannot write {output}: there is no folder {output.parent}; make it, or choose another place")
+    if output is not None and output.is_dir():
+        raise StoreError(f"cannot write {output}: it is a folder; name a file in it")
+    if options["name"] is not None:
+        checked_name(options["name"])
+
+
+def _write(mapping: Mapping, options: dict[str, Any]) -> Path:
+    from ..errors import StoreError
+    from ..store.store import Store, holds
+
+    output: Path | None = options["output"]
+    if output is None:
+        return Store(options["store"]).save(mapping, name=options["name"], force=options["force"])
+    if options["force"] or not output.exists():
+        return mapping.save(output, overwrite=options["force"])
+    if holds(output, mapping):
+        return output
+    raise StoreError(f"{output} exists and is not this mapping: give --force to replace it, or another file after -o")
 
 
 def build_report(mapping: Mapping, path: Path, seconds: float) -> dict[str, Any]:

@@ -9,7 +9,11 @@ import click
 
 COMMANDS = {
     "build": ("build", "Build the mapping from a student to a teacher."),
+    "compat": ("compat", "Compare two tokenizers: do ids stand for the same tokens?"),
+    "diff": ("diff", "Compare two mappings: what would a training run notice?"),
+    "gc": ("gc", "Remove old versions from the store."),
     "inspect": ("inspect", "Report what a mapping covers and what it loses."),
+    "list": ("list_mappings", "List the mappings in the store."),
     "show": ("show", "Show the rows of tokens: rule, pieces and weights."),
     "verify": ("verify", "Check mapping files from end to end."),
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import click
 
@@ -22,12 +24,11 @@ def run(command: click.Command) -> int:
     debug = "--debug" in arguments[:end]
     arguments = [word for word in arguments[:end] if word != "--debug"] + arguments[end:]
     warnings.showwarning = _show_warning
+    _prepare_streams()
     # A command is one short computation over a million small objects: collecting them again and again is a tenth of it.
     gc.disable()
     try:
-        command.main(args=arguments, prog_name="xtoken-align", standalone_mode=False)
-    except click.exceptions.Exit as error:
-        return error.exit_code
+        result = command.main(args=arguments, prog_name="xtoken-align", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -45,7 +46,18 @@ def run(command: click.Command) -> int:
             raise
         click.echo(f"Error: {_sentence(error)}", err=True)
         return 1
-    return 0
+    # Outside its standalone mode, click returns the code that a command exits with.
+    return result if isinstance(result, int) else 0
+
+
+def _prepare_streams() -> None:
+    """Lets every token be printed anywhere: escaped where the terminal's encoding lacks it, nowhere if closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -12,25 +12,35 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .builder import build
+    from .compare.compat import Compat, compat
+    from .compare.diff import Diff, diff
     from .errors import XTokenError, XTokenWarning
     from .mapping.mapping import Mapping
     from .read import read_vocab
+    from .store.get_or_build import get_or_build
     from .store.load import load
     from .store.store import Store
     from .vocab.vocab import Vocab
 
 _HOMES = {
+    "Compat": "compare.compat",
+    "Diff": "compare.diff",
     "Mapping": "mapping.mapping",
     "Store": "store.store",
     "Vocab": "vocab.vocab",
     "XTokenError": "errors",
     "XTokenWarning": "errors",
     "build": "builder",
+    "compat": "compare.compat",
+    "diff": "compare.diff",
+    "get_or_build": "store.get_or_build",
     "load": "store.load",
     "read_vocab": "read",
 }
 
 __all__ = [
+    "Compat",
+    "Diff",
     "Mapping",
     "Store",
     "Vocab",
@@ -38,6 +48,9 @@ __all__ = [
     "XTokenWarning",
     "__version__",
     "build",
+    "compat",
+    "diff",
+    "get_or_build",
     "load",
     "read_vocab",
 ]

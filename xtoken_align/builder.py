@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import numpy as np
 from .coverage.classes import classify
 from .coverage.common import relaxed_common, strict_common
 from .coverage.table import Coverage, measure
+from .errors import OptionError, XTokenWarning
 from .mapping.bins import measure_bins, split_into_bins
 from .mapping.mapping import Mapping, first_pieces
 from .mapping.side import Side
@@ -80,14 +82,31 @@ def build(
     pair = Pair(student_vocab, teacher_vocab)
     links = run_rules(pair, options)
     matrix = assemble_matrix(links, (len(student_vocab), len(teacher_vocab)))
+    if not len(matrix.data):
+        warnings.warn(
+            f"no token of {student_vocab.name} has a counterpart in {teacher_vocab.name}: W is empty, and there is "
+            "nothing to distil through it",
+            XTokenWarning,
+            stacklevel=2,
+        )
     return _mapping(pair, matrix, with_overrides(pair, options.overrides), options)
+
+
+def plain_options(
+    *, overrides: str | os.PathLike[str] | Sequence[Override | dict[str, Any]] = (), **options: Any  # noqa: ANN401
+) -> dict[str, Any]:
+    """The options of `build` as a mapping records them: what is given, and the defaults of the rest.
+
+    Raises:
+        OptionError, OverrideError: as `build`.
+    """
+    return _plain(rule_options(overrides=_overrides(overrides), **options))
 
 
 def _overrides(given: str | os.PathLike[str] | Sequence[Override | dict[str, Any]]) -> tuple[Override, ...]:
     if isinstance(given, (str, os.PathLike)):
         return read_overrides(Path(given))
-    ready = [entry for entry in given if isinstance(entry, Override)]
-    return tuple(ready) if len(ready) == len(given) else parse_overrides(list(given))
+    return parse_overrides(list(given))
 
 
 def _mapping(pair: Pair, matrix: Matrix, student_pieces: Pieces, options: RuleOptions) -> Mapping:
@@ -129,9 +148,10 @@ def _coverage(pair: Pair, matrix: Matrix, student_pieces: Pieces) -> Coverage:
 def _plain(options: RuleOptions) -> dict[str, Any]:
     return {
         "rules": list(options.rules),
-        "lead": options.decay.lead,
-        "decay": options.decay.decay,
-        "top_k": options.decay.top_k,
+        # As Python's own types: 1 and 1.0 are one value and would be two texts in the hashed metadata.
+        "lead": float(options.decay.lead),
+        "decay": float(options.decay.decay),
+        "top_k": int(options.decay.top_k),
         "reverse_pass": options.reverse_pass,
         "overrides": [entry.to_dict() for entry in options.overrides],
     }
@@ -146,5 +166,10 @@ def _notes(pair: Pair) -> dict[str, Any]:
 
 
 def _created() -> str | None:
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    return datetime.fromtimestamp(int(epoch), UTC).isoformat() if epoch.isdigit() else None
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if not epoch:
+        return None
+    try:
+        return datetime.fromtimestamp(int(epoch), UTC).isoformat()
+    except (ValueError, OverflowError, OSError) as error:
+        raise OptionError(f"SOURCE_DATE_EPOCH is {epoch!r}: expected seconds since 1970, or unset it") from error

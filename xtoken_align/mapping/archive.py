@@ -118,6 +118,27 @@ def read_archive(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, object]
             raise ArtifactError(f"{path}: {error}") from error
 
 
+def read_metadata(path: Path) -> dict[str, object]:
+    """Reads a mapping file's metadata alone: enough for a list, and no proof that the rest is whole.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The metadata.
+
+    Raises:
+        ArtifactError: there is no intact metadata in it, or it is from a newer schema.
+        StoreError: there is no readable file at `path`.
+    """
+    with _opened(path) as file:
+        try:
+            with _zip(file) as (archive, infos, size):
+                return _metadata(archive, infos, size)
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {error}") from error
+
+
 def _pack(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, object]) -> bytes:
     """Lays a mapping out as the bytes of its file."""
     text = canonical_json(metadata)
@@ -162,6 +183,17 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _unpack(file: IO[bytes]) -> tuple[dict[str, NDArray[Any]], dict[str, object]]:
+    with _zip(file) as (archive, infos, size):
+        # The metadata comes first: a newer schema may have other members, and its users need to hear "upgrade".
+        metadata = _metadata(archive, infos, size)
+        _check_infos(infos, size)
+        arrays = {member.name: _read_member(archive, infos[member.file_name], member) for member in ARRAYS}
+    return arrays, metadata
+
+
+@contextmanager
+def _zip(file: IO[bytes]) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo], int]]:
+    """Yields the archive, its members by name and the file's size."""
     try:
         size = file.seek(0, io.SEEK_END)
         _check_end(file, size)
@@ -169,16 +201,16 @@ def _unpack(file: IO[bytes]) -> tuple[dict[str, NDArray[Any]], dict[str, object]
     except _ZIP_DAMAGE as error:
         raise damaged("zip directory", "the directory of a zip file", f"damage ({error})") from error
     with archive:
-        infos = _index(archive)
-        # The metadata comes first: a newer schema may have other members, and its users need to hear "upgrade".
-        if METADATA.file_name not in infos:
-            raise damaged(METADATA.file_name, "this member", "none: the file is no mapping of xtoken-align")
-        _check_info(infos[METADATA.file_name], METADATA, size)
-        metadata = _parse(_read_member(archive, infos[METADATA.file_name], METADATA))
-        check_schema(metadata)
-        _check_infos(infos, size)
-        arrays = {member.name: _read_member(archive, infos[member.file_name], member) for member in ARRAYS}
-    return arrays, metadata
+        yield archive, _index(archive), size
+
+
+def _metadata(archive: zipfile.ZipFile, infos: Mapping[str, zipfile.ZipInfo], size: int) -> dict[str, object]:
+    if METADATA.file_name not in infos:
+        raise damaged(METADATA.file_name, "this member", "none: the file is no mapping of xtoken-align")
+    _check_info(infos[METADATA.file_name], METADATA, size)
+    metadata = _parse(_read_member(archive, infos[METADATA.file_name], METADATA))
+    check_schema(metadata)
+    return metadata
 
 
 def _check_end(file: IO[bytes], size: int) -> None:

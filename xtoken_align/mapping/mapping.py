@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping as Table
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -112,15 +111,19 @@ class Mapping:
         Raises:
             MappingError: there is no such token.
         """
-        if isinstance(token, int):
+        if isinstance(token, int | np.integer):
             if not 0 <= token < self.student.sizes.logits:
                 raise MappingError(
                     f"{self.student.name} has no id {token}: its ids run from 0 to {self.student.sizes.logits - 1}"
                 )
-            return [self._row(token)]
+            return [self._row(int(token))]
         found = find_tokens(self.student, token)
         if not found:
-            raise MappingError(f"{self.student.name} has no token {token!r}, neither as a surface nor as a raw string")
+            spaced = (b" " if isinstance(token, bytes) else " ") + token  # type: ignore[operator]
+            hint = f"; {spaced!r} is one" if find_tokens(self.student, spaced) else ""
+            raise MappingError(
+                f"{self.student.name} has no token {token!r}, neither as a surface nor as a raw string{hint}"
+            )
         return [self._row(token_id) for token_id in found]
 
     def _row(self, token_id: int) -> Row:
@@ -236,5 +239,3 @@ def first_pieces(
     # Written from the highest student id down, so that the lowest stays.
     first[columns[unset][::-1]] = rows[unset][::-1]
     return first
-
-

@@ -12,6 +12,8 @@ from ..errors import OptionError
 from .names import RULE_NUMBER
 from .pieces import Pieces
 
+_SMALLEST = float(np.finfo(np.float32).tiny)
+
 
 @dataclass(frozen=True, slots=True)
 class Decay:
@@ -32,13 +34,25 @@ class Decay:
             raise OptionError(f"lead is a weight above 0 and up to 1, got {self.lead}")
         if not 0 <= self.decay <= 1:
             raise OptionError(f"decay is a factor from 0 to 1, got {self.decay}")
-        if not 1 <= self.top_k <= 255:
-            raise OptionError(f"top_k is a number of pieces from 1 to 255, got {self.top_k}")
+        if not (1 <= self.top_k <= 255 and self.top_k == int(self.top_k)):
+            raise OptionError(f"top_k is a whole number of pieces from 1 to 255, got {self.top_k}")
 
     def weights(self, pieces: int) -> NDArray[np.float64]:
         """float64 (min(pieces, top_k),), summing to 1; weights that are 0 stand at the end and make no links."""
-        weights = self.lead * np.power(float(self.decay), np.arange(min(pieces, self.top_k)))
-        return np.asarray(weights / weights.sum())
+        return normalised(self.lead * np.power(float(self.decay), np.arange(min(pieces, self.top_k))))
+
+
+def normalised(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights as shares of their sum; shares too small for float32, in which W stores them, become 0.
+
+    Args:
+        weights: float64, at least 0, one above 0.
+    """
+    # By the largest first: the sum of the greatest numbers that a user can write would be infinite.
+    shares = weights / weights.max()
+    shares /= shares.sum()
+    shares[shares < _SMALLEST] = 0
+    return shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +64,7 @@ class Links:
         rows: int32, student ids.
         columns: int32, teacher ids.
         positions: uint8, which piece of the row's decomposition the column is.
-        weights: float64, to be normalised per row.
+        weights: float64, shares that sum to 1 for each token that a rule splits.
     """
 
     rule: int
@@ -86,13 +100,16 @@ def from_pieces(rule: str, rows: NDArray[np.int64], pieces: Pieces, decay: Decay
     starts = np.cumsum(counts) - counts
     positions = np.arange(total) - np.repeat(starts, counts)
     columns = pieces.ids[np.repeat(pieces.offsets[:-1][rows], counts) + positions]
-    unnormalised = decay.lead * np.power(float(decay.decay), positions)
-    kept = unnormalised > 0
+    by_count = np.zeros((decay.top_k + 1, decay.top_k))
+    for count in range(1, int(counts.max(initial=0)) + 1):
+        by_count[count, :count] = decay.weights(count)
+    weights = by_count[np.repeat(counts, counts), positions]
+    kept = weights > 0
     owners = np.repeat(rows, counts)
     return Links(
         RULE_NUMBER[rule],
         owners[kept].astype(np.int32),
         columns[kept].astype(np.int32),
         positions[kept].astype(np.uint8),
-        unnormalised[kept],
+        weights[kept],
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import OverrideError
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
-from .links import Decay, Links
+from .links import Decay, Links, normalised
 from .names import RULE_NUMBER
 from .pair import Pair
 
@@ -26,11 +29,37 @@ _SHAPE = "a list of {student: token, teacher: [token, ...], weights: [number, ..
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """One row: a student token, its teacher tokens, and their weights (None: decay)."""
+    """One row: a student token, its teacher tokens, and their weights (None: decay).
+
+    Raises:
+        OverrideError: there is no teacher token, or the weights are not finite numbers of at least 0, one for each.
+    """
 
     student: TokenRef
     teacher: tuple[TokenRef, ...]
     weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.teacher:
+            raise OverrideError(f"the student token {self.student!r} has no teacher token: expected at least one")
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.teacher):
+            raise OverrideError(
+                f"the student token {self.student!r} has {len(self.weights)} weights for {len(self.teacher)} teacher "
+                "tokens: expected one each"
+            )
+        if any(not math.isfinite(weight) or weight < 0 for weight in self.weights) or not any(self.weights):
+            raise OverrideError(
+                f"the student token {self.student!r} has the weights {short(list(self.weights))}: expected finite "
+                "numbers of at least 0, one above 0"
+            )
+
+    def shares(self, decay: Decay) -> NDArray[np.float64]:
+        """float64 (teacher tokens,), summing to 1: the weights as given, else by decay over all of them."""
+        if self.weights is not None:
+            return normalised(np.array(self.weights, dtype=np.float64))
+        return normalised(decay.lead * np.power(float(decay.decay), np.arange(len(self.teacher))))
 
     def to_dict(self) -> dict[str, object]:
         """The entry as a file would hold it."""
@@ -50,16 +79,29 @@ def read_overrides(path: Path) -> tuple[Override, ...]:
     Raises:
         OverrideError: it cannot be read, or an entry has another shape than it should; the message names the entry.
     """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise OverrideError(f"cannot read the override file {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise OverrideError(f"the override file {path} is not UTF-8: {error.reason} at byte {error.start}") from error
+    return parse_overrides(_parse_text(text, path), path.name)
+
+
+def _parse_text(text: str, path: Path) -> object:
+    """Reads JSON as JSON: YAML, meant to contain it, takes surrogate pairs apart and refuses tabs."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
     import yaml
 
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OverrideError(f"cannot read the override file {path.name}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return yaml.safe_load(text)
+    # ValueError: a date or number that YAML's own syntax lets pass; RecursionError: brackets nested by the thousand.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise OverrideError(f"the override file {path.name} is neither YAML nor JSON: {reason}") from error
-    return parse_overrides(entries, path.name)
+        raise OverrideError(f"the override file {path} is neither YAML nor JSON: {reason}") from error
 
 
 def parse_overrides(entries: Any, name: str = "overrides") -> tuple[Override, ...]:  # noqa: ANN401 - YAML
@@ -69,21 +111,25 @@ def parse_overrides(entries: Any, name: str = "overrides") -> tuple[Override, ..
         OverrideError: names the first entry that has another shape.
     """
     if not isinstance(entries, list):
-        raise OverrideError(f"{name} holds {type(entries).__name__}: expected {_SHAPE}")
+        raise OverrideError(f"{name} holds {_TYPE_NAMES.get(type(entries), 'a single value')}: expected {_SHAPE}")
     return tuple(_parse(entry, f"entry {number} of {name}") for number, entry in enumerate(entries, start=1))
 
 
+_TYPE_NAMES = {type(None): "nothing", dict: "one object"}
+
+
 def _parse(entry: Any, where: str) -> Override:  # noqa: ANN401
+    if isinstance(entry, Override):
+        return entry
     if not isinstance(entry, dict) or not {"student", "teacher"} <= entry.keys() <= {"student", "teacher", "weights"}:
-        raise OverrideError(f"{where} is {entry!r}: expected {_SHAPE}")
-    teacher = entry["teacher"] if isinstance(entry["teacher"], list) else [entry["teacher"]]
-    if not teacher:
-        raise OverrideError(f"{where} has no teacher token: expected {_SHAPE}")
+        raise OverrideError(f"{where} is {short(entry)}: expected {_SHAPE}")
+    teacher = entry["teacher"] if isinstance(entry["teacher"], list | tuple) else [entry["teacher"]]
     refs = tuple(_parse_ref(ref, where) for ref in teacher)
     weights = entry.get("weights")
-    if weights is not None:
-        weights = _parse_weights(weights, len(refs), where)
-    return Override(_parse_ref(entry["student"], where), refs, weights)
+    try:
+        return Override(_parse_ref(entry["student"], where), refs, _parse_weights(weights, where))
+    except OverrideError as error:
+        raise OverrideError(f"{where}: {error}") from error
 
 
 def _parse_ref(ref: Any, where: str) -> TokenRef:  # noqa: ANN401
@@ -91,17 +137,20 @@ def _parse_ref(ref: Any, where: str) -> TokenRef:  # noqa: ANN401
         return ref
     if isinstance(ref, dict) and ref.keys() == {"id"} and type(ref["id"]) is int:
         return int(ref["id"])
-    raise OverrideError(f"{where} has the token {ref!r}: expected a string (in quotes, if it is a number) or {{id: N}}")
+    raise OverrideError(
+        f"{where} has the token {short(ref)}: expected a string (in quotes, if it is a number) or {{id: N}}"
+    )
 
 
-def _parse_weights(weights: Any, count: int, where: str) -> tuple[float, ...]:  # noqa: ANN401
-    if not isinstance(weights, list) or any(type(weight) not in (int, float) for weight in weights):
-        raise OverrideError(f"{where} has the weights {weights!r}: expected a list of numbers")
-    if len(weights) != count:
-        raise OverrideError(f"{where} has {len(weights)} weights for {count} teacher tokens: expected one each")
-    if any(not math.isfinite(weight) or weight < 0 for weight in weights) or not any(weights):
-        raise OverrideError(f"{where} has the weights {weights}: expected finite numbers of at least 0, one above 0")
-    return tuple(float(weight) for weight in weights)
+def _parse_weights(weights: Any, where: str) -> tuple[float, ...] | None:  # noqa: ANN401
+    if weights is None:
+        return None
+    if not isinstance(weights, list | tuple) or any(type(weight) not in (int, float) for weight in weights):
+        raise OverrideError(f"{where} has the weights {short(weights)}: expected a list of numbers")
+    try:
+        return tuple(float(weight) for weight in weights)
+    except OverflowError as error:
+        raise OverrideError(f"{where} has the weights {short(weights)}: expected finite numbers") from error
 
 
 def override(pair: Pair, _open_rows: NDArray[np.bool_], overrides: Sequence[Override], decay: Decay) -> Links:
@@ -114,21 +163,13 @@ def override(pair: Pair, _open_rows: NDArray[np.bool_], overrides: Sequence[Over
     columns: list[int] = []
     positions: list[int] = []
     weights: list[float] = []
-    seen: set[int] = set()
-    everything = Decay(decay.lead, decay.decay, 255)
-    for entry in overrides:
-        row = resolve(pair.student, entry.student, "student")
-        if row in seen:
-            raise OverrideError(f"the student token {entry.student!r} (id {row}) is overridden twice: keep one entry")
-        seen.add(row)
-        given = entry.weights if entry.weights is not None else everything.weights(len(entry.teacher)).tolist()
-        # decay 0 gives weights that are 0 to all but the first: they make no links, but their tokens must exist.
-        pieces = [resolve(pair.teacher, ref, "teacher") for ref in entry.teacher]
-        kept = [(piece, weight) for piece, weight in zip(pieces, given, strict=False) if weight > 0]
+    for entry, (row, pieces) in zip(overrides, find_overridden(pair, overrides), strict=True):
+        # Weights of 0 (decay 0 gives them to all but the first) make no links.
+        kept = [(piece, share) for piece, share in zip(pieces, entry.shares(decay).tolist(), strict=True) if share]
         rows += [row] * len(kept)
         columns += [piece for piece, _ in kept]
         positions += [min(position, 255) for position in range(len(kept))]
-        weights += [weight for _, weight in kept]
+        weights += [share for _, share in kept]
     return Links(
         RULE_NUMBER["override"],
         np.array(rows, dtype=np.int32),
@@ -138,21 +179,59 @@ def override(pair: Pair, _open_rows: NDArray[np.bool_], overrides: Sequence[Over
     )
 
 
-def resolve(vocab: Vocab, ref: TokenRef, side: str) -> int:
-    """The id of a token: an id as it is, a string as a surface first and as a raw string second.
+def find_overridden(pair: Pair, overrides: Sequence[Override]) -> list[tuple[int, list[int]]]:
+    """Each entry's student id and teacher ids.
 
     Raises:
-        OverrideError: there is no such token.
+        OverrideError: a token is unknown, or a student token is overridden twice.
     """
-    if isinstance(ref, int):
-        if not 0 <= ref < len(vocab) or vocab.kinds[ref] >= Kind.PADDING:
-            raise OverrideError(f"the {side} {vocab.name} has no token with the id {ref}: its ids end at {vocab.sizes.ids - 1}")
-        return ref
-    surface = ref.encode("utf-8", "surrogatepass")
-    for table in (vocab.lowest_text_id, vocab.lowest_byte_id):
-        if surface in table:
-            return table[surface]
-    for token_id in range(len(vocab)):
-        if vocab.raw[token_id] == ref and ref:
-            return token_id
-    raise OverrideError(f"the {side} {vocab.name} has no token {ref!r}, neither as a surface nor as a raw string")
+    student, teacher = TokenFinder(pair.student, "student"), TokenFinder(pair.teacher, "teacher")
+    found: dict[int, list[int]] = {}
+    for entry in overrides:
+        row = student.find(entry.student)
+        if row in found:
+            raise OverrideError(f"the student token {entry.student!r} (id {row}) is overridden twice: keep one entry")
+        found[row] = [teacher.find(ref) for ref in entry.teacher]
+    return list(found.items())
+
+
+class TokenFinder:
+    """Finds the tokens that a user names.
+
+    Args:
+        vocab: where.
+        side: `student` or `teacher`, for messages.
+    """
+
+    def __init__(self, vocab: Vocab, side: str) -> None:
+        self._vocab = vocab
+        self._whose = f"the {side} {vocab.name}"
+
+    def find(self, ref: TokenRef) -> int:
+        """The id of a token: an id as it is, a string as a surface first and as a raw string second.
+
+        Raises:
+            OverrideError: there is no such token.
+        """
+        vocab = self._vocab
+        if isinstance(ref, int):
+            if not 0 <= ref < len(vocab):
+                raise OverrideError(f"{self._whose} has no id {ref}: its ids run from 0 to {len(vocab) - 1}")
+            if vocab.kinds[ref] >= Kind.PADDING:
+                raise OverrideError(f"{self._whose} has no token with the id {ref}: name an id that has one")
+            return ref
+        surface = ref.encode("utf-8", "surrogatepass")
+        for table in (vocab.lowest_text_id, vocab.lowest_byte_id):
+            if surface in table:
+                return table[surface]
+        if ref not in self._by_raw:
+            raise OverrideError(f"{self._whose} has no token {ref!r}, neither as a surface nor as a raw string")
+        return self._by_raw[ref]
+
+    @cached_property
+    def _by_raw(self) -> dict[str, int]:
+        """Raw string -> lowest id of a token."""
+        ids = np.flatnonzero(self._vocab.kinds < Kind.PADDING).tolist()
+        table = {self._vocab.raw[token_id]: token_id for token_id in reversed(ids)}
+        table.pop("", None)
+        return table

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 import numpy as np
 
-from .override import Override, resolve
+from .links import Decay
+from .override import Override, find_overridden
 from .pair import Pair
 from .pieces import Pieces, Speller
 
@@ -25,12 +27,10 @@ def with_overrides(pair: Pair, overrides: Sequence[Override]) -> Pieces:
     speller = Speller(pair.teacher)
     table = {token_id: pieces[token_id] for token_id in np.flatnonzero(pieces.lengths).tolist()}
     lossy = set(pieces.lossy.tolist())
-    for entry in overrides:
-        row = resolve(pair.student, entry.student, "student")
-        weights = entry.weights if entry.weights is not None else (1.0,) * len(entry.teacher)
-        table[row] = [
-            resolve(pair.teacher, ref, "teacher") for ref, weight in zip(entry.teacher, weights, strict=True) if weight
-        ]
+    for entry, (row, found) in zip(overrides, find_overridden(pair, overrides), strict=True):
+        # By decay all of them are its pieces, whatever is cut from W; a weight of 0 says that one is not.
+        used = [True] * len(found) if entry.weights is None else (entry.shares(Decay()) > 0).tolist()
+        table[row] = list(compress(found, used))
         lossy.discard(row)
         if not speller.equals(table[row], pair.student.surfaces[row]):
             lossy.add(row)

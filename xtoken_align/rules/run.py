@@ -39,6 +39,8 @@ class RuleOptions:
         for rule in self.rules:
             if rule not in SELECTABLE:
                 raise OptionError(f"no rule is called {rule!r}: the rules are {', '.join(SELECTABLE)}")
+        if not self.rules:
+            raise OptionError(f"no rule is named: name at least one of {', '.join(SELECTABLE)}")
         object.__setattr__(self, "rules", tuple(rule for rule in SELECTABLE if rule in self.rules))
 
 

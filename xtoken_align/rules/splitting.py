@@ -51,5 +51,4 @@ def reverse(pair: Pair, columns: NDArray[np.bool_], decay: Decay) -> Links:
     """
     teacher_ids = np.flatnonzero(~columns & (pair.teacher_pieces.lengths > 0))
     links = from_pieces("reverse", teacher_ids, pair.teacher_pieces, decay)
-    shares = links.weights / np.bincount(links.rows, links.weights, minlength=len(pair.teacher))[links.rows]
-    return Links(links.rule, links.columns, links.rows, links.positions, shares)
+    return Links(links.rule, links.columns, links.rows, links.positions, links.weights)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import MismatchError, StoreError
+from ..compare.compat import compat
+from ..errors import MismatchError, StoreError, XTokenWarning
 from ..mapping.mapping import Mapping
 from ..mapping.side import Side
 from ..mapping.storage import load_mapping
 from ..read import read_vocab
+from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
 from .store import Store
 
@@ -57,13 +61,18 @@ def locate_mapping(name_or_path: str | os.PathLike[str], *, store: str | os.Path
     if text.startswith(_HUB):
         return _from_hub(text)
     path = Path(text)
-    if path.is_file():
+    # pathlib raises for a name that is too long: here it only does not exist.
+    if os.path.isfile(text):  # noqa: PTH113
         return path
-    if path.is_dir():
-        raise StoreError(f"{text} is a folder: name a mapping file, or a mapping in the store")
+    is_folder = os.path.isdir(text)  # noqa: PTH112
     if path.suffix == ".npz" or len(path.parts) > 1:
-        raise StoreError(f"no such file: {text}")
-    return Store(store).find(text)
+        problem = "is a folder, not a mapping file" if is_folder else "is no file"
+        raise StoreError(f"{text} {problem}: name a mapping file, or a mapping in the store")
+    try:
+        return Store(store).find(text)
+    except StoreError as error:
+        # The store's own folder may be the current one, so a folder of that name is no refusal by itself.
+        raise StoreError(f"{text} is a folder, and {error}" if is_folder else str(error)) from error
 
 
 def _from_hub(address: str) -> Path:
@@ -79,21 +88,61 @@ def _from_hub(address: str) -> Path:
 def check_fits(side: Side, vocab: Vocab, role: str) -> None:
     """Refuses a vocabulary whose text is not the one that a mapping's side was built for.
 
+    Where the text is equal and something else differs (special tokens, roles, width), a warning says what: base and
+    instruct models share their text.
+
     Raises:
         MismatchError: says what differs.
     """
-    if vocab.fingerprint == side.fingerprint:
-        return
+    if vocab.fingerprint != side.fingerprint:
+        raise MismatchError(
+            f"the mapping's {role} is {side.name}, and {vocab.name} is not it: {_text_difference(side, vocab)}; build a "
+            "mapping for this tokenizer"
+        )
+    differences = list(_other_differences(side, vocab))
+    if differences:
+        warnings.warn(
+            f"the mapping's {role} {side.name} and {vocab.name} have the same text but differ in {', '.join(differences)}",
+            XTokenWarning,
+            stacklevel=3,
+        )
+
+
+def _text_difference(side: Side, vocab: Vocab) -> str:
+    ours, theirs = _texts(side), _texts(vocab)
+    moved = [i for i, (there, here) in enumerate(zip_longest(ours, theirs)) if there != here]
+    if not moved:
+        return "the tokens are equal but text is encoded otherwise (another split pattern, normaliser or merges)"
+    first = moved[0]
+    there, here = ("no text" if i >= len(texts) or texts[i] is None else repr(texts[i])
+                   for i, texts in ((first, ours), (first, theirs)))  # fmt: skip
+    subject = "1 id stands" if len(moved) == 1 else f"{len(moved):,} ids stand"
+    return f"{subject} for other text, the first being {first}: {there} in the mapping, {here} in the tokenizer"
+
+
+def _texts(side: Side | Vocab) -> list[bytes | None]:
+    """The surfaces of text and byte tokens, None elsewhere."""
+    speaks = (side.kinds <= Kind.BYTE).tolist()
+    return [surface if speak else None for surface, speak in zip(side.surfaces.list, speaks, strict=True)]
+
+
+def _other_differences(side: Side, vocab: Vocab) -> Iterator[str]:
+    if side.sizes.logits != vocab.sizes.logits:
+        yield f"logit width ({side.sizes.logits} in the mapping, {vocab.sizes.logits} in the tokenizer)"
+    shared = min(side.sizes.logits, vocab.sizes.logits)
     ours, theirs = side.surfaces.list, vocab.surfaces.list
-    shared = min(len(ours), len(theirs))
-    moved = [i for i in range(shared) if ours[i] != theirs[i]]
-    if moved:
-        first = moved[0]
-        what = f"{len(moved)} ids stand for other tokens, the first being {first}: {ours[first]!r} there, {theirs[first]!r} here"
-    elif len(ours) != len(theirs):
-        what = f"it has {len(theirs)} ids where the mapping has {len(ours)}"
-    else:
-        what = "the tokens are equal but text is encoded otherwise (another split pattern, normaliser or merges)"
-    raise MismatchError(
-        f"the mapping's {role} is {side.name}, and {vocab.name} is not it: {what}; build a mapping for this tokenizer"
-    )
+    named = np.flatnonzero((side.kinds[:shared] > Kind.BYTE) | (vocab.kinds[:shared] > Kind.BYTE)).tolist()
+    others = [i for i in named if ours[i] != theirs[i] or side.kinds[i] != vocab.kinds[i]]
+    if others:
+        first = others[0]
+        yield (
+            f"{len(others)} special or reserved tokens (the first is {first}: {ours[first].decode(errors='replace')!r} "
+            f"in the mapping, {theirs[first].decode(errors='replace')!r} in the tokenizer)"
+        )
+    roles = [
+        name
+        for name in sorted({*side.roles, *vocab.roles})
+        if tuple(side.roles.get(name, ())) != tuple(vocab.roles.get(name, ()))
+    ]
+    if roles:
+        yield f"the roles {', '.join(roles)}"

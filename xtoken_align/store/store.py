@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,19 +61,11 @@ class Store:
         Raises:
             StoreError: the folder cannot be written, or the name is none.
         """
-        from filelock import FileLock, Timeout
-
         folder = self.root / checked_name(name or pair_name(mapping))
         path = folder / f"{mapping.version}.npz"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / ".lock", timeout=_LOCK_SECONDS):
-                if force or not _is_whole(path, mapping):
-                    mapping.save(path)
-        except Timeout as error:
-            raise StoreError(f"{folder} stayed locked by another process for {_LOCK_SECONDS} seconds: try again") from error
-        except OSError as error:
-            raise StoreError(f"cannot write to the store {self.root}: {error.strerror or error}; choose another") from error
+        with locked(folder):
+            if force or not holds(path, mapping):
+                mapping.save(path)
         return path
 
     def versions(self, name: str) -> list[Path]:
@@ -81,7 +74,7 @@ class Store:
         for root in (shipped_root(), self.root):
             folder = root / name if root is not None else None
             if folder is not None and folder.is_dir():
-                files = (path for path in folder.iterdir() if _FILE_NAME.fullmatch(path.name))
+                files = [path for path in _listed(folder) if _FILE_NAME.fullmatch(path.name)]
                 found += sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name))
         return found
 
@@ -90,7 +83,7 @@ class Store:
         seen: set[str] = set()
         for root in (self.root, shipped_root()):
             if root is not None and root.is_dir():
-                for folder in sorted(root.iterdir()):
+                for folder in _listed(root):
                     if folder.is_dir() and _NAME.fullmatch(folder.name) and folder.name not in seen:
                         seen.add(folder.name)
                         if self.versions(folder.name):
@@ -106,7 +99,10 @@ class Store:
         files = self.versions(pair) if _NAME.fullmatch(pair) else []
         if not files:
             known = ", ".join(self.names()) or "none"
-            raise StoreError(f"no mapping is called {pair!r}, neither a file nor in the store {self.root}; known: {known}")
+            raise StoreError(
+                f"no mapping is called {pair!r}: it is no file, and the store {self.root} has {known}; name one of "
+                "these or the path of a file, or build it"
+            )
         if wanted in ("", "latest"):
             return files[-1]
         matching = {path.stem: path for path in files if path.stem.startswith(wanted)}
@@ -114,7 +110,39 @@ class Store:
             return next(iter(matching.values()))
         versions = ", ".join(sorted({path.stem for path in files}))
         problem = "several versions that begin with" if matching else "no version"
-        raise StoreError(f"{pair} has {problem} {wanted!r}; its versions: {versions}")
+        raise StoreError(f"{pair} has {problem} {wanted!r}: name one of {versions}")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a name's folder, which is made if need be. The lock of a killed process frees itself.
+
+    Raises:
+        StoreError: the folder cannot be made or written, or another process holds the lock for too long.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=_LOCK_SECONDS)
+        lock.acquire()
+    except Timeout as error:
+        raise StoreError(f"{folder} stayed locked by another process for {_LOCK_SECONDS} seconds: try again") from error
+    except OSError as error:
+        raise StoreError(f"cannot write to the store folder {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise StoreError(
+            f"cannot read the store's folder {folder} ({error.strerror or error}): make it readable or choose another"
+        ) from error
 
 
 def pair_name(mapping: Mapping) -> str:
@@ -133,8 +161,9 @@ def checked_name(name: str) -> str:
     return name
 
 
-def _is_whole(path: Path, mapping: Mapping) -> bool:
-    if not path.exists():
+def holds(path: Path, mapping: Mapping) -> bool:
+    """Whether a file is this very mapping, whole."""
+    if not path.is_file():
         return False
     try:
         return load_mapping(path).content_hash == mapping.content_hash

@@ -1,0 +1,139 @@
+"""`xtoken-align diff`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .console import print_json, stdout_console, visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..compare.diff import Diff
+
+_NUMERALS = ("digits_1", "digits_2", "digits_3", "digits_4plus")
+
+
+@click.command("diff")
+@click.argument("old")
+@click.argument("new")
+@click.option("--limit", type=click.IntRange(min=0), default=10, show_default=True, metavar="N",
+              help="List at most N tokens of each kind of change.")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 where the mappings differ.")
+@click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+@click.pass_context
+def command(
+    ctx: click.Context, old: str, new: str, limit: int, exit_code: bool, store: Path | None, as_json: bool  # noqa: FBT001
+) -> None:
+    """Compare two mappings by what their tokens say, not by their ids: what would change a training run comes first.
+
+    \b
+    Examples:
+      xtoken-align diff llama-3--qwen3 llama-3--qwen3.6
+      xtoken-align diff old.npz new.npz --exit-code --json
+    """
+    from ..compare.diff import diff
+    from ..store.load import load
+
+    found = diff(load(old, store=store), load(new, store=store))
+    if as_json:
+        print_json(found.to_dict(limit=limit))
+    else:
+        _render(found, stdout_console(), limit)
+    if exit_code and found.differs:
+        ctx.exit(1)
+
+
+def _render(found: Diff, console: Console, limit: int) -> None:
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
+    if not found.differs:
+        say(f"{found.old} and {found.new}: no training run could tell them apart.")
+        return
+    say(f"{found.old} -> {found.new}\n")
+    for line in _headline(found):
+        say(line)
+    if found.classes:
+        console.print()
+        console.print(_class_table(found))
+    changes = found.changes(limit=limit)
+    for title, entries in _listed(changes):
+        say(f"\n{title}")
+        for entry in entries:
+            say(f"  {entry}")
+
+
+def _headline(found: Diff) -> list[str]:
+    """What a training run would notice, most important first."""
+    rows, lines = found.rows, []
+    before, after = found.recommendation
+    if before != after:
+        lines.append(f"Recommended loss: {before} before, {after} now.")
+    numerals = [name for name in _NUMERALS if name in found.classes]
+    for name in numerals:
+        was, now = found.classes[name]
+        lines.append(f"Numerals {name}: {was.exact:,} of {was.total:,} exact before, {now.exact:,} of {now.total:,} now.")
+    lines.append(
+        f"Rows: {rows.rule:,} by another rule, {rows.weights:,} with other weights, {rows.added:,} new, "
+        f"{rows.removed:,} gone, {rows.same:,} the same; L1 distance {found.l1:,.1f} in all."
+    )
+    for side, change in (("Student", found.student), ("Teacher", found.teacher)):
+        counts = ((change.added, "added"), (change.removed, "removed"), (change.moved, "moved"),
+                  (change.repurposed, "ids repurposed"), (change.renamed, "renamed"))  # fmt: skip
+        told = ", ".join(f"{count:,} {word}" for count, word in counts if count)
+        lines.append(f"{side} tokens: {told or 'unchanged'}.")
+    lines += [f"The {side} encodes text otherwise, though its tokens are equal." for side in found.otherwise_encoded]
+    lines += [f"Option {name}: {was!r} before, {now!r} now." for name, (was, now) in found.options.items()]
+    return lines
+
+
+def _class_table(found: Diff) -> Any:  # noqa: ANN401 - a rich table, imported late
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("class", no_wrap=True)
+    for way in ("exact", "near", "split", "empty"):
+        table.add_column(way, justify="right", no_wrap=True)
+    for name, (before, after) in found.classes.items():
+        table.add_row(name, *(_change(getattr(before, way), getattr(after, way)) for way in ("exact", "near", "split", "empty")))
+    return table
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
+
+
+def _listed(changes: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    found: list[tuple[str, list[str]]] = []
+    for rule in ("rule", "weights"):
+        title = {"rule": "Rows by another rule", "weights": "Rows with other weights"}[rule]
+        found.append((f"{title}, the largest changes first:", [_row(entry) for entry in changes["rows"][rule]]))
+    for key, title in (("added", "Rows that are new"), ("removed", "Rows that are gone")):
+        found.append((f"{title}:", [_token(entry) for entry in changes["rows"][key]]))
+    for side in ("student", "teacher"):
+        for key, entries in changes[side].items():
+            found.append((f"{side.capitalize()} tokens {key}:", [_token(entry) for entry in entries]))
+    return [(title, entries) for title, entries in found if entries]
+
+
+def _row(entry: dict[str, Any]) -> str:
+    was, now = ("+".join(_surface(link["surface"]) for link in entry[when]) for when in ("before", "after"))
+    rules = " -> ".join(dict.fromkeys(entry["rule"]))
+    return f"{entry['id']:>7}  {_surface(entry['surface'])}  {rules}, L1 {entry['l1']:.3f}: {was} -> {now}"
+
+
+def _token(entry: dict[str, Any]) -> str:
+    if "before" in entry:
+        return f"{entry['id']:>7}  {_surface(entry['before'])} -> {_surface(entry['after'])}"
+    moved = f" -> {entry['to']}" if "to" in entry else ""
+    return f"{entry['id']:>7}{moved}  {_surface(entry['surface'])}"
+
+
+def _surface(surface: Any) -> str:  # noqa: ANN401 - as JSON holds it
+    return visible(surface.encode() if isinstance(surface, str) else bytes.fromhex(surface["hex"]))
