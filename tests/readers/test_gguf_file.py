@@ -516,9 +516,24 @@ def test_lengths_that_disagree_are_refused(tmp_path: Path) -> None:
         read_gguf(write(tmp_path / "n.gguf", "llama", tokens, token_type=types))
 
 
-def test_a_token_that_stands_twice_is_refused_with_both_ids(tmp_path: Path) -> None:
-    with pytest.raises(VocabularyError, match="'a' twice, as ids 0 and 2"):
-        read_gguf(write(tmp_path / "m.gguf", "llama", ["a", "b", "a"], scores=[0.0] * 3, token_type=[1] * 3))
+def test_a_string_that_stands_twice_names_two_ids_of_which_text_reaches_the_first(tmp_path: Path) -> None:
+    tokens, scores, types = tiny_llama()
+    at = next(i for i, (text, kind) in enumerate(zip(tokens, types, strict=True)) if kind == 1 and text.isalpha())
+    again = write(tmp_path / "m.gguf", "llama", [*tokens, tokens[at]], scores=[*scores, 0.0], token_type=[*types, 1])
+    parsed = read_gguf(again)
+    assert parsed.raw[at] == parsed.raw[len(tokens)] == tokens[at]
+    ids = parsed.make_encoder(np.ones(len(tokens) + 1, dtype=np.bool_)).encode_batch([tokens[at]])
+    assert len(tokens) not in ids[0]
+    assert ids[0]
+
+
+def test_of_several_unknown_pieces_the_stated_one_is_unknown_and_the_rest_are_special(tmp_path: Path) -> None:
+    tokens, scores, types = tiny_llama()
+    names = [*tokens, "<spare>"]
+    path = write(tmp_path / "m.gguf", "llama", names, scores=[*scores, 0.0], token_type=[*types, 2])
+    declared = read_gguf(path).declared
+    assert declared.tolist().count(Declared.UNKNOWN) == 1
+    assert declared[len(tokens)] in (Declared.SPECIAL, Declared.UNKNOWN)
 
 
 def test_a_token_type_that_does_not_exist_is_refused(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ Source of the keys and of what the token types mean: ggml, docs/gguf.md, and lla
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ _ROLE_KEYS = {
     "fim_suf": "fim_suffix",
     "fim_mid": "fim_middle",
     "fim_pad": "fim_pad",
-    "fim_rep": "fim_repo",
-    "fim_sep": "fim_sep",
+    "fim_rep": "repo_name",
+    "fim_sep": "file_sep",
     "prefix": "fim_prefix",
     "suffix": "fim_suffix",
     "middle": "fim_middle",
@@ -82,7 +82,14 @@ def read_gguf(path: Path) -> Parsed:
             f"{path.name} has a tokenizer of the type {model!r}: expected one of {', '.join(_MODELS)}; "
             "read the model's own tokenizer files"
         )
-    return read(_tokenizer(header, path.name))
+    tokenizer = _tokenizer(header, path.name)
+    parsed = read(tokenizer)
+    if not tokenizer.repeats:
+        return parsed
+    raw = list(parsed.raw)
+    for again, lowest in tokenizer.repeats.items():
+        raw[again] = raw[lowest]
+    return replace(parsed, raw=raw)
 
 
 def _tokenizer(header: GgufHeader, name: str) -> Tokenizer:
@@ -91,6 +98,11 @@ def _tokenizer(header: GgufHeader, name: str) -> Tokenizer:
     role_ids = dict(_role_ids(settings, len(tokens)))
     types, typed = _types(settings, tokens, role_ids, name)
     types[fillers] = PieceType.UNUSED
+    repeats = _repeats(tokens)
+    for again in repeats:
+        # Encoders take a string once; text could not become the second of two equal tokens anyway.
+        tokens[again] = f"\uffff{again}\uffff"
+        types[again] = PieceType.UNUSED
     roles: dict[str, tuple[str, ...]] = {}
     for key, token_id in role_ids.items():
         known = roles.get(_ROLE_KEYS[key], ())
@@ -104,6 +116,7 @@ def _tokenizer(header: GgufHeader, name: str) -> Tokenizer:
         tokens=tokens,
         types=types,
         typed=typed,
+        repeats=repeats,
         roles=roles,
         width=width,
         width_source=width_source,
@@ -123,12 +136,13 @@ def _tokens(settings: dict[str, Any], name: str) -> tuple[list[str], list[int]]:
     broken = next((token_id for token_id, text in enumerate(tokens) if not isinstance(text, str)), None)
     if broken is not None:
         raise VocabularyError(f"token {broken} of {name} is {tokens[broken]!r}: expected a string in UTF-8")
-    if len(set(tokens)) < len(tokens):
-        text = Counter(tokens).most_common(1)[0][0]
-        first = tokens.index(text)
-        second = tokens.index(text, first + 1)
-        raise VocabularyError(f"{name} has the token {text!r} twice, as ids {first} and {second}: a token is one id")
     return tokens, fillers
+
+
+def _repeats(tokens: Sequence[str]) -> dict[int, int]:
+    """The ids whose string a lower id has already, with that id."""
+    first: dict[str, int] = {}
+    return {at: lowest for at, text in enumerate(tokens) if (lowest := first.setdefault(text, at)) != at}
 
 
 def _role_ids(settings: dict[str, Any], count: int) -> Iterator[tuple[str, int]]:

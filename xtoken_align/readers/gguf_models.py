@@ -30,6 +30,7 @@ class Tokenizer:
         tokens: the token strings by id.
         types: uint8 (ids,), values of `PieceType`.
         typed: whether the file states the types; else only roles have marked some.
+        repeats: ids whose string a lower id has, with that id; their entry in `tokens` is a stand-in.
         roles: role -> token strings.
         width: logit width, None where the file is silent, and `width_source` where it comes from.
         warnings: sentences the user should read.
@@ -40,6 +41,7 @@ class Tokenizer:
     tokens: Sequence[str]
     types: NDArray[np.uint8]
     typed: bool
+    repeats: Mapping[int, int]
     roles: Mapping[str, tuple[str, ...]]
     width: int | None
     width_source: str
@@ -82,7 +84,7 @@ def sentence_pieces(tokenizer: Tokenizer, *, unigram: bool) -> Parsed:
             "convert the model again"
         )
     proto = model_proto_class()()
-    for text, score, piece_type in zip(_marked(tokenizer), scores.tolist(), tokenizer.types.tolist(), strict=True):
+    for text, score, piece_type in zip(_marked(tokenizer), scores.tolist(), _one_unknown(tokenizer), strict=True):
         proto.pieces.add(piece=text, score=score, type=piece_type)
     settings = tokenizer.settings
     proto.trainer_spec.model_type = 1 if unigram else 2
@@ -104,6 +106,15 @@ def sentence_pieces(tokenizer: Tokenizer, *, unigram: bool) -> Parsed:
         width_source=tokenizer.width_source,
         warnings=tokenizer.warnings,
     )
+
+def _one_unknown(tokenizer: Tokenizer) -> list[int]:
+    """The pieces' types with one unknown piece: converters give unused ids that type too, and a model has one."""
+    types = tokenizer.types.copy()
+    unknown = np.flatnonzero(types == PieceType.UNKNOWN)
+    stated = [at for at in unknown.tolist() if tokenizer.tokens[at] in tokenizer.roles.get("unk", ())]
+    types[unknown[unknown != (stated or unknown.tolist() or [-1])[0]]] = PieceType.CONTROL
+    listed: list[int] = types.tolist()
+    return listed
 
 
 def _marked(tokenizer: Tokenizer) -> Iterator[str]:
