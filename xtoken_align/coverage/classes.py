@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import compress
+from typing import TYPE_CHECKING
 
 import numpy as np
-import regex
 from numpy.typing import NDArray
 
 from ..vocab.kinds import Kind
+
+if TYPE_CHECKING:
+    import regex
 
 _SCRIPTS = {
     "latin": r"\p{Script=Latin}",
@@ -209,6 +212,8 @@ def _code_points(text: str) -> NDArray[np.uint32]:
 
 @cache
 def _compiled(name: str) -> regex.Pattern[str]:
+    import regex  # late: reading a report needs the names of the classes alone
+
     return regex.compile(_TRAITS[name], regex.V1)
 
 

@@ -6,17 +6,20 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..compare.compat import compat
+import numpy as np
+
 from ..errors import MismatchError, StoreError, XTokenWarning
 from ..mapping.mapping import Mapping
 from ..mapping.side import Side
 from ..mapping.storage import load_mapping
-from ..read import read_vocab
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
 from .store import Store
+
+if TYPE_CHECKING:
+    from ..compare.compat import Compat
 
 _HUB = "hf://"
 
@@ -47,8 +50,15 @@ def load(
     for side, given in ((mapping.student, student), (mapping.teacher, teacher)):
         if given is not None:
             role = "student" if side is mapping.student else "teacher"
-            check_fits(side, given if isinstance(given, Vocab) else read_vocab(given), role)
+            check_fits(side, given if isinstance(given, Vocab) else _read(given), role)
     return mapping
+
+
+def _read(source: Any) -> Vocab:  # noqa: ANN401
+    # Loading alone needs no readers, and they take longer to import than a mapping to load.
+    from ..read import read_vocab
+
+    return read_vocab(source)
 
 
 def locate_mapping(name_or_path: str | os.PathLike[str], *, store: str | os.PathLike[str] | None = None) -> Path:
@@ -95,54 +105,33 @@ def check_fits(side: Side, vocab: Vocab, role: str) -> None:
         MismatchError: says what differs.
     """
     if vocab.fingerprint != side.fingerprint:
+        relation = compat(side, vocab)
         raise MismatchError(
-            f"the mapping's {role} is {side.name}, and {vocab.name} is not it: {_text_difference(side, vocab)}; build a "
-            "mapping for this tokenizer"
+            f"the mapping's {role} is {side.name}, and {vocab.name} is not it ({relation.because}): build a mapping "
+            "for this tokenizer"
         )
-    differences = list(_other_differences(side, vocab))
+    differences = list(_differences_beside_text(side, vocab))
     if differences:
         warnings.warn(
-            f"the mapping's {role} {side.name} and {vocab.name} have the same text but differ in {', '.join(differences)}",
+            f"the mapping's {role} {side.name} and the {role} in hand {vocab.name} have the same text but differ in "
+            f"{' and in '.join(differences)}",
             XTokenWarning,
             stacklevel=3,
         )
 
 
-def _text_difference(side: Side, vocab: Vocab) -> str:
-    ours, theirs = _texts(side), _texts(vocab)
-    moved = [i for i, (there, here) in enumerate(zip_longest(ours, theirs)) if there != here]
-    if not moved:
-        return "the tokens are equal but text is encoded otherwise (another split pattern, normaliser or merges)"
-    first = moved[0]
-    there, here = ("no text" if i >= len(texts) or texts[i] is None else repr(texts[i])
-                   for i, texts in ((first, ours), (first, theirs)))  # fmt: skip
-    subject = "1 id stands" if len(moved) == 1 else f"{len(moved):,} ids stand"
-    return f"{subject} for other text, the first being {first}: {there} in the mapping, {here} in the tokenizer"
-
-
-def _texts(side: Side | Vocab) -> list[bytes | None]:
-    """The surfaces of text and byte tokens, None elsewhere."""
-    speaks = (side.kinds <= Kind.BYTE).tolist()
-    return [surface if speak else None for surface, speak in zip(side.surfaces.list, speaks, strict=True)]
-
-
-def _other_differences(side: Side, vocab: Vocab) -> Iterator[str]:
-    if side.sizes.logits != vocab.sizes.logits:
-        yield f"logit width ({side.sizes.logits} in the mapping, {vocab.sizes.logits} in the tokenizer)"
-    shared = min(side.sizes.logits, vocab.sizes.logits)
+def _differences_beside_text(side: Side, vocab: Vocab) -> Iterator[str]:
+    widths = side.sizes.logits, vocab.sizes.logits
+    if widths[0] != widths[1]:
+        yield f"their logit width ({widths[0]} there, {widths[1]} here)"
+    shared = min(widths)
     ours, theirs = side.surfaces.list, vocab.surfaces.list
-    named = np.flatnonzero((side.kinds[:shared] > Kind.BYTE) | (vocab.kinds[:shared] > Kind.BYTE)).tolist()
-    others = [i for i in named if ours[i] != theirs[i] or side.kinds[i] != vocab.kinds[i]]
+    named = (side.kinds[:shared] > Kind.BYTE) | (vocab.kinds[:shared] > Kind.BYTE)
+    others = [i for i in np.flatnonzero(named).tolist() if ours[i] != theirs[i] or side.kinds[i] != vocab.kinds[i]]
     if others:
-        first = others[0]
-        yield (
-            f"{len(others)} special or reserved tokens (the first is {first}: {ours[first].decode(errors='replace')!r} "
-            f"in the mapping, {theirs[first].decode(errors='replace')!r} in the tokenizer)"
-        )
-    roles = [
-        name
-        for name in sorted({*side.roles, *vocab.roles})
-        if tuple(side.roles.get(name, ())) != tuple(vocab.roles.get(name, ()))
-    ]
-    if roles:
-        yield f"the roles {', '.join(roles)}"
+        there, here = (surfaces[others[0]].decode("utf-8", "replace") for surfaces in (ours, theirs))
+        yield f"{len(others)} special or reserved ids (id {others[0]} is {there!r} there, {here!r} here)"
+    roles = {name for table in (side.roles, vocab.roles) for name in table}
+    changed = sorted(name for name in roles if tuple(side.roles.get(name, ())) != tuple(vocab.roles.get(name, ())))
+    if changed:
+        yield f"the roles {', '.join(changed)}"

@@ -127,9 +127,14 @@ def locked(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / ".lock", timeout=_LOCK_SECONDS)
         lock.acquire()
     except Timeout as error:
-        raise StoreError(f"{folder} stayed locked by another process for {_LOCK_SECONDS} seconds: try again") from error
+        raise StoreError(
+            f"{folder} stayed locked by another process for {_LOCK_SECONDS} seconds: try again"
+        ) from error
     except OSError as error:
-        raise StoreError(f"cannot write to the store folder {folder}: {error.strerror or error}") from error
+        raise StoreError(
+            f"cannot write to the store's folder {folder} ({error.strerror or error}): choose a folder that can be "
+            f"written with --store or ${ENVIRONMENT}"
+        ) from error
     try:
         yield
     finally:
