@@ -10,8 +10,6 @@ import click
 from .console import print_json, stdout_console, visible
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ..compare.diff import Diff
 
 _NUMERALS = ("digits_1", "digits_2", "digits_3", "digits_4plus")
@@ -43,15 +41,13 @@ def command(
     if as_json:
         print_json(found.to_dict(limit=limit))
     else:
-        _render(found, stdout_console(), limit)
+        _render(found, limit)
     if exit_code and found.differs:
         ctx.exit(1)
 
 
-def _render(found: Diff, console: Console, limit: int) -> None:
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True)
-
+def _render(found: Diff, limit: int) -> None:
+    say = click.echo
     if not found.differs:
         say(f"{found.old} and {found.new}: no training run could tell them apart.")
         return
@@ -59,8 +55,8 @@ def _render(found: Diff, console: Console, limit: int) -> None:
     for line in _headline(found):
         say(line)
     if found.classes:
-        console.print()
-        console.print(_class_table(found))
+        say()
+        stdout_console().print(_class_table(found))
     changes = found.changes(limit=limit)
     for title, entries in _listed(changes):
         say(f"\n{title}")

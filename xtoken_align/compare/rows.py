@@ -28,18 +28,21 @@ class RowComparison:
     def distance(self) -> NDArray[np.float64]:
         """float64 (old student logits,), L1 distance between a token's rows; a link to an unmatched token counts whole."""
         old, new = self.old.matrix, self.new.matrix
-        width = old.shape[1] + new.shape[1]
+        if self.old.content_hash == self.new.content_hash:
+            return np.zeros(old.shape[0])
         new_rows = self.student.old_of_new[new.rows]
         columns = self.teacher.old_of_new[new.indices].astype(np.int64)
         columns = np.where(columns >= 0, columns, old.shape[1] + new.indices)
         kept = new_rows >= 0
-        cells = np.concatenate(
-            [old.rows.astype(np.int64) * width + old.indices, new_rows[kept].astype(np.int64) * width + columns[kept]]
-        )
-        weights = np.concatenate([old.data.astype(np.float64), -new.data[kept].astype(np.float64)])
-        unique, inverse = np.unique(cells, return_inverse=True)
-        change = np.abs(np.bincount(inverse, weights, minlength=len(unique)))
-        return np.bincount(unique // width, change, minlength=old.shape[0])
+        before = _Cells(old.rows, old.indices.astype(np.int64), old.data)
+        after = _Cells(new_rows[kept], columns[kept], new.data[kept])
+        # Most rows are one link on both sides, and need no sorting to be compared.
+        single = (before.counts(old.shape[0]) == 1) & (after.counts(old.shape[0]) == 1)
+        distance = _distance_of_many(before.without(single), after.without(single), old.shape)
+        rows = np.flatnonzero(single)
+        (was, weight_was), (now, weight_now) = (cells.of_single(single, old.shape[0]) for cells in (before, after))
+        distance[rows] = np.where(was == now, np.abs(weight_was - weight_now), weight_was + weight_now)
+        return distance
 
     @cached_property
     def _pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -86,3 +89,36 @@ class RowComparison:
         has = np.zeros(len(filled), dtype=np.bool_)
         has[after >= 0] = self.new.matrix.owner[after[after >= 0]] > 0
         return np.flatnonzero(filled & ~has & self.student.used_old)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """Links as rows, columns and weights, in the old mapping's ids."""
+
+    rows: NDArray[np.int32]
+    columns: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+    def counts(self, height: int) -> NDArray[np.int64]:
+        return np.bincount(self.rows, minlength=height)
+
+    def without(self, rows: NDArray[np.bool_]) -> _Cells:
+        kept = ~rows[self.rows]
+        return _Cells(self.rows[kept], self.columns[kept], self.weights[kept])
+
+    def of_single(self, rows: NDArray[np.bool_], height: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The column and the weight of each marked row, which has one link, by ascending row."""
+        kept = rows[self.rows]
+        columns, weights = np.zeros(height, dtype=np.int64), np.zeros(height)
+        columns[self.rows[kept]] = self.columns[kept]
+        weights[self.rows[kept]] = self.weights[kept]
+        return columns[rows], weights[rows]
+
+
+def _distance_of_many(before: _Cells, after: _Cells, shape: tuple[int, int]) -> NDArray[np.float64]:
+    width = max(int(after.columns.max(initial=0)) + 1, shape[1])
+    cells = np.concatenate([part.rows.astype(np.int64) * width + part.columns for part in (before, after)])
+    weights = np.concatenate([before.weights.astype(np.float64), -after.weights.astype(np.float64)])
+    unique, inverse = np.unique(cells, return_inverse=True)
+    change = np.abs(np.bincount(inverse, weights, minlength=len(unique)))
+    return np.bincount(unique // width, change, minlength=shape[0])

@@ -79,7 +79,15 @@ class Match:
         shared = min(len(self.old.kinds), len(self.new.kinds))
         alike = self.used_old[:shared] & self.used_new[:shared]
         alike &= self.old.kinds[:shared] == self.new.kinds[:shared]
-        return alike & equal_strings(self.old.surfaces, self.new.surfaces, shared)
+        if not self._same_surfaces:
+            alike &= equal_strings(self.old.surfaces, self.new.surfaces, shared)
+        return alike
+
+    @cached_property
+    def _same_surfaces(self) -> bool:
+        # Told at once where a mapping is compared with one of the same student.
+        old, new = self.old.surfaces, self.new.surfaces
+        return np.array_equal(old.lengths, new.lengths) and np.array_equal(old.blob, new.blob)
 
     @cached_property
     def new_of_old(self) -> NDArray[np.int32]:
@@ -93,7 +101,7 @@ class Match:
             left = np.flatnonzero(self.used_old & (found < 0) & (self.old.kinds == kind))
             candidates = np.flatnonzero(self.used_new & ~taken & (self.new.kinds == kind))
             if len(left) and len(candidates):
-                found[left] = _find(_strings(self.old, left), _strings(self.new, candidates), candidates.tolist())
+                found[left] = _find(self.old.surfaces, left, self.new.surfaces, candidates)
         return found
 
     @cached_property
@@ -140,28 +148,48 @@ class Match:
         return np.flatnonzero(special & unmatched)
 
 
-def _strings(vocabulary: Vocabulary, ids: NDArray[np.int64]) -> list[bytes]:
-    surfaces = vocabulary.surfaces.list
-    return [surfaces[token_id] for token_id in ids.tolist()]
+def _find(
+    old: ByteStrings, wanted: NDArray[np.int64], new: ByteStrings, candidates: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    """The candidate with each wanted string, -1 where there is none; equal strings take equal ids in turn."""
+    wanted_codes, codes = old.codes[wanted], new.codes[candidates]
+    order = np.argsort(codes)
+    ordered = codes[order]
+    at = np.minimum(np.searchsorted(ordered, wanted_codes), len(ordered) - 1)
+    hit = ordered[at] == wanted_codes
+    found = candidates[order[at]]
+    hit[hit] = equal_at(old, wanted[hit], new, found[hit])
+    repeated = (ordered[1:] == ordered[:-1]).any() or np.bincount(found[hit], minlength=1).max() > 1
+    if repeated:
+        return _find_repeated([old[i] for i in wanted.tolist()], [new[i] for i in candidates.tolist()], candidates)
+    return np.where(hit, found, -1).astype(np.int32)
 
 
-def _find(wanted: list[bytes], strings: list[bytes], ids: list[int]) -> list[int]:
-    """The id of each wanted string, -1 where there is none; equal strings take equal ids in turn."""
-    table = dict(zip(strings, ids, strict=True))
-    if len(table) == len(strings) and len(set(wanted)) == len(wanted):
-        return [table.get(string, -1) for string in wanted]
+def _find_repeated(wanted: list[bytes], strings: list[bytes], candidates: NDArray[np.int64]) -> NDArray[np.int32]:
+    """The same where a string stands several times, or two strings share a code."""
     waiting: dict[bytes, list[int]] = {}
-    for string, token_id in zip(reversed(strings), reversed(ids), strict=True):
+    for string, token_id in zip(reversed(strings), reversed(candidates.tolist()), strict=True):
         waiting.setdefault(string, []).append(token_id)
-    return [found.pop() if (found := waiting.get(string)) else -1 for string in wanted]
+    found = [ids.pop() if (ids := waiting.get(string)) else -1 for string in wanted]
+    return np.array(found, dtype=np.int32)
 
 
 def equal_strings(left: ByteStrings, right: ByteStrings, count: int) -> NDArray[np.bool_]:
     """bool (count,), which of the first `count` strings are equal, without unpacking them."""
-    same = left.lengths[:count] == right.lengths[:count]
-    lengths = left.lengths[:count][same].astype(np.int64)
+    places = np.arange(count)
+    return equal_at(left, places, right, places)
+
+
+def equal_at(
+    left: ByteStrings, left_ids: NDArray[np.int64], right: ByteStrings, right_ids: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """bool, whether the strings at paired ids are equal, without unpacking them."""
+    lengths = left.lengths[left_ids].astype(np.int64)
+    same = lengths == right.lengths[right_ids]
+    lengths = lengths[same]
     owners = np.repeat(np.flatnonzero(same), lengths)
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    different = left.blob[left.offsets[owners] + within] != right.blob[right.offsets[owners] + within]
+    left_bytes = left.blob[np.repeat(left.offsets[left_ids[same]], lengths) + within]
+    different = left_bytes != right.blob[np.repeat(right.offsets[right_ids[same]], lengths) + within]
     same[owners[different]] = False
-    return same
+    return np.asarray(same)

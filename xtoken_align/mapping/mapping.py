@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from collections.abc import Mapping as Table
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,8 +43,8 @@ class Mapping:
         teacher: the teacher's side.
         matrix: W as arrays.
         options: what decided the links, as plain values.
-        student_pieces: every student token as the teacher writes it, uncut.
-        teacher_pieces: every teacher token as the student writes it, uncut.
+        make_pieces: gives the decompositions of one side's tokens; reports do without them.
+        measured: rows counted by class, rule and reason.
         content_hash: SHA-256 over all that decides the mapping.
         bin_sizes: the bins' count and largest sizes.
         provenance: `built`, `learned` or `imported`.
@@ -55,8 +56,7 @@ class Mapping:
     teacher: Side
     matrix: Matrix
     options: Table[str, Any]
-    student_pieces: Pieces = field(repr=False)
-    teacher_pieces: Pieces = field(repr=False)
+    make_pieces: Callable[[SideName], Pieces] = field(repr=False)
     measured: Coverage = field(repr=False)
     bin_sizes: BinSizes
     content_hash: str
@@ -76,6 +76,16 @@ class Mapping:
 
         matrix = self.matrix
         return csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+    @cached_property
+    def student_pieces(self) -> Pieces:
+        """Every student token as the teacher writes it, uncut."""
+        return self.make_pieces("student")
+
+    @cached_property
+    def teacher_pieces(self) -> Pieces:
+        """Every teacher token as the student writes it, uncut."""
+        return self.make_pieces("teacher")
 
     @property
     def rules(self) -> list[str]:

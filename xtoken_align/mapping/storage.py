@@ -6,6 +6,7 @@ Decompositions are kept beyond what W holds only: a row whose links are its whol
 from __future__ import annotations
 
 from collections.abc import Mapping as Table
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..vocab.kinds import Kind
 from .archive import write_archive
 from .bins import BinSizes
 from .hashing import SCHEMA, content_hash
-from .mapping import Mapping
+from .mapping import Mapping, SideName
 from .side import Side
 from .validate import load_checked
 
@@ -173,8 +174,7 @@ def _assemble(arrays: Arrays, metadata: Table[str, Any]) -> Mapping:
         teacher=teacher,
         matrix=matrix,
         options=metadata["options"],
-        student_pieces=_together(_kept(arrays, "student"), told_to_student(matrix, student)),
-        teacher_pieces=_together(_kept(arrays, "teacher"), told_to_teacher(matrix, student)),
+        make_pieces=partial(_pieces, arrays, matrix, student),
         measured=Coverage.from_dict(metadata["coverage"]),
         bin_sizes=_bin_sizes(metadata["bins"]),
         content_hash=metadata["content_hash"],
@@ -182,6 +182,11 @@ def _assemble(arrays: Arrays, metadata: Table[str, Any]) -> Mapping:
         created=metadata.get("created"),
         notes=metadata.get("notes") or {},
     )
+
+
+def _pieces(arrays: Arrays, matrix: Matrix, student: Side, side: SideName) -> Pieces:
+    told = told_to_student(matrix, student) if side == "student" else told_to_teacher(matrix, student)
+    return _together(_kept(arrays, side), told)
 
 
 def _kept(arrays: Arrays, name: str) -> Pieces:
