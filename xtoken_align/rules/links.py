@@ -49,7 +49,7 @@ def normalised(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         weights: float64, at least 0, one above 0.
     """
     # By the largest first: the sum of the greatest numbers that a user can write would be infinite.
-    shares = weights / weights.max()
+    shares: NDArray[np.float64] = weights / weights.max()
     shares /= shares.sum()
     shares[shares < _SMALLEST] = 0
     return shares

@@ -122,7 +122,7 @@ def _parse(entry: Any, where: str) -> Override:  # noqa: ANN401
     if isinstance(entry, Override):
         return entry
     if not isinstance(entry, dict) or not {"student", "teacher"} <= entry.keys() <= {"student", "teacher", "weights"}:
-        raise OverrideError(f"{where} is {short(entry)}: expected {_SHAPE}")
+        raise OverrideError(f"{where} is {short(entry):.200}: expected {_SHAPE}")
     teacher = entry["teacher"] if isinstance(entry["teacher"], list | tuple) else [entry["teacher"]]
     refs = tuple(_parse_ref(ref, where) for ref in teacher)
     weights = entry.get("weights")

@@ -1,0 +1,54 @@
+"""Real vocabularies, each read once per process; tests that need one are skipped where its package is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import pytest
+
+from xtoken_align import Mapping, Vocab, build, read_vocab
+from xtoken_align.errors import SourceError
+from xtoken_align.sources.package_files import package_file
+from xtoken_align.sources.presets import presets
+
+J2 = "pkg:ai21_tokenizer/resources/j2-tokenizer/j2-tokenizer.model"
+
+
+@cache
+def _read(source: str) -> Vocab | str:
+    location = presets()[source].locations[0] if source in presets() else source
+    try:
+        # Asked first, since an alias whose package is missing would be looked for on the Hub.
+        package_file(location)
+    except SourceError as error:
+        return str(error)
+    return read_vocab(source)
+
+
+@pytest.fixture(scope="session")
+def real() -> Callable[[str], Vocab]:
+    """Reads a real vocabulary by alias."""
+
+    def read(source: str) -> Vocab:
+        found = _read(J2 if source == "j2" else source)
+        if isinstance(found, str):
+            pytest.skip(found)
+        return found
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def llama_qwen(real: Callable[[str], Vocab]) -> Mapping:
+    """The mapping of student Llama-3 and teacher Qwen3."""
+    return build(student=real("llama-3"), teacher=real("qwen3"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test touches the user's own store, and no build of a test is dated by the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XTOKEN_ALIGN_STORE", str(tmp_path_factory.mktemp("store")))
+        patch.delenv("SOURCE_DATE_EPOCH", raising=False)
+        yield
