@@ -3,67 +3,156 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .console import print_json, stdout_console, visible
 
 if TYPE_CHECKING:
+    from ..coverage.recommend import Recommendation
+    from ..mapping.audit import Audit
     from ..mapping.mapping import Mapping
-    from ..mapping.rows import Unmatched
+    from ..mapping.unmatched import Unmatched
 
 
 @click.command("inspect")
 @click.argument("mapping")
+@click.option("--critical", metavar="A,B", help="Classes that decide the recommended loss. "
+              "[default: digits_2,digits_3,ascii_punct_1]")  # fmt: skip
 @click.option("--unmatched", is_flag=True, help="List the tokens that are neither exact nor near, numerals first.")
+@click.option("--class", "classes", metavar="A,B", help="List only tokens of these classes.")
+@click.option("--reason", "reasons", multiple=True, metavar="WORDS", help="List only tokens with this reason.")
+@click.option("--pattern", metavar="REGEX", help="List only tokens in which this is found.")
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="List at most N tokens.")
+@click.option("--tsv", is_flag=True, help="Print the list as tab-separated values.")
 @click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def command(mapping: str, unmatched: bool, limit: int | None, store: Path | None, as_json: bool) -> None:  # noqa: FBT001
+def command(mapping: str, **options: Any) -> None:  # noqa: ANN401 - click's options
     """Report what a MAPPING covers, class by class and rule by rule, what stays empty and which loss suits it.
+
+    With --unmatched, or an option that narrows the list, the tokens that are split or empty are listed instead.
 
     \b
     Examples:
       xtoken-align inspect llama-3--qwen3
       xtoken-align inspect llama-3--qwen3 --unmatched --limit 20
-      xtoken-align inspect mapping.npz --json
+      xtoken-align inspect llama-3--qwen3 --class han,kana --reason decompose --tsv
+      xtoken-align inspect mapping.npz --critical digits_3 --json
     """
     from ..store.load import load
 
-    loaded = load(mapping, store=store)
-    listed = loaded.unmatched(limit=limit) if unmatched else None
-    if as_json:
-        report = loaded.to_dict()
-        if listed is not None:
-            report["unmatched"] = [entry.to_dict() for entry in listed]
-        print_json(report)
-        return
-    _render(loaded, listed)
+    loaded = load(mapping, store=options["store"])
+    listed = _listed(loaded, options)
+    if options["as_json"]:
+        print_json(_report(loaded, listed, options))
+    elif listed is None:
+        _render(loaded, _recommendation(loaded, options["critical"]))
+    elif options["tsv"]:
+        _print_tsv(listed)
+    else:
+        _render_list(listed)
 
 
-def _render(mapping: Mapping, listed: list[Unmatched] | None) -> None:
-    console = stdout_console()
+def _listed(mapping: Mapping, options: dict[str, Any]) -> list[Unmatched] | None:
+    """The listed tokens, None where none are asked for."""
+    narrowing = options["classes"], options["reasons"], options["pattern"], options["tsv"]
+    if not options["unmatched"] and not any(narrowing):
+        return None
+    return mapping.unmatched(
+        classes=_words(options["classes"]),
+        reasons=options["reasons"],
+        pattern=options["pattern"],
+        limit=options["limit"],
+    )
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
+
+
+def _recommendation(mapping: Mapping, critical: str | None) -> Recommendation:
+    coverage = mapping.coverage()
+    if critical is None:
+        return coverage.recommendation
+    from ..coverage.recommend import recommend
+
+    identical = mapping.student.fingerprint == mapping.teacher.fingerprint
+    return recommend(coverage.classes, identical=identical, critical=_words(critical))
+
+
+def _report(mapping: Mapping, listed: list[Unmatched] | None, options: dict[str, Any]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from ..mapping.audit import audit
+
+    report = mapping.to_dict()
+    report["recommendation"] = asdict(_recommendation(mapping, options["critical"]))
+    report["by_class_and_rule"] = mapping.coverage().to_dict()["by_class_and_rule"]
+    report["audit"] = audit(mapping).to_dict()
     if listed is not None:
-        for entry in listed:
-            console.print(f"{entry.id:>7}  {visible(entry.surface)}  {entry.reason}", soft_wrap=True)
-        return
-    from ..coverage.render import coverage_table, rules_table, summary
+        report["unmatched"] = [entry.to_dict() for entry in listed]
+    return report
 
-    coverage, bins = mapping.coverage(), mapping.bin_sizes
+
+def _print_tsv(listed: list[Unmatched]) -> None:
+    click.echo("id\tsurface\tclass\treason")
+    for entry in listed:
+        click.echo(f"{entry.id}\t{visible(entry.surface)}\t{entry.class_name}\t{entry.reason}")
+
+
+def _render_list(listed: list[Unmatched]) -> None:
+    for entry in listed:
+        click.echo(f"{entry.id:>7}  {visible(entry.surface)}  {entry.class_name}, {entry.reason}")
+    if not listed:
+        click.echo("No such tokens.", err=True)
+
+
+def _render(mapping: Mapping, recommendation: Recommendation) -> None:
+    from dataclasses import replace
+
+    from ..coverage.render import coverage_table, rules_table, summary
+    from ..mapping.audit import audit
+
+    console = stdout_console()
+    coverage, bins = replace(mapping.coverage(), recommendation=recommendation), mapping.bin_sizes
     student, teacher = mapping.student, mapping.teacher
-    console.print(
+    click.echo(
         f"{teacher.name} -> {student.name}: version {mapping.version}, {mapping.provenance}, "
-        f"W is {student.sizes.logits:,} x {teacher.sizes.logits:,} with {len(mapping.matrix.data):,} links\n",
-        soft_wrap=True,
+        f"W is {student.sizes.logits:,} x {teacher.sizes.logits:,} with {len(mapping.matrix.data):,} links\n"
     )
     console.print(coverage_table(coverage))
     console.print()
     console.print(rules_table(coverage))
-    console.print()
-    console.print(
-        f"Bins: {bins.count:,}; the largest holds {bins.largest_student:,} student tokens, "
-        f"the largest on the teacher's side {bins.largest_teacher:,}.",
-        soft_wrap=True,
+    found = audit(mapping)
+    for line in _audit_lines(found):
+        click.echo(line)
+    click.echo(
+        f"\nBins: {bins.count:,}; the largest holds {bins.largest_student:,} student tokens, "
+        f"the largest on the teacher's side {bins.largest_teacher:,}."
     )
-    console.print(summary(coverage), soft_wrap=True)
+    click.echo(
+        f"Common set: {found.common_strict:,} tokens strictly, {found.common_relaxed:,} relaxed; "
+        f"{found.collisions:,} rows lost their teacher token to another row."
+    )
+    click.echo(f"Teacher tokens that no row reaches: {len(found.unreached):,}.")
+    click.echo(summary(coverage))
+
+
+def _audit_lines(found: Audit) -> list[str]:
+    """Every special token's fate, suggestions for those without one, and what else a reader should know."""
+    from ..mapping.suggest import override_text
+
+    lines = ["", "Special tokens:"] if found.specials else []
+    for decision in found.specials:
+        teacher = "-" if decision.teacher_surface is None else visible(decision.teacher_surface)
+        lines.append(f"  {decision.id:>7}  {visible(decision.surface)} -> {teacher}  {decision.by}")
+    if found.suggestions:
+        lines += ["", "Names alike among the unmatched, to check and pass with --override:"]
+        lines += [f"  {line}" for line in override_text(found.suggestions).splitlines()]
+    for side, count, disagreeing in zip(("student", "teacher"), found.duplicates, found.disagreeing, strict=True):
+        if count:
+            lines.append(f"Of the {side}'s tokens {count:,} have a surface that another has already.")
+        if disagreeing:
+            lines.append(f"Of the {side}'s tokens {disagreeing:,} decode to another text than they are encoded from.")
+    return lines

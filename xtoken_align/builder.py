@@ -159,6 +159,7 @@ def _plain(options: RuleOptions) -> dict[str, Any]:
 def _notes(pair: Pair) -> dict[str, Any]:
     notes: dict[str, Any] = {}
     for side, vocab in (("student", pair.student), ("teacher", pair.teacher)):
+        notes[f"{side}_duplicates"] = vocab.repeated_surfaces
         if vocab.disagreeing:
             notes[f"{side}_decoder_disagrees"] = list(vocab.disagreeing)
     return notes

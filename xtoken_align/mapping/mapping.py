@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from collections.abc import Mapping as Table
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,25 +14,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..coverage.classes import CLASSES, classify
-from ..coverage.table import EMPTY_REASONS, Coverage
+from ..coverage.table import Coverage
 from ..errors import MappingError
 from ..matrix import Matrix
-from ..rules.names import RULE_NUMBER, RULES, SPLIT_RULES
+from ..rules.names import RULE_NUMBER, RULES
 from ..rules.pieces import Pieces
 from ..vocab.kinds import Kind
 from .bins import BinSizes, split_into_bins
 from .find import find_tokens
 from .hashing import version_of
-from .rows import Link, Row, Unmatched
+from .rows import Link, Row
 from .side import Side
+from .unmatched import REASON_OF_KIND, Unmatched, unmatched_tokens
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 SideName = Literal["student", "teacher"]
-
-_REASON_OF_KIND = {kind: reason for reason, kinds in EMPTY_REASONS.items() for kind in kinds}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -157,7 +156,7 @@ class Mapping:
             kind=kind.name.lower(),
             rule=RULES[matrix.owner[token_id]],
             links=links,
-            reason=None if links else _REASON_OF_KIND[kind],
+            reason=None if links else REASON_OF_KIND[kind],
             lossy=token_id in self.lossy_rows,
         )
 
@@ -170,24 +169,26 @@ class Mapping:
         """Rows counted by class, rule and reason, with the recommended loss."""
         return self.measured
 
-    def unmatched(self, *, limit: int | None = None) -> list[Unmatched]:
+    def unmatched(
+        self,
+        *,
+        classes: Sequence[str] = (),
+        reasons: Sequence[str] = (),
+        pattern: str | None = None,
+        limit: int | None = None,
+    ) -> list[Unmatched]:
         """The tokens that are neither exact nor near, numerals first, each class by id.
 
         Args:
+            classes: keep these classes of token; all, if none is named.
+            reasons: keep these reasons, `split by RULE` or why a row is empty; a part of the words is enough.
+            pattern: keep surfaces in which this regular expression is found.
             limit: how many at most.
-        """
-        owner = self.matrix.owner
-        split = np.isin(owner, [RULE_NUMBER[rule] for rule in SPLIT_RULES])
-        split |= (owner == RULE_NUMBER["override"]) & (np.diff(self.matrix.indptr) > 1)
-        candidates = np.flatnonzero(split | (owner == 0))
-        classes = classify(self.student.kinds[candidates], [self.student.surfaces[i] for i in candidates.tolist()])
-        order = np.argsort(_NUMERALS_FIRST[classes], kind="stable")[:limit]
-        return [self._unmatched(token_id) for token_id in candidates[order].tolist()]
 
-    def _unmatched(self, token_id: int) -> Unmatched:
-        number = int(self.matrix.owner[token_id])
-        reason = f"split by {RULES[number]}" if number else _REASON_OF_KIND[Kind(self.student.kinds[token_id])]
-        return Unmatched(token_id, self.student.surfaces[token_id], reason)
+        Raises:
+            OptionError: there is no such class, or the pattern is no regular expression.
+        """
+        return unmatched_tokens(self.student, self.matrix, classes, reasons, pattern, limit)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `inspect`."""
@@ -220,11 +221,6 @@ class Mapping:
         from .storage import write_mapping
 
         return write_mapping(self, Path(path), overwrite=overwrite)
-
-
-_NUMERALS_FIRST = np.array([0 if name.startswith("digits") else 1 for name in CLASSES])
-_NUMERALS_FIRST[[i for i, name in enumerate(CLASSES) if name in ("special", "byte", "partial_utf8")]] = 2
-_NUMERALS_FIRST[CLASSES.index("reserved")] = 3
 
 
 def _checked(side: str) -> SideName:

@@ -71,22 +71,3 @@ class Row:
             **({"reason": self.reason} if self.reason is not None else {}),
             **({"lossy": True} if self.lossy else {}),
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Unmatched:
-    """A student token that is neither exact nor near.
-
-    Attributes:
-        id: student id.
-        surface: its bytes.
-        reason: `split by RULE`, or why its row is empty.
-    """
-
-    id: int
-    surface: bytes
-    reason: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON of `inspect --unmatched`."""
-        return {"id": self.id, "surface": json_surface(self.surface), "reason": self.reason}

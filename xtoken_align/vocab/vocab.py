@@ -119,6 +119,11 @@ class Vocab:
         ids, surfaces = self._spelled(Kind.BYTE)
         return dict(zip(reversed(surfaces), reversed(ids), strict=True))
 
+    @property
+    def repeated_surfaces(self) -> int:
+        """How many text and byte ids have a surface that a lower id has already."""
+        return len(self.speakable_ids) - len(self.lowest_text_id.keys() | self.lowest_byte_id.keys())
+
     def _spelled(self, kind: Kind) -> tuple[list[int], list[bytes]]:
         ids = self.ids_of(kind).tolist()
         surfaces = self.surfaces.list

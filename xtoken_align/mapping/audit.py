@@ -1,0 +1,154 @@
+"""The audit of a mapping beyond its counts: special tokens, columns that no row reaches, duplicates and collisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..coverage.common import relaxed_common, strict_common
+from ..rules.names import RULES
+from ..vocab.kinds import Kind
+from .mapping import Mapping
+from .rows import json_surface
+from .side import Side
+from .suggest import Suggestion, suggest_specials
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialDecision:
+    """What became of one special token of the student.
+
+    Attributes:
+        id: student id.
+        surface: its string.
+        roles: its roles.
+        teacher_id: the teacher token that it is mapped to, None where it is not.
+        teacher_surface: that token's string.
+        by: `role NAME`, `string`, `override`, `identity`, or `unmatched`.
+    """
+
+    id: int
+    surface: bytes
+    roles: tuple[str, ...]
+    teacher_id: int | None
+    teacher_surface: bytes | None
+    by: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `inspect`."""
+        teacher = None if self.teacher_surface is None else json_surface(self.teacher_surface)
+        return {
+            "id": self.id,
+            "surface": json_surface(self.surface),
+            "roles": list(self.roles),
+            "teacher_id": self.teacher_id,
+            "teacher_surface": teacher,
+            "by": self.by,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What a mapping's counts do not say.
+
+    Attributes:
+        specials: every special token of the student, by id.
+        suggestions: pairs for the unmatched ones, by likeness of their names: to be checked, never applied.
+        lossy: student ids whose decomposition spells another text.
+        unreached: teacher ids of kind text, byte or special that no row has a link to.
+        duplicates: ids whose surface a lower id has already, student's and teacher's; None where nobody counted.
+        common_strict: size of the strict common set.
+        common_relaxed: size of the relaxed one: how far H-KL's expansion goes.
+        collisions: rows with a link heavy enough for the relaxed set that lost their teacher token to another row.
+        disagreeing: ids whose decoder spells another text than their encoder consumes, student's and teacher's.
+    """
+
+    specials: tuple[SpecialDecision, ...]
+    suggestions: tuple[Suggestion, ...]
+    lossy: NDArray[np.int32]
+    unreached: NDArray[np.int64]
+    duplicates: tuple[int | None, ...]
+    common_strict: int
+    common_relaxed: int
+    collisions: int
+    disagreeing: tuple[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `inspect`."""
+        return {
+            "specials": [decision.to_dict() for decision in self.specials],
+            "suggestions": [suggestion.to_dict() for suggestion in self.suggestions],
+            "lossy_ids": self.lossy.tolist(),
+            "unreached": len(self.unreached),
+            "duplicates": {"student": self.duplicates[0], "teacher": self.duplicates[1]},
+            "common": {
+                "strict": self.common_strict,
+                "relaxed": self.common_relaxed,
+                "collisions": self.collisions,
+            },
+            "decoder_disagrees": {"student": self.disagreeing[0], "teacher": self.disagreeing[1]},
+        }
+
+
+def audit(mapping: Mapping, *, threshold: float = 0.6) -> Audit:
+    """Audits a mapping.
+
+    Args:
+        mapping: the mapping.
+        threshold: the weight from which a link enters the relaxed common set.
+    """
+    matrix = mapping.matrix
+    column, weight = matrix.top
+    relaxed = relaxed_common(column, weight, threshold)
+    reached = np.zeros(matrix.shape[1], dtype=np.bool_)
+    reached[matrix.indices] = True
+    return Audit(
+        specials=tuple(_specials(mapping)),
+        suggestions=suggest_specials(mapping),
+        lossy=mapping.student_pieces.lossy,
+        unreached=np.flatnonzero(~reached & (mapping.teacher.kinds <= Kind.SPECIAL)),
+        duplicates=tuple(mapping.notes.get(f"{side}_duplicates") for side in ("student", "teacher")),
+        common_strict=int(strict_common(matrix.owner, column).sum()),
+        common_relaxed=int(relaxed.sum()),
+        collisions=int(((weight >= np.float32(threshold)) & ~relaxed).sum()),
+        disagreeing=(
+            len(mapping.notes.get("student_decoder_disagrees", ())),
+            len(mapping.notes.get("teacher_decoder_disagrees", ())),
+        ),
+    )
+
+
+def _specials(mapping: Mapping) -> list[SpecialDecision]:
+    found = []
+    for token_id in np.flatnonzero(mapping.student.kinds == Kind.SPECIAL).tolist():
+        row = mapping.row(token_id)
+        link = row.links[0] if row.links else None
+        roles = _roles(mapping.student, token_id)
+        found.append(
+            SpecialDecision(
+                id=token_id,
+                surface=row.surface,
+                roles=roles,
+                teacher_id=None if link is None else link.teacher_id,
+                teacher_surface=None if link is None else link.surface,
+                by="unmatched" if link is None else _by(mapping, token_id, link.teacher_id, row.surface, link.surface),
+            )
+        )
+    return found
+
+
+def _by(mapping: Mapping, token_id: int, teacher_id: int, surface: bytes, teacher_surface: bytes) -> str:
+    rule = RULES[mapping.matrix.owner[token_id]]
+    if rule != "special":
+        return rule
+    shared = [role for role in _roles(mapping.student, token_id) if teacher_id in mapping.teacher.roles.get(role, ())]
+    if shared:
+        return f"role {shared[0]}"
+    return "string" if surface == teacher_surface else rule
+
+
+def _roles(side: Side, token_id: int) -> tuple[str, ...]:
+    return tuple(role for role, ids in side.roles.items() if token_id in ids)

@@ -1,0 +1,97 @@
+"""The student tokens that a mapping splits or leaves empty, for people to read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..coverage.classes import CLASSES, classify
+from ..coverage.table import EMPTY_REASONS
+from ..errors import OptionError
+from ..matrix import Matrix
+from ..rules.names import RULE_NUMBER, RULES, SPLIT_RULES
+from ..vocab.kinds import Kind
+from .rows import json_surface
+from .side import Side
+
+REASON_OF_KIND = {kind: reason for reason, kinds in EMPTY_REASONS.items() for kind in kinds}
+"""Why a row without links is empty, by the kind of its token."""
+
+_LAST = ("special", "byte", "partial_utf8", "reserved")
+_READING_ORDER = np.array(
+    [0 if name.startswith("digits") else 2 + _LAST.index(name) if name in _LAST else 1 for name in CLASSES]
+)
+"""Numerals first, since losing them costs most; what is no text last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """A student token that is neither exact nor near.
+
+    Attributes:
+        id: student id.
+        surface: its bytes.
+        reason: `split by RULE`, or why its row is empty.
+        class_name: its class.
+    """
+
+    id: int
+    surface: bytes
+    reason: str
+    class_name: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `inspect --unmatched`."""
+        return {
+            "id": self.id,
+            "surface": json_surface(self.surface),
+            "reason": self.reason,
+            "class": self.class_name,
+        }
+
+
+def unmatched_tokens(
+    student: Side,
+    matrix: Matrix,
+    classes: Sequence[str],
+    reasons: Sequence[str],
+    pattern: str | None,
+    limit: int | None,
+) -> list[Unmatched]:
+    """See `Mapping.unmatched`."""
+    unknown = [name for name in classes if name not in CLASSES]
+    if unknown:
+        raise OptionError(f"no class is called {unknown[0]!r}: the classes are {', '.join(CLASSES)}")
+    wanted = _compiled(pattern)
+    owner = matrix.owner
+    split = np.isin(owner, [RULE_NUMBER[rule] for rule in SPLIT_RULES])
+    split |= (owner == RULE_NUMBER["override"]) & (np.diff(matrix.indptr) > 1)
+    candidates = np.flatnonzero(split | (owner == 0))
+    surfaces = student.surfaces.list
+    class_of = classify(student.kinds[candidates], [surfaces[token_id] for token_id in candidates.tolist()])
+    order = np.argsort(_READING_ORDER[class_of], kind="stable")
+    found: list[Unmatched] = []
+    for at in order.tolist():
+        if limit is not None and len(found) >= limit:
+            break
+        token_id, name = int(candidates[at]), CLASSES[class_of[at]]
+        number = int(owner[token_id])
+        reason = f"split by {RULES[number]}" if number else REASON_OF_KIND[Kind(student.kinds[token_id])]
+        if (
+            (not classes or name in classes)
+            and (not reasons or any(part in reason for part in reasons))
+            and (wanted is None or wanted.search(surfaces[token_id].decode("utf-8", "backslashreplace")))
+        ):
+            found.append(Unmatched(token_id, surfaces[token_id], reason, name))
+    return found
+
+
+def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if pattern is None else re.compile(pattern)
+    except re.error as error:
+        raise OptionError(f"{pattern!r} is no regular expression: {error}") from error
