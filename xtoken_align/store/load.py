@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from ..mapping.storage import load_mapping
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
 from .store import Store
-
-if TYPE_CHECKING:
-    from ..compare.compat import Compat
 
 _HUB = "hf://"
 
@@ -105,6 +102,8 @@ def check_fits(side: Side, vocab: Vocab, role: str) -> None:
         MismatchError: says what differs.
     """
     if vocab.fingerprint != side.fingerprint:
+        from ..compare.compat import compat
+
         relation = compat(side, vocab)
         raise MismatchError(
             f"the mapping's {role} is {side.name}, and {vocab.name} is not it ({relation.because}): build a mapping "

@@ -15,7 +15,7 @@ from ..mapping.storage import load_mapping
 
 ENVIRONMENT = "XTOKEN_ALIGN_STORE"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _FILE_NAME = re.compile(r"[0-9a-f]{12}\.npz")
 _LOCK_SECONDS = 300
 
@@ -162,7 +162,7 @@ def checked_name(name: str) -> str:
         StoreError: it cannot.
     """
     if not _NAME.fullmatch(name):
-        raise StoreError(f"{name!r} cannot name a mapping: use letters, digits, '.', '_' and '-'")
+        raise StoreError(f"{name!r} cannot name a mapping: use up to 200 letters, digits, '.', '_' and '-'")
     return name
 
 

@@ -1,0 +1,140 @@
+"""`load`: what a name means, and which tokenizers a mapping serves."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_vocabs import make_vocab
+
+from xtoken_align import Mapping, Store, Vocab, build, load
+from xtoken_align.errors import MismatchError, StoreError, XTokenWarning
+from xtoken_align.store.load import locate_mapping
+from xtoken_align.vocab.kinds import Kind
+
+BOS, END = (b"<s>", Kind.SPECIAL), (b"<e>", Kind.SPECIAL)
+STUDENT = make_vocab(["12", "a", BOS], name="pupil", roles={"bos": [2]})
+TEACHER = make_vocab(["1", "2", "a"], name="master")
+
+
+@pytest.fixture
+def mapping() -> Mapping:
+    return build(student=STUDENT, teacher=TEACHER)
+
+
+@pytest.fixture
+def saved(mapping: Mapping, tmp_path: Path) -> Path:
+    return mapping.save(tmp_path / "mapping.npz")
+
+
+def test_a_path_is_a_file(saved: Path, mapping: Mapping) -> None:
+    assert load(saved).content_hash == load(str(saved)).content_hash == mapping.content_hash
+
+
+def test_a_store_name_is_found_even_beside_a_folder_of_that_name(
+    mapping: Mapping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(tmp_path).save(mapping)
+    monkeypatch.chdir(tmp_path)
+    assert load("pupil--master", store=".").content_hash == mapping.content_hash
+
+
+@pytest.mark.parametrize("name", ["absent.npz", "some/where", "./here", "/nowhere/at/all.npz"])
+def test_what_can_only_be_a_path_is_refused_as_one(name: str) -> None:
+    with pytest.raises(StoreError, match="is no file"):
+        load(name)
+
+
+def test_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match="is a folder"):
+        load(tmp_path)
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match="folder is a folder, and no mapping is called 'folder'"):
+        load("folder", store=tmp_path / "store")
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000, "a\0b", "\n", "\ud800"])
+def test_odd_names_are_refused_like_unknown_ones(name: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError):
+        load(name, store=tmp_path)
+
+
+@pytest.mark.parametrize("address", ["hf://", "hf://user", "hf://user/repo", "hf://user//file", "hf:///repo/file"])
+def test_a_hub_address_has_user_repository_and_file(address: str) -> None:
+    with pytest.raises(StoreError, match="expected hf://user/repository/file"):
+        locate_mapping(address)
+
+
+def test_a_hub_address_is_downloaded_at_its_revision(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xtoken_align.sources import hub
+
+    asked: list[tuple[Any, ...]] = []
+
+    def download(*arguments: Any) -> Path:
+        asked.append(arguments)
+        return saved
+
+    monkeypatch.setattr(hub, "download", download)
+    load("hf://user/repo@main/deep/mapping.npz")
+    load("hf://user/repo/mapping.npz")
+    assert asked == [("user/repo", "deep/mapping.npz", "main"), ("user/repo", "mapping.npz", None)]
+
+
+def test_the_tokenizers_that_it_was_built_for_fit_without_a_word(saved: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(saved, student=STUDENT, teacher=TEACHER)
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (make_vocab(["12", "b", BOS], name="other"), "'a' in pupil and 'b' in other"),
+        (make_vocab(["12", "a", "new", BOS], name="other"), "tokens are new"),
+        (make_vocab(["12"], name="other"), "gone"),
+        (make_vocab(["12", "a", BOS], name="other", normalise={"a": "12"}), "split pattern, normaliser or merges"),
+    ],
+)
+def test_another_text_vocabulary_is_refused_with_what_differs(saved: Path, other: Vocab, says: str) -> None:
+    with pytest.raises(MismatchError, match="the mapping's student is pupil, and other is not it") as caught:
+        load(saved, student=other)
+    assert says in str(caught.value)
+    with pytest.raises(MismatchError, match="the mapping's teacher is master"):
+        load(saved, teacher=other)
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (make_vocab(["12", "a", END], name="other", roles={"bos": [2]}), "id 2 is '<s>' there, '<e>' here"),
+        (make_vocab(["12", "a", BOS], name="other", roles={"eos": [2]}), "the roles bos, eos"),
+        (make_vocab(["12", "a", BOS, (b"", Kind.PADDING)], name="other", roles={"bos": [2]}), r"width \(3 there, 4 here\)"),
+        (make_vocab(["12", "a", (b"<s>", Kind.RESERVED)], name="other", roles={"bos": [2]}), "1 special or reserved"),
+    ],
+)
+def test_equal_text_with_another_rest_is_loaded_with_a_warning(saved: Path, other: Vocab, says: str) -> None:
+    with pytest.warns(XTokenWarning, match=says):
+        assert load(saved, student=other).student.name == "pupil"
+
+
+def test_another_generation_of_one_text_vocabulary_is_told_apart(
+    real: Callable[[str], Vocab], llama_qwen: Mapping, tmp_path: Path
+) -> None:
+    path = llama_qwen.save(tmp_path / "mapping.npz")
+    with pytest.warns(XTokenWarning, match="llama-3 and the student in hand llama-3.1 have the same text"):
+        load(path, student=real("llama-3.1"), teacher=real("qwen3"))
+    with pytest.raises(MismatchError, match="qwen3.6 is not it"):
+        load(path, teacher=real("qwen3.6"))
+
+
+def test_the_store_is_the_environments_by_default(
+    mapping: Mapping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XTOKEN_ALIGN_STORE", os.fspath(tmp_path / "env"))
+    Store().save(mapping)
+    assert load(f"pupil--master@{mapping.version}").content_hash == mapping.content_hash
