@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .completion import tokenizers
 from .console import print_json, stdout_console, steps
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 
 @click.command("build")
-@click.argument("sources", nargs=-1, metavar="TEACHER STUDENT")
-@click.option("--teacher", help="The teacher's tokenizer, instead of the first argument.")
-@click.option("--student", help="The student's tokenizer, instead of the second argument.")
+@click.argument("sources", nargs=-1, metavar="TEACHER STUDENT", shell_complete=tokenizers)
+@click.option("--teacher", shell_complete=tokenizers, help="The teacher's tokenizer, instead of the first argument.")
+@click.option("--student", shell_complete=tokenizers, help="The student's tokenizer, instead of the second argument.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
               help="Write this file instead of into the store.")
 @click.option("--store", type=click.Path(path_type=Path), metavar="DIR",

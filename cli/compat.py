@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from .completion import tokenizers
 from .console import print_json
 
 
 @click.command("compat")
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", shell_complete=tokenizers)
+@click.argument("b", shell_complete=tokenizers)
 @click.option("--a-logits", type=int, metavar="N", help="The logit width of A's model.")
 @click.option("--b-logits", type=int, metavar="N", help="The logit width of B's model.")
 @click.option("--a-pattern", metavar="REGEX", help="Split pattern of A's rank file.")

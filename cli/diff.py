@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .completion import mappings
 from .console import print_json, stdout_console, visible
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ _NUMERALS = ("digits_1", "digits_2", "digits_3", "digits_4plus")
 
 
 @click.command("diff")
-@click.argument("old")
-@click.argument("new")
+@click.argument("old", shell_complete=mappings)
+@click.argument("new", shell_complete=mappings)
 @click.option("--limit", type=click.IntRange(min=0), default=10, show_default=True, metavar="N",
               help="List at most N tokens of each kind of change.")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 where the mappings differ.")

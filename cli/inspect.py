@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .completion import mappings
 from .console import print_json, stdout_console, visible
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect")
-@click.argument("mapping")
+@click.argument("mapping", shell_complete=mappings)
 @click.option("--critical", metavar="A,B", help="Classes that decide the recommended loss. "
               "[default: digits_2,digits_3,ascii_punct_1]")  # fmt: skip
 @click.option("--unmatched", is_flag=True, help="List the tokens that are neither exact nor near, numerals first.")

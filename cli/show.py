@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .completion import mappings
 from .console import print_json, stdout_console, visible
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("show")
-@click.argument("mapping")
+@click.argument("mapping", shell_complete=mappings)
 @click.argument("tokens", nargs=-1, metavar="[TOKEN]...")
 @click.option("--id", "ids", type=int, multiple=True, metavar="N", help="A student id; may be given several times.")
 @click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")

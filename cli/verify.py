@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
+from .completion import mappings as complete_mappings
 from .console import print_json
 
 
 @click.command("verify")
-@click.argument("mappings", nargs=-1, metavar="[MAPPING]...")
+@click.argument("mappings", nargs=-1, metavar="[MAPPING]...", shell_complete=complete_mappings)
 @click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.pass_context
