@@ -96,35 +96,42 @@ def decayed(pieces: Sequence[int], lead: float, decay: float, top_k: int) -> lis
 def whole_match(rule: str, row: int, student: Vocab, teacher: Vocab) -> int | None:
     """The one column that a whole-token rule gives a row."""
     surface, kind = surface_of(student, row), kind_of(student, row)
-    if rule == "identity":
-        if student.fingerprint != teacher.fingerprint:
-            return None
-        if kind in (Kind.TEXT, Kind.BYTE):
-            return row
-        same = [i for i in range(len(teacher)) if teacher.raw[i] == student.raw[row] and kind_of(teacher, i) == kind]
-        return same[0] if kind in (Kind.SPECIAL, Kind.RESERVED) and same else None
-    if rule == "exact":
-        same = ids_with(teacher, surface, kind) if kind in (Kind.TEXT, Kind.BYTE) else []
-        return same[0] if same else None
-    if rule == "special":
-        return _special(row, student, teacher) if kind == Kind.SPECIAL else None
-    if kind != Kind.TEXT or not surface or not is_utf8(surface):
-        return None
+    found: list[int] = []
+    if rule == "identity" and student.fingerprint == teacher.fingerprint:
+        found = _identity(row, student, teacher)
+    elif rule == "exact" and kind in (Kind.TEXT, Kind.BYTE):
+        found = ids_with(teacher, surface, kind)
+    elif rule == "special" and kind == Kind.SPECIAL:
+        found = _special(row, student, teacher)
+    elif kind == Kind.TEXT and surface and is_utf8(surface):
+        found = _near(rule, surface, teacher)
+    return found[0] if found else None
+
+
+def _identity(row: int, student: Vocab, teacher: Vocab) -> list[int]:
+    kind = kind_of(student, row)
+    if kind in (Kind.TEXT, Kind.BYTE):
+        return [row]
+    named = kind in (Kind.SPECIAL, Kind.RESERVED)
+    return [
+        i for i in range(len(teacher)) if named and teacher.raw[i] == student.raw[row] and kind_of(teacher, i) == kind
+    ]
+
+
+def _near(rule: str, surface: bytes, teacher: Vocab) -> list[int]:
     if rule == "space":
         variants = [b" " + surface] + ([surface[1:]] if surface[:1] == b" " else [])
         found = [i for variant in variants for i in ids_with(teacher, variant, Kind.TEXT)]
-        return found[0] if len(found) == 1 else None
-    fold = str.casefold if rule == "case" else (lambda text: unicodedata.normalize("NFKC", text))
-    for i in range(len(teacher)):
-        theirs = surface_of(teacher, i)
-        if kind_of(teacher, i) == Kind.TEXT and theirs and is_utf8(theirs) and fold(theirs.decode()) == fold(
-            surface.decode()
-        ):
-            return i
-    return None
+        return found if len(found) == 1 else []
+    folds = {"case": str.casefold, "nfkc": lambda text: unicodedata.normalize("NFKC", text)}
+    if rule not in folds:
+        return []
+    fold = folds[rule]
+    theirs = [(i, surface_of(teacher, i)) for i in range(len(teacher)) if kind_of(teacher, i) == Kind.TEXT]
+    return [i for i, other in theirs if other and is_utf8(other) and fold(other.decode()) == fold(surface.decode())]
 
 
-def _special(row: int, student: Vocab, teacher: Vocab) -> int | None:
+def _special(row: int, student: Vocab, teacher: Vocab) -> list[int]:
     same = [
         i for i in range(len(teacher)) if kind_of(teacher, i) == Kind.SPECIAL and teacher.raw[i] == student.raw[row]
     ]
@@ -132,9 +139,9 @@ def _special(row: int, student: Vocab, teacher: Vocab) -> int | None:
         if row in student.roles.get(role, ()) and teacher.roles.get(role):
             members = teacher.roles[role]
             if same and same[0] in members:
-                return same[0]
-            return members[min(student.roles[role].index(row), len(members) - 1)]
-    return same[0] if same else None
+                return same
+            return [members[min(student.roles[role].index(row), len(members) - 1)]]
+    return same
 
 
 def slow_build(
@@ -154,14 +161,14 @@ def slow_build(
             links = _links(rule, row, student, teacher, (lead, decay, top_k)) if rule in rules else []
             if links:
                 for column, weight, position in links:
-                    _add(cells, row, column, weight, rule, position)
+                    _add(cells, (row, column), (weight, rule, position))
                 break
     if reverse_pass:
         reached = {column for _, column in cells}
         for column in range(len(teacher)):
             if column not in reached:
                 for row, weight, position in decayed(decomposition(teacher, column, student), lead, decay, top_k):
-                    _add(cells, row, column, weight, "reverse", position)
+                    _add(cells, (row, column), (weight, "reverse", position))
     totals: dict[int, float] = {}
     for (row, _), (weight, _, _) in cells.items():
         totals[row] = totals.get(row, 0.0) + weight
@@ -185,6 +192,6 @@ def _links(
     return [] if column is None else [(column, 1.0, 0)]
 
 
-def _add(cells: dict[tuple[int, int], Cell], row: int, column: int, weight: float, rule: str, position: int) -> None:
-    before = cells.get((row, column))
-    cells[row, column] = (weight, rule, position) if before is None else (before[0] + weight, before[1], before[2])
+def _add(cells: dict[tuple[int, int], Cell], at: tuple[int, int], new: Cell) -> None:
+    before = cells.get(at)
+    cells[at] = new if before is None else (before[0] + new[0], *before[1:])

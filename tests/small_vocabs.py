@@ -97,7 +97,19 @@ def make_vocab(
 _SURFACES = [
     *(b"a", b"b", b"ab", b" a", b" ab", b"  a", b" ", b"  ", b"A", b"AB", b"aa", b"ba"),
     *(b"1", b"2", b"0", b"12", b"200", b" 1", b" 12", b"x1"),
-    *("é".encode(), b"\xc3", b"\xa9", b"\xa9a", "ﬁ".encode(), b"fi", b"f", b"i", "１".encode(), "éa".encode(), b" \xc3"),
+    *(
+        "é".encode(),
+        b"\xc3",
+        b"\xa9",
+        b"\xa9a",
+        "ﬁ".encode(),
+        b"fi",
+        b"f",
+        b"i",
+        "１".encode(),
+        "éa".encode(),
+        b" \xc3",
+    ),
 ]
 _SPECIALS = [b"<s>", b"</s>", b"<pad>", b"<x>", b"<y>"]
 

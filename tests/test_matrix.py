@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -91,16 +93,17 @@ def test_w_is_the_slow_twins(student: Vocab, teacher: Vocab, reverse_pass: bool,
 @given(
     vocabs("student"),
     vocabs("teacher"),
-    st.booleans(),
-    st.floats(0.01, 1),
-    st.sampled_from([0, 0.1, 0.5, 1]),
-    st.integers(1, 5),
+    st.fixed_dictionaries(
+        {
+            "reverse_pass": st.booleans(),
+            "lead": st.floats(0.01, 1),
+            "decay": st.sampled_from([0, 0.1, 0.5, 1]),
+            "top_k": st.integers(1, 5),
+        }
+    ),
 )
 @settings(max_examples=80, deadline=None)
-def test_w_is_the_slow_twins_for_any_decay(
-    student: Vocab, teacher: Vocab, reverse_pass: bool, lead: float, decay: float, top_k: int
-) -> None:
-    options = {"lead": lead, "decay": decay, "top_k": top_k, "reverse_pass": reverse_pass}
+def test_w_is_the_slow_twins_for_any_decay(student: Vocab, teacher: Vocab, options: dict[str, Any]) -> None:
     assert_equal_cells(
         cells(build(student=student, teacher=teacher, **options).matrix), slow_build(student, teacher, **options)
     )

@@ -64,7 +64,11 @@ def test_llama_3_from_qwen3_is_as_counted(llama_qwen: Mapping) -> None:
 def test_201_is_2_0_1_by_decay(llama_qwen: Mapping) -> None:
     row = llama_qwen.row("201")
     assert row.rule == "digits"
-    assert [(link.surface, round(link.weight, 4)) for link in row.links] == [(b"2", 0.9009), (b"0", 0.0901), (b"1", 0.009)]
+    assert [(link.surface, round(link.weight, 4)) for link in row.links] == [
+        (b"2", 0.9009),
+        (b"0", 0.0901),
+        (b"1", 0.009),
+    ]
 
 
 def test_llama_3_from_qwen3_has_a_bin_per_equal_text_and_one_per_matched_special(llama_qwen: Mapping) -> None:
@@ -160,7 +164,9 @@ def test_a_byte_fallback_token_becomes_its_byte_and_never_a_special_token(real: 
             assert by.kinds[link.teacher_id] <= Kind.BYTE
 
 
-@pytest.mark.parametrize("vocab", ["llama-3", "qwen3", "mistral-v1", "mistral-tekken-240911", "deepseek", "gpt-oss", "j2"])
+@pytest.mark.parametrize(
+    "vocab", ["llama-3", "qwen3", "mistral-v1", "mistral-tekken-240911", "deepseek", "gpt-oss", "j2"]
+)
 def test_text_that_spells_special_tokens_is_encoded_as_text(real: Real, vocab: str) -> None:
     by = real(vocab)
     texts = ["<|endoftext|>", "<|eot_id|>", "<s>", "</s>", "<unk>", "[INST]", "<|im_start|>user", "<｜User｜>"]
@@ -175,7 +181,9 @@ def is_plain_ascii(text: str) -> bool:
     return text.isascii() and "  " not in text
 
 
-@pytest.mark.parametrize(("student", "teacher"), [("llama-3", "llama-3.1"), ("llama-3.1", "llama-3"), ("gpt-oss", "o200k")])
+@pytest.mark.parametrize(
+    ("student", "teacher"), [("llama-3", "llama-3.1"), ("llama-3.1", "llama-3"), ("gpt-oss", "o200k")]
+)
 def test_equal_fingerprints_give_the_identity(real: Real, student: str, teacher: str) -> None:
     mapping = build(student=real(student), teacher=real(teacher))
     text = real(student).speakable_ids

@@ -17,9 +17,7 @@ STUDENT = make_vocab(
     name="pupil",
     roles={"bos": [3]},
 )
-TEACHER = make_vocab(
-    ["1", "2", "a", (b"<b>", Kind.SPECIAL), "12a", "q"], name="master", roles={"bos": [3]}
-)
+TEACHER = make_vocab(["1", "2", "a", (b"<b>", Kind.SPECIAL), "12a", "q"], name="master", roles={"bos": [3]})
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +55,7 @@ def test_an_id_beyond_the_vocabulary_is_refused_with_the_range(mapping: Mapping,
 
 
 def test_an_unknown_token_is_refused_and_the_spaced_one_suggested(mapping: Mapping) -> None:
-    with pytest.raises(MappingError, match="pupil has no token 'zz', neither as a surface nor as a raw string$"):
+    with pytest.raises(MappingError, match=r"pupil has no token 'zz', neither as a surface nor as a raw string$"):
         mapping.row("zz")
     with pytest.raises(MappingError, match="' b' is one"):
         mapping.row("b")

@@ -54,7 +54,11 @@ def assert_same(one: Mapping, other: Mapping) -> None:
 )
 @settings(max_examples=120, deadline=None)
 def test_a_loaded_mapping_is_the_one_saved(
-    tmp_path_factory: pytest.TempPathFactory, student: Vocab, teacher: Vocab, options: dict[str, Any], data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory,
+    student: Vocab,
+    teacher: Vocab,
+    options: dict[str, Any],
+    data: st.DataObject,
 ) -> None:
     rows = data.draw(st.lists(st.sampled_from(student.speakable_ids.tolist()), unique=True, max_size=3))
     columns = st.lists(st.sampled_from(teacher.speakable_ids.tolist()), min_size=1, max_size=3)

@@ -332,8 +332,11 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
     return content
 
 
-def test_a_mutated_file_loads_as_it_was_or_is_refused(saved: Path) -> None:
+@pytest.mark.parametrize("has_seal", [True, False])
+def test_a_mutated_file_loads_as_it_was_or_is_refused(saved: Path, retouch: Callable[..., Path], has_seal: bool) -> None:  # noqa: FBT001
     rng = random.Random(20260521)
+    if not has_seal:
+        retouch({})
     content = saved.read_bytes()
     arrays, metadata = read_archive(saved)
     refused = 0

@@ -109,7 +109,9 @@ def test_a_string_is_a_surface_first_and_a_raw_string_second() -> None:
 
 
 def built_row(student: Any, teacher: Any, ref: str) -> int:
-    mapping = build(student=student, teacher=teacher, overrides=[{"student": ref, "teacher": ["x"]}], rules=["override"])
+    mapping = build(
+        student=student, teacher=teacher, overrides=[{"student": ref, "teacher": ["x"]}], rules=["override"]
+    )
     return int(np.flatnonzero(mapping.matrix.owner)[0])
 
 
@@ -159,7 +161,10 @@ def test_an_override_is_near_with_one_link_and_split_with_more() -> None:
 
 
 def test_yaml_and_json_files_say_the_same(tmp_path: Path) -> None:
-    entries = [{"student": "😀", "teacher": [{"id": 1}, "a"], "weights": [0.5, 0.5]}, {"student": "ab", "teacher": ["b"]}]
+    entries = [
+        {"student": "😀", "teacher": [{"id": 1}, "a"], "weights": [0.5, 0.5]},
+        {"student": "ab", "teacher": ["b"]},
+    ]
     files = {
         "escaped.json": json.dumps(entries),
         "plain.json": json.dumps(entries, ensure_ascii=False, indent="\t"),
@@ -244,7 +249,16 @@ def test_entries_of_another_shape_are_refused_with_their_number(entries: Any, sa
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "a: [", "- 2001-99-99", "[" * 5000, "- !!python/object:os.system x", "- &a [*b]", "\x00", "- ? {a: b}\n  : c"],
+    [
+        "{",
+        "a: [",
+        "- 2001-99-99",
+        "[" * 5000,
+        "- !!python/object:os.system x",
+        "- &a [*b]",
+        "\x00",
+        "- ? {a: b}\n  : c",
+    ],
 )
 def test_text_that_is_neither_yaml_nor_json_is_refused_in_one_sentence(text: str, tmp_path: Path) -> None:
     file = tmp_path / "rows.yaml"
@@ -283,8 +297,10 @@ def test_overrides_made_in_python_are_checked_too(weights: tuple[float, ...]) ->
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.sampled_from(["student", "teacher", "weights", "id", "x"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["student", "teacher", "weights", "id", "x"]), inner, max_size=4)
+    ),
     max_leaves=20,
 )
 

@@ -56,7 +56,9 @@ def test_decay_0_keeps_the_first_piece_alone() -> None:
 
 
 def test_decay_1_weighs_all_pieces_alike() -> None:
-    assert [weight for _, weight, _ in links(build(student=make_vocab(["12"]), teacher=DIGITS, decay=1), 0)] == [0.5] * 2
+    assert [weight for _, weight, _ in links(build(student=make_vocab(["12"]), teacher=DIGITS, decay=1), 0)] == [
+        0.5
+    ] * 2
 
 
 def test_top_k_1_keeps_the_first_piece_alone() -> None:
@@ -117,7 +119,10 @@ def test_the_reverse_pass_gives_an_unreached_teacher_token_to_its_student_pieces
     student, teacher = make_vocab(["a", "b", "c"]), make_vocab(["a", "b", "ab", "c"], name="teacher")
     mapping = build(student=student, teacher=teacher, reverse_pass=True)
     # ab is a, b with 10/11 and 1/11; the rows of a and b are normalised again.
-    assert links(mapping, 0) == [(b"a", round(1 / (1 + 10 / 11), 4), 0), (b"ab", round((10 / 11) / (1 + 10 / 11), 4), 0)]
+    assert links(mapping, 0) == [
+        (b"a", round(1 / (1 + 10 / 11), 4), 0),
+        (b"ab", round((10 / 11) / (1 + 10 / 11), 4), 0),
+    ]
     assert links(mapping, 1) == [(b"b", round(11 / 12, 4), 0), (b"ab", round(1 / 12, 4), 1)]
     assert mapping.rules == ["exact", "exact", "exact"]
     assert [link.rule for link in mapping.row(0).links] == ["exact", "reverse"]

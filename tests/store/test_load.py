@@ -113,7 +113,10 @@ def test_another_text_vocabulary_is_refused_with_what_differs(saved: Path, other
     [
         (make_vocab(["12", "a", END], name="other", roles={"bos": [2]}), "id 2 is '<s>' there, '<e>' here"),
         (make_vocab(["12", "a", BOS], name="other", roles={"eos": [2]}), "the roles bos, eos"),
-        (make_vocab(["12", "a", BOS, (b"", Kind.PADDING)], name="other", roles={"bos": [2]}), r"width \(3 there, 4 here\)"),
+        (
+            make_vocab(["12", "a", BOS, (b"", Kind.PADDING)], name="other", roles={"bos": [2]}),
+            r"width \(3 there, 4 here\)",
+        ),
         (make_vocab(["12", "a", (b"<s>", Kind.RESERVED)], name="other", roles={"bos": [2]}), "1 special or reserved"),
     ],
 )
@@ -128,7 +131,7 @@ def test_another_generation_of_one_text_vocabulary_is_told_apart(
     path = llama_qwen.save(tmp_path / "mapping.npz")
     with pytest.warns(XTokenWarning, match="llama-3 and the student in hand llama-3.1 have the same text"):
         load(path, student=real("llama-3.1"), teacher=real("qwen3"))
-    with pytest.raises(MismatchError, match="qwen3.6 is not it"):
+    with pytest.raises(MismatchError, match=r"qwen3\.6 is not it"):
         load(path, teacher=real("qwen3.6"))
 
 

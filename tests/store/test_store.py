@@ -200,7 +200,9 @@ def test_several_processes_may_save_one_mapping_at_once(store: Store, tmp_path: 
 def test_a_process_killed_while_it_writes_leaves_nothing_visible_and_no_lock(store: Store, tmp_path: Path) -> None:
     source = small().save(tmp_path / "source.npz")
     patch = "import os, signal; os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
-    killed = subprocess.run([sys.executable, "-c", _SAVE.format(patch=patch), str(source), str(store.root)], check=False)
+    killed = subprocess.run(
+        [sys.executable, "-c", _SAVE.format(patch=patch), str(source), str(store.root)], check=False
+    )
     assert killed.returncode == -9
     assert store.versions("pupil--master") == []
     store.save(small())

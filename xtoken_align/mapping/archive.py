@@ -34,6 +34,7 @@ from .members import (
     check_schema,
     damaged,
 )
+from .seal import BLANK, SEAL_BYTES, has_seal, seal_fits, sealed
 
 UNFOLDS_FREELY = 1 << 27
 MAX_EXPANSION = 100
@@ -159,7 +160,8 @@ def _pack(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, object]) ->
             info.create_system = _UNIX
             info.external_attr = _PERMISSIONS
             archive.writestr(info, content, zipfile.ZIP_DEFLATED, COMPRESSION_LEVEL)
-    return buffer.getvalue()
+        archive.comment = BLANK
+    return sealed(buffer.getvalue())
 
 
 def _npy(array: NDArray[Any], member: Member) -> bytes:
@@ -188,6 +190,9 @@ def _unpack(file: IO[bytes]) -> tuple[dict[str, NDArray[Any]], dict[str, object]
         metadata = _metadata(archive, infos, size)
         _check_infos(infos, size)
         arrays = {member.name: _read_member(archive, infos[member.file_name], member) for member in ARRAYS}
+        # Last, so that whoever finds damage hears of the member that has it.
+        if has_seal(file, size) and not seal_fits(file, size):
+            raise damaged("seal", "the digest of this file's bytes", "another: a byte that no array needs has changed")
     return arrays, metadata
 
 
@@ -220,10 +225,14 @@ def _check_end(file: IO[bytes], size: int) -> None:
     file.seek(0)
     if file.read(len(_FIRST_RECORD)) != _FIRST_RECORD:
         raise damaged("zip directory", "a zip file", "something else")
-    file.seek(size - _LOCATOR_BYTES - _END_RECORD.size)
+    # What numpy has written again has no seal, and its content hash still speaks for it.
+    expected_comment = SEAL_BYTES if has_seal(file, size) else 0
+    if size < _LOCATOR_BYTES + _END_RECORD.size + expected_comment:
+        raise damaged("zip directory", "a zip file", f"{size} bytes")
+    file.seek(size - _LOCATOR_BYTES - _END_RECORD.size - expected_comment)
     locator, record = file.read(_LOCATOR_BYTES), file.read(_END_RECORD.size)
     signature, *_, directory_size, _, comment_size = _END_RECORD.unpack(record)
-    if signature != _END_SIGNATURE or comment_size:
+    if signature != _END_SIGNATURE or comment_size != expected_comment:
         raise damaged("zip directory", "the file's last bytes to end a zip file", "others: it is cut off or has grown")
     if directory_size > _MAX_DIRECTORY_BYTES or locator.startswith(_LOCATOR_SIGNATURE):
         raise damaged("zip directory", f"one of at most {_MAX_DIRECTORY_BYTES:,} bytes", "a larger one")

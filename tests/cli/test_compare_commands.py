@@ -1,0 +1,132 @@
+"""`diff`, `compat`, `list`, `gc`, `verify` over the store and shell completion, as a user runs them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xtoken_align.mapping.storage import load_mapping
+
+
+def rank_file(path: Path, tokens: list[bytes]) -> Path:
+    singles = [bytes([byte]) for byte in range(256)]
+    lines = [base64.b64encode(token) + b" %d" % rank for rank, token in enumerate(singles + tokens)]
+    path.write_bytes(b"\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a student, two teachers and a store that has a mapping from each."""
+    rank_file(tmp_path / "student.tiktoken", [b"th", b"the", b"12"])
+    rank_file(tmp_path / "old.tiktoken", [b"th", b"the"])
+    rank_file(tmp_path / "new.tiktoken", [b"12", b"th"])
+    for teacher in ("old", "new"):
+        assert run(tmp_path, "build", f"{teacher}.tiktoken", "student.tiktoken", "-q").returncode == 0
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from importlib import import_module as i; i('xtoken_align' + '.cli.main').main()",
+         *arguments],
+        cwd=folder, env={**os.environ, "XTOKEN_ALIGN_STORE": str(folder / "store"), **environment},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+def test_diff_leads_with_what_a_training_run_would_notice(place: Path) -> None:
+    done = run(place, "diff", "student--old", "student--new")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[2] == "Recommended loss: p-kl before, h-kl now."
+    assert lines[3] == "Numerals digits_2: 0 of 1 exact before, 1 of 1 now."
+    assert lines[4].startswith("Rows: 2 by another rule, 0 with other weights, 0 new, 0 gone, 257 the same;")
+    assert "'the'  exact -> decompose, L1 2.000: 'the' -> 'th'+'e'" in done.stdout
+
+
+def test_diff_of_a_mapping_with_itself_is_one_line_and_exit_0(place: Path) -> None:
+    done = run(place, "diff", "student--old", "student--old", "--exit-code")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+
+
+def test_diff_exits_with_1_only_where_it_is_asked_to(place: Path) -> None:
+    assert run(place, "diff", "student--old", "student--new").returncode == 0
+    assert run(place, "diff", "student--old", "student--new", "--exit-code").returncode == 1
+
+
+def test_diff_as_json_has_the_documented_keys(place: Path) -> None:
+    report = json.loads(run(place, "diff", "student--old", "student--new", "--json", "--limit", "1").stdout)
+    for side in ("student", "teacher"):
+        assert report[side].keys() == {"added", "removed", "moved", "repurposed", "renamed"}
+    assert report["rows"] == {"same": 257, "rule": 2, "weights": 0, "added": 0, "removed": 0}
+    assert report["classes"]["digits_2"]["after"]["exact"] == 1
+    assert len(report["changes"]["rows"]["rule"]) == 1
+
+
+def test_compat_says_the_relation_first(place: Path) -> None:
+    done = run(place, "compat", "old.tiktoken", "new.tiktoken")
+    assert done.stdout.startswith("old and new: repurposed\n")
+    assert json.loads(run(place, "compat", "old.tiktoken", "new.tiktoken", "--json").stdout)["moved"] == 1
+
+
+def test_list_names_every_version(place: Path) -> None:
+    listed = json.loads(run(place, "list", "--json").stdout)
+    assert {entry["name"] for entry in listed if not entry["shipped"]} == {"student--old", "student--new"}
+    assert "student--new" in run(place, "list").stdout
+
+
+def test_list_of_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:
+    done = run(tmp_path, "list", "--json")
+    assert all(entry["shipped"] for entry in json.loads(done.stdout))
+
+
+def test_verify_without_names_checks_the_whole_store_and_fails_for_one_bad_file(place: Path) -> None:
+    assert run(place, "verify").returncode == 0
+    (file,) = (place / "store" / "student--old").glob("*.npz")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    done = run(place, "verify")
+    assert done.returncode == 1
+    assert str(file) in done.stderr
+    assert "student--new" in done.stdout
+
+
+def test_gc_keeps_the_newest_version(place: Path) -> None:
+    assert run(place, "build", "old.tiktoken", "student.tiktoken", "-q", "--decay", "0.2").returncode == 0
+    assert len(list((place / "store" / "student--old").glob("*.npz"))) == 2
+    assert run(place, "gc", "--dry-run").stdout.count("\n") == 1
+    done = run(place, "gc", "--keep", "1")
+    assert "1 files removed" in done.stderr
+    (left,) = (place / "store" / "student--old").glob("*.npz")
+    assert load_mapping(left).options["decay"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("xtoken-align ins", "inspect"),
+        ("xtoken-align build qwen3.", "qwen3.6"),
+        ("xtoken-align inspect student--o", "student--old"),
+        ("xtoken-align diff --ex", "--exit-code"),
+    ],
+)
+def test_the_shell_completes_commands_aliases_names_and_options(place: Path, words: str, offered: str) -> None:
+    done = run(
+        place, _XTOKEN_ALIGN_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(len(words.split()) - 1)
+    )
+    assert offered in {line.split(",")[1] for line in done.stdout.splitlines()}
+
+
+def test_version_names_what_results_depend_on(tmp_path: Path) -> None:
+    lines = run(tmp_path, "--version").stdout.splitlines()
+    assert lines[0].startswith("xtoken-align ")
+    assert {"numpy", "tokenizers"} <= {line.split()[0] for line in lines}
