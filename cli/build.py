@@ -89,10 +89,18 @@ def _pair(sources: tuple[str, ...], teacher: str | None, student: str | None) ->
 
 
 def _build(teacher: str, student: str, options: dict[str, Any], say: Any) -> tuple[Mapping, Path]:  # noqa: ANN401
-    from ..builder import build
+    from ..builder import build, plain_options
     from ..read import read_vocab
 
+    rules = options["rules"]
+    choices: dict[str, Any] = {
+        "rules": None if rules is None else [rule.strip() for rule in rules.split(",") if rule.strip()],
+        "overrides": options["override"] or (),
+        **{key: options[key] for key in ("case", "nfkc", "lead", "decay", "top_k", "reverse_pass")},
+    }
+    # Reading the tokenizers may mean fetching them: what is wrong without them is said before.
     _check_target(options)
+    plain_options(**choices)
     sides = {}
     for side, source in (("teacher", teacher), ("student", student)):
         say(f"reading the {side} {source}")
@@ -103,14 +111,7 @@ def _build(teacher: str, student: str, options: dict[str, Any], say: Any) -> tup
             revision=options[f"{side}_revision"],
         )
     say(f"building {sides['teacher'].name} -> {sides['student'].name}")
-    rules = options["rules"]
-    mapping = build(
-        student=sides["student"],
-        teacher=sides["teacher"],
-        rules=None if rules is None else [rule.strip() for rule in rules.split(",") if rule.strip()],
-        overrides=options["override"] or (),
-        **{key: options[key] for key in ("case", "nfkc", "lead", "decay", "top_k", "reverse_pass")},
-    )
+    mapping = build(student=sides["student"], teacher=sides["teacher"], **choices)
     say("writing")
     return mapping, _write(mapping, options)
 

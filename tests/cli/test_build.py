@@ -159,6 +159,15 @@ def test_what_cannot_be_done_is_refused_in_one_sentence(
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".npz", ".tmp")] == []
 
 
+@pytest.mark.parametrize(
+    "options",
+def test_what_is_wrong_beside_the_tokenizers_is_said_before_they_are_read(invoke: Invoke, options: list[str]) -> None:
+)
+def test_what_is_wrong_without_the_tokenizers_is_said_before_they_are_read(invoke: Invoke, options: list[str]) -> None:
+    sentence = refused(invoke("build", "/absent/teacher", "/absent/student", *options))
+    assert "/absent" not in sentence
+
+
 def test_options_reach_the_mapping(invoke: Invoke, tokenizers: Pair, tmp_path: Path) -> None:
     rows = tmp_path / "rows.json"
     rows.write_text(json.dumps([{"student": "12", "teacher": ["2", "1"], "weights": [1, 1]}]), encoding="utf-8")
