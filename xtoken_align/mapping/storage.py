@@ -149,7 +149,10 @@ def _take(pieces: Pieces, tokens: NDArray[np.int64]) -> NDArray[np.int32]:
     """The pieces of some tokens, one after another."""
     counts = pieces.lengths[tokens].astype(np.int64)
     starts = np.cumsum(counts) - counts
-    return pieces.ids[np.arange(counts.sum()) + np.repeat(pieces.offsets[:-1][tokens] - starts, counts)]
+    taken: NDArray[np.int32] = pieces.ids[
+        np.arange(counts.sum()) + np.repeat(pieces.offsets[:-1][tokens] - starts, counts)
+    ]
+    return taken
 
 
 def _together(kept: Pieces, told: Pieces) -> Pieces:

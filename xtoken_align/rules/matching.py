@@ -62,8 +62,8 @@ def special(pair: Pair, open_rows: Open) -> Links:
 def _of_role(pair: Pair, row: int, role: str, same_string: int | None) -> int:
     """Which of the teacher's tokens of a role: the equal string, else the one of equal rank, else the last."""
     members = pair.teacher.roles[role]
-    if same_string in members:
-        return int(same_string)  # type: ignore[arg-type]
+    if same_string is not None and same_string in members:
+        return same_string
     rank = pair.student.roles[role].index(row)
     return members[min(rank, len(members) - 1)]
 

@@ -53,4 +53,5 @@ class Pair:
 
     def open_text(self, open_rows: NDArray[np.bool_]) -> list[int]:
         """Open student ids of kind text, ascending."""
-        return np.flatnonzero(open_rows & (self.student.kinds == Kind.TEXT)).tolist()
+        ids: list[int] = np.flatnonzero(open_rows & (self.student.kinds == Kind.TEXT)).tolist()
+        return ids

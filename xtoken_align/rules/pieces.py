@@ -39,7 +39,8 @@ class Pieces:
         return len(self.lengths)
 
     def __getitem__(self, token_id: int) -> list[int]:
-        return self.ids[self.offsets[token_id] : self.offsets[token_id + 1]].tolist()
+        ids: list[int] = self.ids[self.offsets[token_id] : self.offsets[token_id + 1]].tolist()
+        return ids
 
     @cached_property
     def first(self) -> NDArray[np.int32]:
@@ -175,7 +176,8 @@ class Speller:
         inside = written.ids < len(self._speaks)
         bad = ~inside
         bad[inside] = ~self._speaks[written.ids[inside]]
-        return (written.lengths > 0) & (np.bincount(written.owners[bad], minlength=len(written.tokens)) == 0)
+        whole: NDArray[np.bool_] = np.bincount(written.owners[bad], minlength=len(written.tokens)) == 0
+        return whole & (written.lengths > 0)
 
     def spelled(self, written: _Written, tokens: Vocab) -> NDArray[np.bool_]:
         """Which tokens' pieces spell their surfaces; `written` holds speakable pieces only."""
@@ -199,7 +201,8 @@ class Speller:
         meant = b"".join([surfaces[token_id] for token_id in written.tokens.tolist()])
         different = np.frombuffer(said, dtype=np.uint8) != np.frombuffer(meant, dtype=np.uint8)
         owners = np.repeat(np.arange(len(written.tokens)), lengths)
-        return np.bincount(owners[different], minlength=len(written.tokens)) == 0
+        equal: NDArray[np.bool_] = np.bincount(owners[different], minlength=len(written.tokens)) == 0
+        return equal
 
     def all_speak(self, ids: Sequence[int]) -> bool:
         """`speakable` for one token's pieces."""
