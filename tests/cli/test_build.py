@@ -161,7 +161,13 @@ def test_what_cannot_be_done_is_refused_in_one_sentence(
 
 @pytest.mark.parametrize(
     "options",
-def test_what_is_wrong_beside_the_tokenizers_is_said_before_they_are_read(invoke: Invoke, options: list[str]) -> None:
+    [
+        ["--rules", "guess"],
+        ["--top-k", "0"],
+        ["--override", "absent.yaml"],
+        ["-o", "absent/m.npz"],
+        ["--name", "../up"],
+    ],
 )
 def test_what_is_wrong_without_the_tokenizers_is_said_before_they_are_read(invoke: Invoke, options: list[str]) -> None:
     sentence = refused(invoke("build", "/absent/teacher", "/absent/student", *options))
