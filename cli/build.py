@@ -19,15 +19,25 @@ if TYPE_CHECKING:
 @click.argument("sources", nargs=-1, metavar="TEACHER STUDENT", shell_complete=tokenizers)
 @click.option("--teacher", shell_complete=tokenizers, help="The teacher's tokenizer, instead of the first argument.")
 @click.option("--student", shell_complete=tokenizers, help="The student's tokenizer, instead of the second argument.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
-              help="Write this file instead of into the store.")
-@click.option("--store", type=click.Path(path_type=Path), metavar="DIR",
-              help="The store's folder. [default: $XTOKEN_ALIGN_STORE, else the user's data folder]")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write this file instead of into the store."
+)
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The store's folder. [default: $XTOKEN_ALIGN_STORE, else the user's data folder]",
+)
 @click.option("--name", help="The mapping's name in the store. [default: STUDENT--TEACHER]")
 @click.option("--top-k", type=int, default=4, show_default=True, help="Pieces of a decomposition that get weights.")
 @click.option("--lead", type=float, default=0.9, show_default=True, help="Weight of the first piece.")
-@click.option("--decay", type=float, default=0.1, show_default=True,
-              help="Each further piece's share of the one before; 0 keeps the first alone.")
+@click.option(
+    "--decay",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="Each further piece's share of the one before; 0 keeps the first alone.",
+)
 @click.option("--rules", metavar="A,B", help="Run only these rules. [default: all but case and nfkc]")
 @click.option("--case", is_flag=True, help="Also match tokens that are equal after case folding.")
 @click.option("--nfkc", is_flag=True, help="Also match tokens that are equal after compatibility folding.")
@@ -42,7 +52,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the file's path alone, and no notes.")
-def command(sources: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - click's options
+def command(sources: tuple[str, ...], **options: Any) -> None:
     """Build the mapping from a STUDENT tokenizer to a TEACHER tokenizer, and keep it.
 
     Prints how many rows each rule gave, what is covered by class of token, which loss suits the pair, and the file.
@@ -88,7 +98,7 @@ def _pair(sources: tuple[str, ...], teacher: str | None, student: str | None) ->
     return teacher, student
 
 
-def _build(teacher: str, student: str, options: dict[str, Any], say: Any) -> tuple[Mapping, Path]:  # noqa: ANN401
+def _build(teacher: str, student: str, options: dict[str, Any], say: Any) -> tuple[Mapping, Path]:
     from ..builder import build, plain_options
     from ..read import read_vocab
 

@@ -16,7 +16,7 @@ from .console import print_json
 @click.option("--a-pattern", metavar="REGEX", help="Split pattern of A's rank file.")
 @click.option("--b-pattern", metavar="REGEX", help="Split pattern of B's rank file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
-def command(a: str, b: str, as_json: bool, **options: str | int | None) -> None:  # noqa: FBT001
+def command(a: str, b: str, as_json: bool, **options: str | int | None) -> None:
     """Compare tokenizers A and B: identical, permuted, extended, repurposed, partial or disjoint, with counts.
 
     A mapping made for A serves B where both mean the same by text.

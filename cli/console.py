@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def print_json(data: Any) -> None:  # noqa: ANN401 - JSON
+def print_json(data: Any) -> None:
     """Prints one JSON value; what UTF-8 cannot say of a terminal's encoding is escaped."""
     click.echo(json.dumps(data, ensure_ascii=True, indent=2))
 
@@ -36,7 +36,7 @@ def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
 
     console = Console(stderr=True, markup=False, highlight=False)
     with console.status("") as status:
-        yield lambda text: status.update(text)
+        yield status.update
 
 
 def visible(surface: bytes) -> str:

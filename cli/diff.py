@@ -19,14 +19,20 @@ _NUMERALS = ("digits_1", "digits_2", "digits_3", "digits_4plus")
 @click.command("diff")
 @click.argument("old", shell_complete=mappings)
 @click.argument("new", shell_complete=mappings)
-@click.option("--limit", type=click.IntRange(min=0), default=10, show_default=True, metavar="N",
-              help="List at most N tokens of each kind of change.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="List at most N tokens of each kind of change.",
+)
 @click.option("--exit-code", is_flag=True, help="Exit with 1 where the mappings differ.")
 @click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 @click.pass_context
 def command(
-    ctx: click.Context, old: str, new: str, limit: int, exit_code: bool, store: Path | None, as_json: bool  # noqa: FBT001
+    ctx: click.Context, old: str, new: str, limit: int, exit_code: bool, store: Path | None, as_json: bool
 ) -> None:
     """Compare two mappings by what their tokens say, not by their ids: what would change a training run comes first.
 
@@ -74,7 +80,9 @@ def _headline(found: Diff) -> list[str]:
     numerals = [name for name in _NUMERALS if name in found.classes]
     for name in numerals:
         was, now = found.classes[name]
-        lines.append(f"Numerals {name}: {was.exact:,} of {was.total:,} exact before, {now.exact:,} of {now.total:,} now.")
+        lines.append(
+            f"Numerals {name}: {was.exact:,} of {was.total:,} exact before, {now.exact:,} of {now.total:,} now."
+        )
     lines.append(
         f"Rows: {rows.rule:,} by another rule, {rows.weights:,} with other weights, {rows.added:,} new, "
         f"{rows.removed:,} gone, {rows.same:,} the same; L1 distance {found.l1:,.1f} in all."
@@ -89,7 +97,7 @@ def _headline(found: Diff) -> list[str]:
     return lines
 
 
-def _class_table(found: Diff) -> Any:  # noqa: ANN401 - a rich table, imported late
+def _class_table(found: Diff) -> Any:
     from rich import box
     from rich.table import Table
 
@@ -98,7 +106,9 @@ def _class_table(found: Diff) -> Any:  # noqa: ANN401 - a rich table, imported l
     for way in ("exact", "near", "split", "empty"):
         table.add_column(way, justify="right", no_wrap=True)
     for name, (before, after) in found.classes.items():
-        table.add_row(name, *(_change(getattr(before, way), getattr(after, way)) for way in ("exact", "near", "split", "empty")))
+        table.add_row(
+            name, *(_change(getattr(before, way), getattr(after, way)) for way in ("exact", "near", "split", "empty"))
+        )
     return table
 
 
@@ -132,5 +142,5 @@ def _token(entry: dict[str, Any]) -> str:
     return f"{entry['id']:>7}{moved}  {_surface(entry['surface'])}"
 
 
-def _surface(surface: Any) -> str:  # noqa: ANN401 - as JSON holds it
+def _surface(surface: Any) -> str:
     return visible(surface.encode() if isinstance(surface, str) else bytes.fromhex(surface["hex"]))

@@ -10,12 +10,18 @@ from .console import print_json
 
 
 @click.command("gc")
-@click.option("--keep", type=click.IntRange(min=0), default=1, show_default=True, metavar="N",
-              help="Versions of each mapping that stay.")
+@click.option(
+    "--keep",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Versions of each mapping that stay.",
+)
 @click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the removed files as JSON.")
-def command(keep: int, store: Path | None, dry_run: bool, as_json: bool) -> None:  # noqa: FBT001
+def command(keep: int, store: Path | None, dry_run: bool, as_json: bool) -> None:
     """Remove all but the newest versions of every mapping in the store; those that ship with the package stay.
 
     \b

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--tsv", is_flag=True, help="Print the list as tab-separated values.")
 @click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def command(mapping: str, **options: Any) -> None:  # noqa: ANN401 - click's options
+def command(mapping: str, **options: Any) -> None:
     """Report what a MAPPING covers, class by class and rule by rule, what stays empty and which loss suits it.
 
     With --unmatched, or an option that narrows the list, the tokens that are split or empty are listed instead.

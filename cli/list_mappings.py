@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command("list")
 @click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
-def command(store: Path | None, as_json: bool) -> None:  # noqa: FBT001
+def command(store: Path | None, as_json: bool) -> None:
     """List the mappings in the store and those that ship with the package, oldest version first.
 
     \b

@@ -61,11 +61,11 @@ class LazyGroup(click.Group):
             from difflib import get_close_matches
 
             close = get_close_matches(args[0], COMMANDS, n=1)
-            error.message = f"no command is called {args[0]!r}" + (f": did you mean {close[0]}?" if close else ".")
-            raise
+            hint = f": did you mean {close[0]}?" if close else "."
+            raise click.UsageError(f"no command is called {args[0]!r}{hint}", ctx) from error
 
 
-def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's callback
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         from .versions import version_text
 
@@ -78,7 +78,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
 @click.option("--version", is_flag=True, callback=_print_version, expose_value=False, is_eager=True,
               help="Show the versions of what matters, and exit.")  # fmt: skip
 @click.pass_context
-def cli(ctx: click.Context, debug: bool) -> None:  # noqa: FBT001
+def cli(ctx: click.Context, debug: bool) -> None:
     """Map a student tokenizer's vocabulary onto a teacher's, and audit, keep and load the mapping."""
     ctx.obj = {"debug": debug}
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--id", "ids", type=int, multiple=True, metavar="N", help="A student id; may be given several times.")
 @click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-def command(mapping: str, tokens: tuple[str, ...], ids: tuple[int, ...], store: Path | None, as_json: bool) -> None:  # noqa: FBT001
+def command(mapping: str, tokens: tuple[str, ...], ids: tuple[int, ...], store: Path | None, as_json: bool) -> None:
     """Show the rows of student tokens: the rule that made each, the teacher's pieces and their weights.
 
     A TOKEN is a surface (the text it stands for), else the string its file writes for it.

@@ -16,7 +16,7 @@ from .console import print_json
 @click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.pass_context
-def command(ctx: click.Context, mappings: tuple[str, ...], store: Path | None, as_json: bool) -> None:  # noqa: FBT001
+def command(ctx: click.Context, mappings: tuple[str, ...], store: Path | None, as_json: bool) -> None:
     """Check mapping files from end to end: form, bounds, row sums and content hash. Without names, the whole store.
 
     \b

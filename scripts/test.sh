@@ -26,6 +26,6 @@ echo "== Types"
 (cd tests && "$bin/mypy" --config-file "$root/pyproject.toml" -p xtoken_align)
 echo "== Project file and import contracts"
 "$bin/validate-pyproject" pyproject.toml
-(cd tests && "$bin/lint-imports" --config "$root/pyproject.toml" --no-cache)
+(cd tests && "$bin/lint-imports" "$root/pyproject.toml" --no-cache)
 echo "== Tests"
 "$bin/pytest" -n 2 "$@"

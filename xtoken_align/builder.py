@@ -32,8 +32,8 @@ from .vocab.vocab import Vocab
 
 def build(
     *,
-    student: Vocab | str | os.PathLike[str] | Any,  # noqa: ANN401 - whatever read_vocab takes
-    teacher: Vocab | str | os.PathLike[str] | Any,  # noqa: ANN401
+    student: Vocab | str | os.PathLike[str] | Any,
+    teacher: Vocab | str | os.PathLike[str] | Any,
     rules: Sequence[str] | None = None,
     case: bool = False,
     nfkc: bool = False,
@@ -56,8 +56,10 @@ def build(
         top_k: how many pieces of a decomposition get weights.
         reverse_pass: also link teacher tokens that no row reaches to the student tokens that spell them.
         overrides: rows of the user's own, as the path of a YAML or JSON file or as its entries.
+
     Returns:
         The mapping; its W has shape (student logits, teacher logits).
+
     Raises:
         SourceError, VocabularyError: a tokenizer cannot be read.
         OptionError: an option is out of its range.
@@ -93,7 +95,9 @@ def build(
 
 
 def plain_options(
-    *, overrides: str | os.PathLike[str] | Sequence[Override | dict[str, Any]] = (), **options: Any  # noqa: ANN401
+    *,
+    overrides: str | os.PathLike[str] | Sequence[Override | dict[str, Any]] = (),
+    **options: Any,
 ) -> dict[str, Any]:
     """The options of `build` as a mapping records them: what is given, and the defaults of the rest.
 

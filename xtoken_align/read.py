@@ -20,7 +20,7 @@ from .vocab.vocab import Sizes, Vocab
 
 
 def read_vocab(
-    source: str | os.PathLike[str] | Any,  # noqa: ANN401 - tokenizer objects of two libraries
+    source: str | os.PathLike[str] | Any,
     *,
     logits: int | None = None,
     pattern: str | None = None,
@@ -36,8 +36,10 @@ def read_vocab(
         pattern: the split pattern of a rank file.
         revision: Hub revision.
         name: the short name; by default the alias or the last part of the path.
+
     Returns:
         The vocabulary.
+
     Raises:
         SourceError: the source cannot be found, fetched or recognised.
         VocabularyError: its contents contradict themselves, or an id lies above `logits`.
@@ -91,9 +93,7 @@ def assemble(
         surfaces=ByteStrings.of(surfaces),
         kinds=kinds,
         roles=decide_roles(parsed, kinds),
-        sizes=Sizes(
-            base=parsed.base_size, with_added=_token_count(parsed, kinds), ids=ids, logits=width
-        ),
+        sizes=Sizes(base=parsed.base_size, with_added=_token_count(parsed, kinds), ids=ids, logits=width),
         make_encoder=lambda: _make_encoder(parsed, kinds),
         disagreeing=disagreeing_ids(parsed, kinds, surfaces),
         joins_words=parsed.spelling.word_pieces,

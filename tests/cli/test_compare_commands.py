@@ -120,9 +120,7 @@ def test_gc_keeps_the_newest_version(place: Path) -> None:
     ],
 )
 def test_the_shell_completes_commands_aliases_names_and_options(place: Path, words: str, offered: str) -> None:
-    done = run(
-        place, _XTOKEN_ALIGN_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(len(words.split()) - 1)
-    )
+    done = run(place, _XTOKEN_ALIGN_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(len(words.split()) - 1))
     assert offered in {line.split(",")[1] for line in done.stdout.splitlines()}
 
 

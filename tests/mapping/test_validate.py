@@ -333,7 +333,9 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("has_seal", [True, False])
-def test_a_mutated_file_loads_as_it_was_or_is_refused(saved: Path, retouch: Callable[..., Path], has_seal: bool) -> None:  # noqa: FBT001
+def test_a_mutated_file_loads_as_it_was_or_is_refused(
+    saved: Path, retouch: Callable[..., Path], has_seal: bool
+) -> None:
     rng = random.Random(20260521)
     if not has_seal:
         retouch({})

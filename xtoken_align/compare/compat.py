@@ -56,6 +56,7 @@ def compat(a: Vocabulary, b: Vocabulary) -> Compat:
     Args:
         a: a `Vocab` or a mapping's side.
         b: the same.
+
     Returns:
         The relation with the counts that decide it. Reserved fillers, padding and holes are no tokens, so a tokenizer
         that gives a reserved id a use extends the one that does not.

@@ -160,6 +160,7 @@ def diff(old: Mapping, new: Mapping) -> Diff:
     Args:
         old: the mapping in use.
         new: the one to take its place.
+
     Returns:
         What differs.
     """

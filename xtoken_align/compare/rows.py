@@ -26,7 +26,10 @@ class RowComparison:
 
     @cached_property
     def distance(self) -> NDArray[np.float64]:
-        """float64 (old student logits,), L1 distance between a token's rows; a link to an unmatched token counts whole."""
+        """float64 (old student logits,), L1 distance between a token's rows.
+
+        A link to a token that the other teacher does not have counts whole.
+        """
         old, new = self.old.matrix, self.new.matrix
         if self.old.content_hash == self.new.content_hash:
             return np.zeros(old.shape[0])
@@ -58,14 +61,15 @@ class RowComparison:
     def rule(self) -> NDArray[np.int64]:
         """Old ids whose row another rule owns now."""
         old_ids, new_ids = self._pairs
-        return old_ids[self._both() & (self.old.matrix.owner[old_ids] != self.new.matrix.owner[new_ids])]
+        other_rule = self.old.matrix.owner[old_ids] != self.new.matrix.owner[new_ids]
+        return np.asarray(old_ids[self._both() & other_rule])
 
     @cached_property
     def weights(self) -> NDArray[np.int64]:
         """Old ids whose row the same rule owns and whose links or weights are others."""
         old_ids, new_ids = self._pairs
         same_rule = self._both() & (self.old.matrix.owner[old_ids] == self.new.matrix.owner[new_ids])
-        return old_ids[same_rule & (self.distance[old_ids] > TOLERANCE)]
+        return np.asarray(old_ids[same_rule & (self.distance[old_ids] > TOLERANCE)])
 
     @cached_property
     def same(self) -> int:
@@ -121,4 +125,5 @@ def _distance_of_many(before: _Cells, after: _Cells, shape: tuple[int, int]) -> 
     weights = np.concatenate([before.weights.astype(np.float64), -after.weights.astype(np.float64)])
     unique, inverse = np.unique(cells, return_inverse=True)
     change = np.abs(np.bincount(inverse, weights, minlength=len(unique)))
-    return np.bincount(unique // width, change, minlength=shape[0])
+    # Without cells bincount counts, in integers.
+    return np.bincount(unique // width, change, minlength=shape[0]).astype(np.float64)

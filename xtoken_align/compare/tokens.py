@@ -65,17 +65,17 @@ class Match:
 
     @cached_property
     def used_old(self) -> NDArray[np.bool_]:
-        """bool (old logits,), the ids that take part."""
+        """Bool (old logits,), the ids that take part."""
         return np.asarray(self.old.kinds <= self.highest)
 
     @cached_property
     def used_new(self) -> NDArray[np.bool_]:
-        """bool (new logits,), the ids that take part."""
+        """Bool (new logits,), the ids that take part."""
         return np.asarray(self.new.kinds <= self.highest)
 
     @cached_property
     def in_place(self) -> NDArray[np.bool_]:
-        """bool (min(logits),), ids used on both sides for the same token."""
+        """Bool (min(logits),), ids used on both sides for the same token."""
         shared = min(len(self.old.kinds), len(self.new.kinds))
         alike = self.used_old[:shared] & self.used_new[:shared]
         alike &= self.old.kinds[:shared] == self.new.kinds[:shared]
@@ -175,7 +175,7 @@ def _find_repeated(wanted: list[bytes], strings: list[bytes], candidates: NDArra
 
 
 def equal_strings(left: ByteStrings, right: ByteStrings, count: int) -> NDArray[np.bool_]:
-    """bool (count,), which of the first `count` strings are equal, without unpacking them."""
+    """Bool (count,), which of the first `count` strings are equal, without unpacking them."""
     places = np.arange(count)
     return equal_at(left, places, right, places)
 

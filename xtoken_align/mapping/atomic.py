@@ -78,7 +78,7 @@ def _publish(temporary: Path, target: Path, overwrite: bool) -> None:
             _check_target(target, overwrite)
         else:
             return
-    os.replace(temporary, target)
+    temporary.replace(target)
 
 
 def _sync_folder(folder: Path) -> None:

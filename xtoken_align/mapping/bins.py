@@ -33,9 +33,10 @@ def split_into_bins(
     Args:
         student_first: int32 (student width,), each student token's first teacher piece, -1 for none.
         teacher_first: int32 (teacher width,), each teacher token's first student piece, -1 for none.
+
     Returns:
-        int32 (student width,) and int32 (teacher width,): the bin of each token, numbered by lowest student id; -1 for a
-        token in a component that has tokens of one side only.
+        int32 (student width,) and int32 (teacher width,): the bin of each token, numbered by lowest student id; -1
+        for a token in a component that has tokens of one side only.
     """
     width = len(student_first)
     tails = np.concatenate([np.flatnonzero(student_first >= 0), np.flatnonzero(teacher_first >= 0) + width])

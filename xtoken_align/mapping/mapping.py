@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Table
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -213,8 +212,10 @@ class Mapping:
         Args:
             path: the file; its folder must exist.
             overwrite: whether an existing file is replaced.
+
         Returns:
             The path.
+
         Raises:
             StoreError: it cannot be written, or exists and must not be replaced.
         """
@@ -229,9 +230,7 @@ def _checked(side: str) -> SideName:
     return side  # type: ignore[return-value]
 
 
-def first_pieces(
-    matrix: Matrix, student: Side, teacher: Side, pieces: Pieces, side: SideName
-) -> NDArray[np.int32]:
+def first_pieces(matrix: Matrix, student: Side, teacher: Side, pieces: Pieces, side: SideName) -> NDArray[np.int32]:
     """First pieces of one side: of its decompositions, and of matched special tokens by their links."""
     first = pieces.first.copy()
     special = student.kinds[matrix.rows] >= Kind.SPECIAL

@@ -45,6 +45,7 @@ def load_mapping(path: Path) -> Mapping:
 
     Args:
         path: the file.
+
     Raises:
         ArtifactError: it is damaged, foreign or from a newer schema.
         StoreError: there is no readable file at `path`.
@@ -168,9 +169,7 @@ def _together(kept: Pieces, told: Pieces) -> Pieces:
 
 def _assemble(arrays: Arrays, metadata: Table[str, Any]) -> Mapping:
     shape = (int(arrays["shape"][0]), int(arrays["shape"][1]))
-    matrix = Matrix(
-        shape, *(arrays[name] for name in ("indptr", "indices", "data", "position", "rule"))
-    )
+    matrix = Matrix(shape, *(arrays[name] for name in ("indptr", "indices", "data", "position", "rule")))
     student, teacher = (_side(arrays, metadata, name) for name in ("student", "teacher"))
     return Mapping(
         student=student,

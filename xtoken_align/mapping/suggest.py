@@ -37,6 +37,7 @@ def suggest_specials(mapping: Mapping) -> tuple[Suggestion, ...]:
 
     Args:
         mapping: the mapping.
+
     Returns:
         The suggestions by student id; names less than 60 of 100 alike are left out.
     """

@@ -23,7 +23,7 @@ def byte_to_character() -> tuple[str, ...]:
 @cache
 def _to_latin1() -> dict[int, int]:
     # A Latin-1 character outside the alphabet must not pass for a byte: it goes where encoding to Latin-1 fails.
-    table = {code: 0xFFFF for code in range(256)}
+    table = dict.fromkeys(range(256), 65535)
     table.update({ord(character): byte for byte, character in enumerate(byte_to_character())})
     return table
 
@@ -34,10 +34,10 @@ def _from_latin1() -> dict[int, str]:
 
 
 def bytes_of(token: str) -> bytes | None:
-    """The bytes that a token string stands for, None where a character is not in the alphabet.
+    r"""The bytes that a token string stands for, None where a character is not in the alphabet.
 
     >>> bytes_of("Ġthe"), bytes_of("Ã©"), bytes_of("中")
-    (b' the', b'\\xc3\\xa9', None)
+    (b' the', b'\xc3\xa9', None)
     """
     try:
         return token.translate(_to_latin1()).encode("latin-1")

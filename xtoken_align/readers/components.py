@@ -42,7 +42,8 @@ def spelling_of(data: Mapping[str, Any], model: str) -> Spelling:
     """Reads the spelling off the components.
 
     The decoder says most of it. Where it and the encoder disagree the encoder wins, since a surface is what text the
-    encoder consumes: a byte-level pre-tokenizer makes the vocabulary byte-level whatever decoder a later save put there.
+    encoder consumes: a byte-level pre-tokenizer makes the vocabulary byte-level whatever decoder a later save put
+    there.
 
     Args:
         data: the file's JSON.
@@ -51,7 +52,7 @@ def spelling_of(data: Mapping[str, Any], model: str) -> Spelling:
     steps = [step for leaf in components(data.get("decoder")) for step in _decoder_step(leaf)]
     encodes_bytes = has_type(data.get("pre_tokenizer"), "ByteLevel") or has_type(data.get("normalizer"), "ByteLevel")
     if encodes_bytes and ByteLevel() not in steps:
-        steps = [step for step in steps if isinstance(step, Suffix)] + [ByteLevel()]
+        steps = [*(step for step in steps if isinstance(step, Suffix)), ByteLevel()]
     if not any(isinstance(step, ByteLevel) or (isinstance(step, Replace) and step.content == " ") for step in steps):
         steps += _space_marks(data)
     return Spelling(tuple(_model_steps(data, model, steps) + steps))

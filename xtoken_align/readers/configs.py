@@ -45,9 +45,7 @@ def read_configs(directory: Path) -> Configs:
 
 def configs_of(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> Configs:
     """What the two parsed files say."""
-    roles = {
-        role: (text,) for key, role in _ROLE_KEYS.items() if (text := _content(tokenizer.get(key))) is not None
-    }
+    roles = {role: (text,) for key, role in _ROLE_KEYS.items() if (text := _content(tokenizer.get(key))) is not None}
     extra = [text for key in _EXTRA_KEYS for text in _contents(tokenizer.get(key))]
     added = tuple(_added(tokenizer.get("added_tokens_decoder")))
     flagged = frozenset(extra) | {token.content for token in added if token.special}

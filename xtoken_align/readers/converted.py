@@ -19,6 +19,7 @@ def read_converted(path: Path, configs: Configs) -> Parsed:
     Args:
         path: the directory.
         configs: what its configuration files say.
+
     Raises:
         MissingExtraError: transformers is not installed.
         SourceError: transformers cannot load or convert it.
@@ -31,7 +32,9 @@ def read_converted(path: Path, configs: Configs) -> Parsed:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SourceError(f"the directory {path.name} has no tokenizer.json, and transformers cannot load it: {reason}") from error
+        raise SourceError(
+            f"the directory {path.name} has no tokenizer.json, and transformers cannot load it: {reason}"
+        ) from error
     parsed = read_object(tokenizer)
     note = f"{path.name} has no tokenizer.json: transformers converted it, which can change how it tokenises"
     return replace(
@@ -44,7 +47,7 @@ def read_converted(path: Path, configs: Configs) -> Parsed:
     )
 
 
-def read_object(tokenizer: Any) -> Parsed:  # noqa: ANN401 - two libraries' classes, known by what they offer
+def read_object(tokenizer: Any) -> Parsed:
     """Reads a `tokenizers.Tokenizer` or a `PreTrainedTokenizerFast`.
 
     Raises:

@@ -19,8 +19,17 @@ _HEAD = 4096
 _READABLE = "tokenizer.json, tekken.json, a rank file (.tiktoken), a SentencePiece .model, GGUF"
 
 # In a directory the first of these that exists is read: the complete description before the partial ones.
-_IN_DIRECTORY = ("tokenizer.json", "tekken.json", "*.tiktoken", "*.tiktoken.gz", "tokenizer.model", "*.model", "*.model.v*",
-                 "*.spm", "*.gguf")  # fmt: skip
+_IN_DIRECTORY = (
+    "tokenizer.json",
+    "tekken.json",
+    "*.tiktoken",
+    "*.tiktoken.gz",
+    "tokenizer.model",
+    "*.model",
+    "*.model.v*",
+    "*.spm",
+    "*.gguf",
+)
 _SLOW_FILES = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer_config.json", "spiece.model")
 
 
@@ -31,6 +40,7 @@ def read_path(path: Path, *, preset: Preset | None = None, pattern: str | None =
         path: where it is.
         preset: the alias through which it was named, if any.
         pattern: the user's split pattern, for rank formats.
+
     Raises:
         SourceError: nothing readable is there.
         VocabularyError: something is, but it contradicts itself.

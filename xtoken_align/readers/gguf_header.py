@@ -138,7 +138,7 @@ class _Cursor:
         self._position = position
         return strings
 
-    def _value(self, kind: int, *, depth: int) -> Any:  # noqa: ANN401 - the file's own variety
+    def _value(self, kind: int, *, depth: int) -> Any:
         if kind == _STRING:
             return self._strings(1)[0]
         if kind in _SCALARS:

@@ -107,6 +107,7 @@ def sentence_pieces(tokenizer: Tokenizer, *, unigram: bool) -> Parsed:
         warnings=tokenizer.warnings,
     )
 
+
 def _one_unknown(tokenizer: Tokenizer) -> list[int]:
     """The pieces' types with one unknown piece: converters give unused ids that type too, and a model has one."""
     types = tokenizer.types.copy()

@@ -37,6 +37,7 @@ class JsonEncoder:
         added: its added tokens by id.
         speakable: bool (ids,), which ids text may become.
         byte_level: whether the base vocabulary is spelled by the byte table.
+
     Raises:
         VocabularyError: `tokenizers` refuses the components.
     """
@@ -136,8 +137,9 @@ def _load(data: Mapping[str, Any]) -> Tokenizer:
 
 
 def _map_leaves(
-    component: Any, change: Callable[[dict[str, Any]], dict[str, Any] | None]  # noqa: ANN401 - JSON
-) -> Any:  # noqa: ANN401
+    component: Any,
+    change: Callable[[dict[str, Any]], dict[str, Any] | None],
+) -> Any:
     """The component with every leaf changed, or dropped where `change` returns None."""
     if not component:
         return component
@@ -154,8 +156,12 @@ def _text_only(
     """The copy with nothing in it that is not text; the dummy prefix is still there."""
     flags = {entry["id"]: entry for entry in data.get("added_tokens") or ()}
     kept = [
-        {**flags.get(token.id, {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}),
-         "id": token.id, "content": token.content, "special": False}
+        {
+            **flags.get(token.id, {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}),
+            "id": token.id,
+            "content": token.content,
+            "special": False,
+        }
         for token in sorted(added.values(), key=lambda token: token.id)
         if token.id < len(speakable) and speakable[token.id]
     ]
@@ -203,7 +209,7 @@ def _hide(model: dict[str, Any], hidden: Mapping[int, str]) -> None:
 def _merges_without(merges: Sequence[Any], names: Mapping[str, str], prefix: str) -> list[Any]:
     """The merges that neither use nor make a hidden token."""
 
-    def touches(merge: Any) -> bool:  # noqa: ANN401 - "a b" in old files, ["a", "b"] in new ones
+    def touches(merge: Any) -> bool:
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
         return left in names or right in names or left + right.removeprefix(prefix) in names
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import SourceError
 
 
-def load_json(path: Path) -> Any:  # noqa: ANN401 - JSON
+def load_json(path: Path) -> Any:
     """The parsed file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Bounds that no real tokenizer reaches: beyond them a file is damaged or hostile, and is refused before it costs memory."""
+"""Bounds that no real tokenizer reaches: a file beyond them is damaged or hostile, and is refused at once."""
 
 from __future__ import annotations
 

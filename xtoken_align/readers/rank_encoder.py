@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from typing import Literal, cast
 
 from ..errors import MissingExtraError, OptionError
+
+NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
 
 class RankEncoder:
@@ -16,6 +19,7 @@ class RankEncoder:
         pattern: the regular expression that splits a text before merging.
         normalizer: a Unicode normal form applied first (`NFC`), or None.
         offset: what is added to a rank to make an id (tekken puts its special tokens first).
+
     Raises:
         MissingExtraError: tiktoken is not installed.
         OptionError: the pattern is not a regular expression that tiktoken accepts.
@@ -29,11 +33,9 @@ class RankEncoder:
         except ImportError as error:
             raise MissingExtraError("Encoding with a rank file", "tiktoken") from error
         try:
-            self._encoding = tiktoken.Encoding(
-                "ranks", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
-            )
+            self._encoding = tiktoken.Encoding("ranks", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         except ValueError as error:
-            raise OptionError(f"the split pattern is not a regular expression that tiktoken accepts: {error}") from error
+            raise OptionError(f"tiktoken does not accept the split pattern: {error}") from error
         self._normalizer = normalizer
         self._offset = offset
         # tiktoken panics on a byte that no rank spells; a text with such a byte cannot be encoded at all.
@@ -45,7 +47,7 @@ class RankEncoder:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns one list of ids per text; [] for a text with a byte that the vocabulary lacks."""
         if self._normalizer is not None:
-            form = self._normalizer
+            form = cast("NormalForm", self._normalizer)
             texts = [text if text.isascii() else unicodedata.normalize(form, text) for text in texts]
         if self._unspellable:
             texts = [text if self._spellable(text.encode("utf-8", "replace")) else "" for text in texts]

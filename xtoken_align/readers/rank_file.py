@@ -52,8 +52,10 @@ def read_rank_file(path: Path, *, preset: Preset | None = None, pattern: str | N
         path: the file.
         preset: the alias through which it was named, if any.
         pattern: the user's split pattern; it wins over the preset's.
+
     Returns:
         The facts, special tokens of the preset included.
+
     Raises:
         SourceError: the file cannot be read or decompressed.
         VocabularyError: a line is broken, or a rank stands twice.
@@ -66,10 +68,11 @@ def read_rank_file(path: Path, *, preset: Preset | None = None, pattern: str | N
     known = pattern if pattern is not None else preset.pattern if preset is not None else None
     if known is None:
         known = GPT2_PATTERN
-        warnings = (
+        note = (
             f"{path.name} is no rank file that an alias knows: GPT-2's split pattern is assumed and no special tokens "
-            "are known; pass the pattern and the logit width if the model has others",
+            "are known; pass the pattern and the logit width if the model has others"
         )
+        warnings = (note,)
     return assemble(
         ranks,
         format="tiktoken",
@@ -95,7 +98,7 @@ def _read(path: Path) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path.name} is not a whole gzip file: {error}") from error
     if len(data) > MAX_RANK_FILE_BYTES:
-        raise SourceError(f"{path.name} decompresses to more than {MAX_RANK_FILE_BYTES} bytes: no rank file is that large")
+        raise SourceError(f"{path.name} decompresses to over {MAX_RANK_FILE_BYTES} bytes: no rank file is that large")
     return data
 
 
@@ -179,7 +182,16 @@ def assemble(
 
     Args:
         ranks: the base vocabulary; an id is a rank plus `offset`.
+        format: the reader's name.
+        pattern: the split pattern.
         added: id -> (string, special flag).
+        normalizer: a Unicode normal form that comes before splitting.
+        offset: number of ids before the first rank's.
+        roles: role -> token strings by the file.
+        preset_roles: the same by the alias.
+        width: logit width by the alias.
+        warnings: passed on.
+
     Raises:
         VocabularyError: an added token has the id of a rank.
     """

@@ -46,7 +46,7 @@ class SentencePieceEncoder:
         name: the file's name, for messages.
     """
 
-    def __init__(self, proto: Any, speakable: NDArray[np.bool_], *, name: str) -> None:  # noqa: ANN401 - protobuf
+    def __init__(self, proto: Any, speakable: NDArray[np.bool_], *, name: str) -> None:
         self._proto = proto
         self._speakable = speakable
         self._name = name
@@ -94,7 +94,7 @@ class SentencePieceEncoder:
         return known
 
     @cached_property
-    def _processor(self) -> Any:  # noqa: ANN401 - an optional library's class
+    def _processor(self) -> Any:
         copy = self._text_only()
         if self._strips:
             copy.normalizer_spec.remove_extra_whitespaces = False
@@ -102,7 +102,7 @@ class SentencePieceEncoder:
         return self._load(copy)
 
     @cached_property
-    def _normalizer(self) -> Any:  # noqa: ANN401 - an optional library's class
+    def _normalizer(self) -> Any:
         """The model's normaliser alone: of the pieces it needs the user-defined ones, which it leaves as they are."""
         copy = self._text_only()
         kept = [piece for piece in copy.pieces if piece.type in (PieceType.UNKNOWN, PieceType.USER_DEFINED)]
@@ -112,7 +112,7 @@ class SentencePieceEncoder:
         copy.trainer_spec.byte_fallback = False
         return self._load(copy)
 
-    def _text_only(self) -> Any:  # noqa: ANN401 - protobuf
+    def _text_only(self) -> Any:
         copy = type(self._proto)()
         copy.CopyFrom(self._proto)
         for position in np.flatnonzero(~self._speakable).tolist():
@@ -127,7 +127,7 @@ class SentencePieceEncoder:
             copy.ClearField("self_test_data")
         return copy
 
-    def _load(self, proto: Any) -> Any:  # noqa: ANN401 - protobuf in, an optional library's class out
+    def _load(self, proto: Any) -> Any:
         try:
             from sentencepiece import SentencePieceProcessor
         except ImportError as error:

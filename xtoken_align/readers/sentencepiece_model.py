@@ -36,7 +36,7 @@ _TYPE_TAG = 0x18
 _SNIFFED_PIECES = 8
 
 
-def model_proto_class() -> Any:  # noqa: ANN401 - protobuf makes the class at run time
+def model_proto_class() -> Any:
     """The class of SentencePiece's message.
 
     Raises:
@@ -136,7 +136,7 @@ def read_sentencepiece(path: Path) -> Parsed:
 
 
 def parse_model_proto(
-    proto: Any,  # noqa: ANN401 - protobuf makes the class at run time
+    proto: Any,
     *,
     format: str = "sentencepiece",  # noqa: A002 - the field's name in Parsed
     name: str = "the model",
@@ -185,7 +185,7 @@ def parse_model_proto(
     )
 
 
-def _steps(proto: Any) -> Iterator[Replace | ByteFallback]:  # noqa: ANN401
+def _steps(proto: Any) -> Iterator[Replace | ByteFallback]:
     if proto.normalizer_spec.escape_whitespaces:
         yield Replace(SPACE_MARK, " ")
     if proto.trainer_spec.byte_fallback:
@@ -214,7 +214,7 @@ def _refuse_contradictions(raw: list[str], types: NDArray[np.uint8], *, byte_fal
         raise VocabularyError(f"{name} has {len(of_type)} byte pieces but its byte_fallback is off: they contradict")
 
 
-def _trainer_roles(proto: Any) -> Iterator[tuple[str, tuple[str, ...]]]:  # noqa: ANN401
+def _trainer_roles(proto: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The roles whose id exists and is no ordinary piece: the trainer's settings may name ids that were never made."""
     spec = proto.trainer_spec
     for role in _ROLES:

@@ -35,6 +35,7 @@ def read_tekken(
         name: the file's name, for messages.
         preset: the alias through which it was named, if any.
         pattern: the user's split pattern; it wins over the file's.
+
     Raises:
         VocabularyError: a field is missing or contradicts another.
     """

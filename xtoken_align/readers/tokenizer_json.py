@@ -68,8 +68,10 @@ def parse_tokenizer_json(
         preset_roles: the same from an alias's table.
         flagged: strings that a configuration file declares special.
         more_added: added tokens that only a configuration file knows; ids that `data` has already are left alone.
-        width: logit width by `config.json`, a GGUF tensor or an alias, and `width_source` which.
+        width: logit width by `config.json`, a GGUF tensor or an alias.
+        width_source: which of them.
         warnings: passed on.
+
     Raises:
         VocabularyError: the vocabulary is absent, empty or contradicts itself.
     """
@@ -88,7 +90,7 @@ def parse_tokenizer_json(
             raise VocabularyError(
                 f"id {token_id} of {name} is both {base[token_id]!r} and {token.content!r}: an id is one token"
             )
-    size = max(max(base), max(added, default=0)) + 1
+    size = max((*base, *added)) + 1
     raw: list[str | None] = [""] * size
     declared = np.zeros(size, dtype=np.uint8)
     in_base = np.zeros(size, dtype=np.bool_)
@@ -136,7 +138,9 @@ def _base_tokens(data: dict[str, Any], name: str) -> Iterator[tuple[int, str]]:
         if type(token_id) is not int or not 0 <= token_id <= MAX_ID:
             raise VocabularyError(f"token {text!r} of {name} has the id {token_id!r}: ids lie between 0 and {MAX_ID}")
         if token_id in seen:
-            raise VocabularyError(f"id {token_id} of {name} is both {seen[token_id]!r} and {text!r}: an id is one token")
+            raise VocabularyError(
+                f"id {token_id} of {name} is both {seen[token_id]!r} and {text!r}: an id is one token"
+            )
         seen[token_id] = text
         yield token_id, text
 

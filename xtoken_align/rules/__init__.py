@@ -1,1 +1,1 @@
-
+"""The rules that link student tokens to teacher tokens."""

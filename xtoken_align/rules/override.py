@@ -104,7 +104,7 @@ def _parse_text(text: str, path: Path) -> object:
         raise OverrideError(f"the override file {path} is neither YAML nor JSON: {reason}") from error
 
 
-def parse_overrides(entries: Any, name: str = "overrides") -> tuple[Override, ...]:  # noqa: ANN401 - YAML
+def parse_overrides(entries: Any, name: str = "overrides") -> tuple[Override, ...]:
     """Checks parsed entries.
 
     Raises:
@@ -118,7 +118,7 @@ def parse_overrides(entries: Any, name: str = "overrides") -> tuple[Override, ..
 _TYPE_NAMES = {type(None): "nothing", dict: "one object"}
 
 
-def _parse(entry: Any, where: str) -> Override:  # noqa: ANN401
+def _parse(entry: Any, where: str) -> Override:
     if isinstance(entry, Override):
         return entry
     if not isinstance(entry, dict) or not {"student", "teacher"} <= entry.keys() <= {"student", "teacher", "weights"}:
@@ -132,7 +132,7 @@ def _parse(entry: Any, where: str) -> Override:  # noqa: ANN401
         raise OverrideError(f"{where}: {error}") from error
 
 
-def _parse_ref(ref: Any, where: str) -> TokenRef:  # noqa: ANN401
+def _parse_ref(ref: Any, where: str) -> TokenRef:
     if isinstance(ref, str):
         return ref
     if isinstance(ref, dict) and ref.keys() == {"id"} and type(ref["id"]) is int:
@@ -142,7 +142,7 @@ def _parse_ref(ref: Any, where: str) -> TokenRef:  # noqa: ANN401
     )
 
 
-def _parse_weights(weights: Any, where: str) -> tuple[float, ...] | None:  # noqa: ANN401
+def _parse_weights(weights: Any, where: str) -> tuple[float, ...] | None:
     if weights is None:
         return None
     if not isinstance(weights, list | tuple) or any(type(weight) not in (int, float) for weight in weights):

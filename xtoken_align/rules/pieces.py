@@ -113,6 +113,7 @@ def equal_surfaces(tokens: Vocab, by: Vocab) -> NDArray[np.int32]:
     Args:
         tokens: whose tokens are looked up.
         by: where.
+
     Returns:
         int32 (tokens' width,), -1 where there is none.
     """
@@ -135,6 +136,7 @@ def decompose(tokens: Vocab, by: Vocab, equal: NDArray[np.int32]) -> Pieces:
         tokens: whose tokens are written.
         by: who writes them.
         equal: from `equal_surfaces`.
+
     Returns:
         Pieces over `tokens`' ids. A token that cannot be written has none: nothing was produced, or an unknown token.
     """
@@ -181,9 +183,9 @@ class Speller:
 
     def spelled(self, written: _Written, tokens: Vocab) -> NDArray[np.bool_]:
         """Which tokens' pieces spell their surfaces; `written` holds speakable pieces only."""
-        said_lengths = np.bincount(
-            written.owners, self._lengths[written.ids], minlength=len(written.tokens)
-        ).astype(np.int64)
+        said_lengths = np.bincount(written.owners, self._lengths[written.ids], minlength=len(written.tokens)).astype(
+            np.int64
+        )
         same_length = said_lengths == tokens.surfaces.lengths[written.tokens]
         right = np.zeros(len(written.tokens), dtype=np.bool_)
         right[same_length] = self._same_bytes(written.only(same_length), tokens, said_lengths[same_length])
@@ -229,6 +231,7 @@ def _spell_bytes(data: bytes, by: Vocab, speller: Speller, *, is_byte: bool) -> 
         by: who writes it.
         speller: what `by`'s ids say.
         is_byte: whether `data` is a byte token's (then the other kind is text).
+
     Returns:
         The ids, [] where `by` cannot spell the bytes.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class RuleOptions:
     """
 
     rules: tuple[str, ...] = DEFAULT_RULES
-    decay: Decay = Decay()
+    decay: Decay = field(default_factory=Decay)
     reverse_pass: bool = False
     overrides: tuple[Override, ...] = ()
 
@@ -66,8 +66,10 @@ def run_rules(pair: Pair, options: RuleOptions) -> list[Links]:
     Args:
         pair: student and teacher.
         options: what decides.
+
     Returns:
         One `Links` per rule that ran; no row is in two of them, but for `reverse`.
+
     Raises:
         OverrideError: an override names an unknown token.
     """

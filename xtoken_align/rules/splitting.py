@@ -46,6 +46,7 @@ def reverse(pair: Pair, columns: NDArray[np.bool_], decay: Decay) -> Links:
         pair: student and teacher.
         columns: bool (teacher width,), the columns that have an entry already.
         decay: the weights.
+
     Returns:
         Links of rule `reverse`; the touched rows are to be normalised again.
     """

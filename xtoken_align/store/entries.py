@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -66,24 +66,24 @@ def entries(store: Store) -> list[Entry]:
 def _entry(name: str, path: Path) -> Entry:
     status = path.stat()
     shipped = shipped_root()
-    facts = {
-        "name": name,
-        "version": path.stem,
-        "path": path,
-        "bytes": status.st_size,
-        "modified": status.st_mtime,
-        "shipped": shipped is not None and path.is_relative_to(shipped),
-    }
+    found = Entry(
+        name=name,
+        version=path.stem,
+        path=path,
+        bytes=status.st_size,
+        modified=status.st_mtime,
+        shipped=shipped is not None and path.is_relative_to(shipped),
+    )
     try:
-        metadata = read_metadata(path)
-        return Entry(
-            **facts,
+        metadata: Any = read_metadata(path)
+        return replace(
+            found,
             provenance=str(metadata["provenance"]),
-            student=str(metadata["student"]["source"]),  # type: ignore[index]
-            teacher=str(metadata["teacher"]["source"]),  # type: ignore[index]
+            student=str(metadata["student"]["source"]),
+            teacher=str(metadata["teacher"]["source"]),
         )
     except (MappingError, KeyError, TypeError) as error:
-        return Entry(**facts, problem=str(error))
+        return replace(found, problem=str(error))
 
 
 def collect(store: Store, *, keep: int, dry_run: bool = False) -> list[Path]:
@@ -95,8 +95,10 @@ def collect(store: Store, *, keep: int, dry_run: bool = False) -> list[Path]:
         store: the store.
         keep: how many versions of each name stay.
         dry_run: only say what would be removed.
+
     Returns:
         The files that are gone, or would be.
+
     Raises:
         OptionError: `keep` is negative.
         StoreError: a file cannot be removed.

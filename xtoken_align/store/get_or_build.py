@@ -18,10 +18,10 @@ from .store import Store
 
 def get_or_build(
     *,
-    student: Vocab | str | os.PathLike[str] | Any,  # noqa: ANN401 - whatever read_vocab takes
-    teacher: Vocab | str | os.PathLike[str] | Any,  # noqa: ANN401
+    student: Vocab | str | os.PathLike[str] | Any,
+    teacher: Vocab | str | os.PathLike[str] | Any,
     store: str | os.PathLike[str] | None = None,
-    **options: Any,  # noqa: ANN401 - those of `build`
+    **options: Any,
 ) -> Mapping:
     """The mapping of a pair: from the store if it is there for these very tokenizers and options, else built and kept.
 
@@ -30,8 +30,10 @@ def get_or_build(
         teacher: the same.
         store: the store's folder.
         **options: those of `build`.
+
     Returns:
         A mapping that fits both tokenizers.
+
     Raises:
         Whatever `build` and `Store.save` raise.
     """
@@ -48,7 +50,7 @@ def get_or_build(
         except MappingError:
             # A damaged file is no reason not to train: the pair is built anew.
             continue
-    mapping = build(**sides, **options)
+    mapping = build(student=sides["student"], teacher=sides["teacher"], **options)
     kept.save(mapping)
     return mapping
 

@@ -24,8 +24,8 @@ _HUB = "hf://"
 def load(
     name_or_path: str | os.PathLike[str],
     *,
-    student: Vocab | str | os.PathLike[str] | Any = None,  # noqa: ANN401 - whatever read_vocab takes
-    teacher: Vocab | str | os.PathLike[str] | Any = None,  # noqa: ANN401
+    student: Vocab | str | os.PathLike[str] | Any = None,
+    teacher: Vocab | str | os.PathLike[str] | Any = None,
     store: str | os.PathLike[str] | None = None,
 ) -> Mapping:
     """Loads and checks a mapping.
@@ -36,8 +36,10 @@ def load(
         student: the student tokenizer in hand, if the mapping must fit it.
         teacher: the teacher tokenizer in hand, likewise.
         store: the store's folder.
+
     Returns:
         The mapping.
+
     Raises:
         StoreError: there is no such mapping.
         ArtifactError: the file is damaged, foreign or from a newer schema.
@@ -51,7 +53,7 @@ def load(
     return mapping
 
 
-def _read(source: Any) -> Vocab:  # noqa: ANN401
+def _read(source: Any) -> Vocab:
     # Loading alone needs no readers, and they take longer to import than a mapping to load.
     from ..read import read_vocab
 

@@ -56,8 +56,10 @@ class Store:
             mapping: what to keep.
             name: its name; by default `<student>--<teacher>`.
             force: write the file anew even so.
+
         Returns:
             The file.
+
         Raises:
             StoreError: the folder cannot be written, or the name is none.
         """
@@ -127,9 +129,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / ".lock", timeout=_LOCK_SECONDS)
         lock.acquire()
     except Timeout as error:
-        raise StoreError(
-            f"{folder} stayed locked by another process for {_LOCK_SECONDS} seconds: try again"
-        ) from error
+        raise StoreError(f"{folder} stayed locked by another process for {_LOCK_SECONDS} seconds: try again") from error
     except OSError as error:
         raise StoreError(
             f"cannot write to the store's folder {folder} ({error.strerror or error}): choose a folder that can be "

@@ -1,1 +1,1 @@
-
+"""Surfaces: the bytes that tokens stand for."""

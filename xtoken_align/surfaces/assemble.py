@@ -47,7 +47,7 @@ def _literal(parsed: Parsed, token_id: int) -> bytes:
 
 
 def disagreeing_ids(parsed: Parsed, kinds: NDArray[np.uint8], surfaces: list[bytes]) -> tuple[int, ...]:
-    """Text ids whose decoder spells another text than the encoder consumes (added tokens beside the base vocabulary)."""
+    """Text ids, added beside the base vocabulary, whose decoder spells another text than the encoder consumes."""
     count = min(len(kinds), len(parsed.declared))
     beside = (parsed.declared[:count] == Declared.ADDED) & ~parsed.in_base[:count] & (kinds[:count] == Kind.TEXT)
     return tuple(

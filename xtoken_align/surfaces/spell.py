@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import overload
 
 import regex
 
-from ..readers.spelling import ByteFallback, ByteLevel, Replace, Spelling, Step, Suffix, WordPieces
 from ..readers.byte_table import bytes_of, characters_of
+from ..readers.spelling import ByteFallback, ByteLevel, Replace, Spelling, Step, Suffix, WordPieces
 
 _BYTE_ESCAPE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -41,6 +42,7 @@ def spell(token: str, spelling: Spelling) -> bytes:
     Args:
         token: the token string as its file writes it.
         spelling: the steps of its tokenizer.
+
     Returns:
         The bytes; they need not be valid UTF-8.
 
@@ -99,7 +101,11 @@ class RankStrings(Sequence[str]):
     def __len__(self) -> int:
         return len(self._strings)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
         string = self._strings[index]

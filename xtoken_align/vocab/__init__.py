@@ -1,1 +1,1 @@
-
+"""Vocabularies: kinds, roles, fingerprints, and the value that holds them."""

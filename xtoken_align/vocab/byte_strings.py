@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import overload
 
 import numpy as np
@@ -40,7 +41,7 @@ class ByteStrings(Sequence[bytes]):
     def list(self) -> list[bytes]:
         """All strings as Python objects, unpacked once."""
         data, ends = self.blob.tobytes(), self.offsets.tolist()
-        return [data[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        return [data[start:end] for start, end in pairwise(ends)]
 
     @cached_property
     def codes(self) -> NDArray[np.uint64]:

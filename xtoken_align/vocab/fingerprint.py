@@ -18,7 +18,7 @@ CANARY = (
     "Привет, мир! Γειά σου Κόσμε שלום مرحبا नमस्ते สวัสดี",
     "你好，世界。日本語のテキスト 한국어 텍스트",
     "😀👩‍👩‍👧‍👦🏳️‍🌈 \u200b\u00a0\u3000 \ufeff end",
-    "CamelCaseIdentifier snake_case SHOUTING mIxEd!!! ...--- <tag attr=\"v\"> {}[]()",
+    'CamelCaseIdentifier snake_case SHOUTING mIxEd!!! ...--- <tag attr="v"> {}[]()',
 )
 """Fixed texts on which tokenizers with equal vocabularies but other patterns, normalisers or merges differ."""
 
@@ -30,6 +30,7 @@ def fingerprint(text_ids: NDArray[np.int64], surfaces: ByteStrings, canary_ids: 
         text_ids: int64, the ids of kind text and byte, ascending.
         surfaces: of all ids.
         canary_ids: what `encode_batch(CANARY)` returns.
+
     Returns:
         64 hexadecimal digits.
     """

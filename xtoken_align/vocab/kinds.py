@@ -23,9 +23,7 @@ class Kind(IntEnum):
     HOLE = 5
 
 
-_FILLER_STEMS = frozenset(
-    ("reserved", "unused", "extra", "placeholder", "control", "dummy", "special")
-)
+_FILLER_STEMS = frozenset(("reserved", "unused", "extra", "placeholder", "control", "dummy", "special"))
 _BRACKETED = re.compile(r"<\|(.+)\|>|<｜(.+)｜>|<(.+)>|\[(.+)\]|>>(.+)<<", re.DOTALL)
 _NAME = re.compile(r"[\w▁ #-]+")
 _WORDS = re.compile(r"[^\W\d_]+|\d+|#")
@@ -45,7 +43,7 @@ _MARKER_WORDS = frozenset(
     begin_audio
     prefix middle suffix pre mid suf fim_prefix fim_middle fim_suffix fim_pad fim_begin fim_hole fim_end
     fim-prefix fim-middle fim-suffix fim-pad repo_name file_sep filename file_separator eot eom
-    """.split()
+    """.split()  # noqa: SIM905 - a list of sixty quoted words reads worse
 )
 
 
@@ -86,6 +84,7 @@ def decide_kinds(parsed: Parsed, width: int, role_strings: frozenset[str]) -> ND
         parsed: what the file says.
         width: logit width; ids from the highest on are padding.
         role_strings: token strings that have a role by the tokenizer's configuration.
+
     Returns:
         uint8 (width,), values of `Kind`.
     """

@@ -102,6 +102,7 @@ def decide_roles(parsed: Parsed, kinds: NDArray[np.uint8]) -> dict[str, tuple[in
     Args:
         parsed: what the file and its configuration say.
         kinds: the kind of each id; only special ids have roles.
+
     Returns:
         Role -> ids in ascending order; a role without ids is absent. An id may have several roles.
     """

@@ -78,6 +78,7 @@ class Vocab:
 
         Args:
             texts: any number of texts.
+
         Returns:
             One list of ids per text.
         """
