@@ -47,8 +47,10 @@ def llama_qwen(real: Callable[[str], Vocab]) -> Mapping:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test touches the user's own store, and no build of a test is dated by the machine."""
+    """No test touches the user's own store, dates a build by the machine or starts another package than it imports."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XTOKEN_ALIGN_STORE", str(tmp_path_factory.mktemp("store")))
         patch.delenv("SOURCE_DATE_EPOCH", raising=False)
+        # `python -c` looks in the working directory first. In a checkout that is a package without its command line.
+        patch.setenv("PYTHONSAFEPATH", "1")
         yield

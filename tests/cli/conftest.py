@@ -11,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import START, part
 from command_results import Result
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from xtoken_align.cli.main import cli
-from xtoken_align.cli.refuse import run
 
 from xtoken_align.errors import XTokenWarning
 
@@ -62,7 +61,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         with warnings.catch_warnings():
             warnings.simplefilter("always", XTokenWarning)
             try:
-                code = run(cli)
+                code = part("refuse").run(part("main").cli)
             finally:
                 gc.enable()
         return Result(code, *capsys.readouterr())
@@ -75,7 +74,7 @@ def execute() -> Invoke:
     """Runs a command in a process of its own."""
 
     def call(*arguments: str | Path, before: str = "", **environment: str) -> Result:
-        start = f"import sys\nsys.argv[0] = 'xtoken-align'\n{before}\nfrom xtoken_align.cli.main import main\nmain()"
+        start = f"import sys\nsys.argv[0] = 'xtoken-align'\n{before}\n{START}"
         done = subprocess.run(
             [sys.executable, "-c", start, *map(str, arguments)],
             env={**os.environ, **environment},

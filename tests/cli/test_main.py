@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from xtoken_align.cli.main import COMMANDS
+from command_line import START, part
+
+COMMANDS = part("main").COMMANDS
 
 Invoke = Callable[..., Any]
 
@@ -100,7 +102,7 @@ def test_debug_after_two_dashes_is_an_argument(invoke: Invoke) -> None:
 
 
 def test_a_reader_that_goes_away_ends_a_command_quietly(built: Path) -> None:
-    command = f"{sys.executable} -c 'from xtoken_align.cli.main import main; main()'"
+    command = f"{sys.executable} -c '{START}'"
     done = subprocess.run(
         ["bash", "-c", f"{command} inspect {built} --unmatched | head -1"], capture_output=True, check=False, timeout=60
     )
@@ -112,7 +114,7 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(built: Path) -> None:
 def test_a_closed_stdout_is_no_reason_for_a_traceback(built: Path, arguments: list[str]) -> None:
     words = " ".join([arguments[0], str(built), *arguments[1:]])
     done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -c 'from xtoken_align.cli.main import main; main()' {words} >&-"],
+        ["bash", "-c", f"{sys.executable} -c '{START}' {words} >&-"],
         capture_output=True,
         check=False,
         timeout=60,

