@@ -21,7 +21,7 @@ class Decay:
 
     Source: X-Token (arXiv:2605.21699, 2026), section 3, with lead 0.9, decay 0.1 and top_k 4.
 
-    >>> [round(weight, 4) for weight in Decay().weights(3)]
+    >>> [round(weight, 4) for weight in Decay().weights(3).tolist()]
     [0.9009, 0.0901, 0.009]
     """
 

@@ -1,0 +1,135 @@
+"""Measures the budgets of building and reporting, each against its limit, and prints them.
+
+    python benchmarks/build.py [--runs N] [--json]
+
+Times are medians of whole processes, measured in turn with what they are compared with, since machines are noisy.
+Exits with 1 where a median misses its budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+
+TEACHER, STUDENT = "qwen3", "llama-3"
+# The largest vocabularies that packages carry: two real pairs near 262 thousand tokens a side.
+LARGE = (("qwen3.6", "llama-4"), ("pkg:ai21_tokenizer/resources/j2-tokenizer/j2-tokenizer.model", "qwen3.6"))
+LOAD = f"from xtoken_align import read_vocab; read_vocab({TEACHER!r}); read_vocab({STUDENT!r})"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value and the most it may be."""
+
+    what: str
+    value: float
+    budget: float
+    unit: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether the budget is kept."""
+        return self.value <= self.budget
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished process: wall seconds, and peak memory in MB."""
+
+    seconds: float
+    peak: float
+
+
+def run(command: Sequence[str]) -> Run:
+    """Runs a process to its end.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    started = perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.stderr.close()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = perf_counter() - started
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {said.decode('utf-8', 'replace')}")
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Run(seconds, usage.ru_maxrss * unit / 1e6)
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of this interpreter's environment."""
+    return [str(Path(sys.executable).parent / "xtoken-align"), *arguments]
+
+
+def measure(runs: int, place: Path) -> list[Figure]:
+    """All figures.
+
+    Args:
+        runs: counted runs of each process, after one that is not counted.
+        place: an empty folder.
+    """
+    file = place / "mapping.npz"
+    build = command("build", TEACHER, STUDENT, "-o", str(file), "--force", "-q")
+    load = [sys.executable, "-c", LOAD]
+    run(build), run(load)
+    pairs = [(run(build), run(load)) for _ in range(runs)]
+    ratio = statistics.median(built.seconds / loaded.seconds for built, loaded in pairs)
+    figures = [
+        Figure("build, against loading the two vocabularies", ratio, 2.0, "times"),
+        Figure("build, peak memory", max(built.peak for built, _ in pairs), 400, "MB"),
+        Figure("file of Llama-3 x Qwen3", file.stat().st_size / 1e6, 3, "MB"),
+    ]
+    reports = {
+        "--help": ("--help",),
+        "inspect": ("inspect", str(file)),
+        "show": ("show", str(file), "201"),
+        "verify": ("verify", str(file)),
+        "diff": ("diff", str(file), str(file)),
+        "list": ("list", "--store", str(place)),
+    }
+    for name, arguments in reports.items():
+        run(command(*arguments))
+        median = statistics.median(run(command(*arguments)).seconds for _ in range(runs))
+        figures.append(Figure(name, median, 0.25 if name == "--help" else 0.6, "s"))
+    for teacher, student in LARGE:
+        large = place / "large.npz"
+        run(command("build", teacher, student, "-o", str(large), "--force", "-q"))
+        name = f"file of {student} x {teacher.rsplit('/', 1)[-1]}"
+        figures.append(Figure(name, large.stat().st_size / 1e6, 8, "MB"))
+    return figures
+
+
+def main() -> None:
+    """Parses arguments, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5, help="counted runs of each process")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        figures = measure(options.runs, Path(place))
+    if options.json:
+        print(json.dumps([{**asdict(figure), "holds": figure.holds} for figure in figures], indent=2))
+    else:
+        width = max(len(figure.what) for figure in figures)
+        for figure in figures:
+            verdict = "holds" if figure.holds else "MISSED"
+            print(f"{figure.what:<{width}}  {figure.value:8.2f}  of {figure.budget:6.2f} {figure.unit:<5}  {verdict}")
+    sys.exit(not all(figure.holds for figure in figures))
+
+
+if __name__ == "__main__":
+    main()

