@@ -55,9 +55,12 @@ def read_path(path: Path, *, preset: Preset | None = None, pattern: str | None =
 def _read_directory(path: Path, preset: Preset | None, pattern: str | None) -> Parsed:
     configs = read_configs(path)
     for glob in _IN_DIRECTORY:
-        for file in sorted(path.glob(glob)):
-            if file.is_file():
-                return _read_file(file, configs, preset, pattern)
+        files = sorted(file for file in path.glob(glob) if file.is_file())
+        if len(files) > 1:
+            listed = ", ".join(file.name for file in files[:5])
+            raise SourceError(f"the directory {path.name} holds several tokenizers ({listed}): name the file itself")
+        if files:
+            return _read_file(files[0], configs, preset, pattern)
     if any((path / name).exists() for name in _SLOW_FILES):
         from .converted import read_converted
 
