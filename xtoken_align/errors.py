@@ -5,6 +5,7 @@ XTokenError
 │   └── MissingExtraError    an optional dependency is not installed
 ├── VocabularyError      a tokenizer was found but its contents contradict themselves
 ├── OptionError          an option has a value that the library cannot use
+├── CorpusError          a corpus cannot be read
 ├── OverrideError        an override file is malformed or names an unknown token
 └── MappingError         something is wrong with a mapping
     ├── ArtifactError        a mapping file is damaged, foreign or from the future
@@ -36,6 +37,10 @@ class VocabularyError(XTokenError):
 
 class OptionError(XTokenError):
     """An option has a value that the library cannot use."""
+
+
+class CorpusError(XTokenError):
+    """A corpus cannot be read; the message names the file and, where there is one, the line."""
 
 
 class OverrideError(XTokenError):

@@ -1,0 +1,101 @@
+"""A mapping weighed by a corpus: the counts of a plain counter."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_vocabs import make_vocab
+
+from xtoken_align import Mapping, Vocab, build
+from xtoken_align.corpus.weigh import WAYS, ways_of, weigh
+from xtoken_align.coverage.classes import CLASSES, classify
+
+STUDENT = make_vocab(["a", "b", "c", " a", "ab", "12", "1", "2", "é"], name="student")
+TEACHER = make_vocab(["a", "b", "ab", "abc", "1", "2", " ab"], name="teacher")
+TEXTS = ["ab12", "a b é", "", "abab 12", "c" * 5]
+
+
+def small() -> Mapping:
+    return build(student=STUDENT, teacher=TEACHER)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.text(st.sampled_from("abc12 é"), max_size=12), max_size=6))
+def test_counts_are_those_of_a_plain_counter(texts: list[str]) -> None:
+    mapping = small()
+    found = weigh(mapping, STUDENT, texts)
+    counts = Counter(token for ids in STUDENT.encode_batch(texts) for token in ids)
+    way = ways_of(mapping)
+    class_of = classify(STUDENT.kinds, STUDENT.surfaces.list)
+    assert found.texts == len(texts)
+    assert found.tokens == counts.total()
+    assert found.bytes == sum(len(STUDENT.surfaces[token]) * count for token, count in counts.items())
+    for position, name in enumerate(WAYS):
+        assert found.ways[name] == sum(count for token, count in counts.items() if way[token] == position)
+    for name, row in found.classes.items():
+        assert row["tokens"] == sum(n for token, n in counts.items() if CLASSES[class_of[token]] == name)
+        assert row["tokens"] == sum(row[way_name] for way_name in WAYS)
+    assert sum(found.rules.values()) == found.tokens
+
+
+def test_the_most_frequent_tokens_that_are_not_exact_come_first() -> None:
+    found = weigh(small(), STUDENT, TEXTS, top=2)
+    assert [(entry.surface, entry.count, entry.reason) for entry in found.frequent] == [
+        (b"c", 5, "teacher cannot spell it"),
+        (b"12", 2, "split by digits"),
+    ]
+
+
+def test_an_empty_corpus_has_no_tokens() -> None:
+    found = weigh(small(), STUDENT, [])
+    assert (found.texts, found.tokens, found.frequent) == (0, 0, ())
+
+
+def slow_starts(mapping: Mapping, texts: list[str]) -> tuple[int, int]:
+    """Chunks and those that start in one bin, walking byte by byte."""
+    student_bin, teacher_bin = mapping.bins()
+    chunks = together = 0
+    for text in texts:
+        begins = []
+        for vocab in (STUDENT, TEACHER):
+            at, table = 0, {}
+            for token in vocab.encode_batch([text])[0]:
+                table[at] = token
+                at += len(vocab.surfaces[token])
+            begins.append(table)
+        for at in sorted(begins[0].keys() & begins[1].keys()):
+            bins = student_bin[begins[0][at]], teacher_bin[begins[1][at]]
+            chunks += 1
+            together += bins[0] == bins[1] >= 0
+    return chunks, int(together)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.text(st.sampled_from("ab12"), max_size=12), max_size=6))
+def test_chunk_starts_are_those_of_a_walk_over_the_bytes(texts: list[str]) -> None:
+    mapping = small()
+    starts = weigh(mapping, STUDENT, texts, teacher=TEACHER).starts
+    assert starts is not None
+    assert (starts.chunks, starts.together) == slow_starts(mapping, texts)
+    assert starts.skipped == 0
+
+
+def test_a_text_of_which_the_sides_say_other_bytes_is_left_out_of_the_starts() -> None:
+    starts = weigh(small(), STUDENT, ["ab", "éa"], teacher=TEACHER).starts
+    assert starts is not None
+    assert (starts.skipped, starts.chunks) == (1, 1)
+
+
+def test_of_real_text_nearly_every_chunk_starts_in_one_bin(llama_qwen: Mapping, real: Callable[[str], Vocab]) -> None:
+    text = Path(json.__file__).read_text(encoding="utf-8")
+    found = weigh(llama_qwen, real("llama-3"), [text], teacher=real("qwen3"))
+    assert found.starts is not None
+    assert found.starts.share == pytest.approx(1, abs=0.001)
+    assert found.bytes == len(text.encode())
+    assert found.ways["empty"] == 0

@@ -1,0 +1,1 @@
+"""Weighing a mapping by how often a corpus really uses each token."""

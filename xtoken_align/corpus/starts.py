@@ -1,0 +1,99 @@
+"""Chunk starts: how often the first tokens of a stretch that both tokenizers delimit lie in one bin.
+
+A chunk is the run between two neighbouring byte boundaries that both tokenisations of a text have. Partition-KL
+compares predictions by bins, so a chunk whose two first tokens lie in different bins cannot be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..vocab.vocab import Vocab
+
+SAMPLE_BYTES = 2_000_000
+"""Enough text for a share to three digits; the teacher encodes no more than that."""
+
+Bins = tuple[NDArray[np.int32], NDArray[np.int32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """What has been counted so far.
+
+    Attributes:
+        chunks: chunks looked at.
+        together: those whose first tokens lie in one bin.
+        bytes: bytes of text looked at.
+        skipped: texts left out, since the two sides' surfaces are different bytes (a normaliser's doing).
+    """
+
+    chunks: int
+    together: int
+    bytes: int
+    skipped: int
+
+    @classmethod
+    def none(cls) -> Starts:
+        """Nothing counted yet."""
+        return cls(0, 0, 0, 0)
+
+    @property
+    def share(self) -> float | None:
+        """The share of chunks whose first tokens lie in one bin, None without chunks."""
+        return self.together / self.chunks if self.chunks else None
+
+    @property
+    def enough(self) -> bool:
+        """Whether the sample is large enough."""
+        return self.bytes >= SAMPLE_BYTES
+
+    def extended(
+        self, texts: Sequence[str], encoded: Sequence[Sequence[int]], student: Vocab, teacher: Vocab, bins: Bins
+    ) -> Starts:
+        """The counts with more texts, until the sample is large enough.
+
+        Args:
+            texts: the texts.
+            encoded: the student's ids of each.
+            student: the student.
+            teacher: the teacher.
+            bins: the bin of each student and of each teacher token.
+        """
+        found = self
+        for text, student_ids in zip(texts, encoded, strict=True):
+            if found.enough:
+                break
+            teacher_ids = teacher.encode_batch([text])[0]
+            counted = _count(np.asarray(student_ids), np.asarray(teacher_ids), student, teacher, bins)
+            size = len(text.encode("utf-8", "surrogatepass"))
+            if counted is None:
+                found = replace(found, bytes=found.bytes + size, skipped=found.skipped + 1)
+            else:
+                found = replace(
+                    found,
+                    chunks=found.chunks + counted[0],
+                    together=found.together + counted[1],
+                    bytes=found.bytes + size,
+                )
+        return found
+
+
+def _count(
+    student_ids: NDArray[np.int64], teacher_ids: NDArray[np.int64], student: Vocab, teacher: Vocab, bins: Bins
+) -> tuple[int, int] | None:
+    """Chunks, and those that start in one bin; None where the two sides' surfaces are not the same bytes."""
+    if not len(student_ids) or not len(teacher_ids):
+        return (0, 0) if len(student_ids) == len(teacher_ids) else None
+    sides = ((student_ids, student), (teacher_ids, teacher))
+    said = [b"".join([vocab.surfaces.list[token_id] for token_id in ids.tolist()]) for ids, vocab in sides]
+    if said[0] != said[1]:
+        return None
+    begins = [np.cumsum(lengths) - lengths for lengths in (vocab.surfaces.lengths[ids] for ids, vocab in sides)]
+    shared = np.intersect1d(*begins)
+    first = [ids[np.searchsorted(at, shared)] for at, (ids, _) in zip(begins, sides, strict=True)]
+    student_bin, teacher_bin = bins[0][first[0]], bins[1][first[1]]
+    return len(shared), int(((student_bin == teacher_bin) & (student_bin >= 0)).sum())

@@ -1,0 +1,180 @@
+"""A mapping's coverage weighed by a corpus: how much of real text is exact, near, split or empty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..coverage.classes import CLASSES, classify
+from ..mapping.mapping import Mapping as TokenMapping
+from ..mapping.rows import json_surface
+from ..mapping.unmatched import REASON_OF_KIND
+from ..rules.names import EXACT_RULES, NEAR_RULES, RULE_NUMBER, RULES, SPLIT_RULES
+from ..vocab.kinds import Kind
+from ..vocab.vocab import Vocab
+from .starts import Starts
+
+WAYS = ("exact", "near", "split", "empty")
+_BATCH_CHARACTERS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Frequent:
+    """A token that is not exact, and how often the corpus uses it."""
+
+    id: int
+    surface: bytes
+    count: int
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `inspect --corpus`."""
+        surface = json_surface(self.surface)
+        return {"id": self.id, "surface": surface, "count": self.count, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusCoverage:
+    """A mapping weighed by a corpus.
+
+    Attributes:
+        texts: texts read.
+        tokens: student tokens in them.
+        bytes: bytes that those tokens stand for.
+        ways: way of matching -> tokens.
+        way_bytes: way of matching -> bytes.
+        classes: class -> tokens in all and by way; classes that do not occur are left out.
+        rules: owning rule -> tokens, `none` for empty rows; rules that do not occur are left out.
+        frequent: the most frequent tokens that are not exact.
+        starts: share of chunks whose first tokens lie in one bin, with how many chunks were looked at; None where the
+            teacher's tokenizer is not at hand.
+    """
+
+    texts: int
+    tokens: int
+    bytes: int
+    ways: Mapping[str, int]
+    way_bytes: Mapping[str, int]
+    classes: Mapping[str, Mapping[str, int]]
+    rules: Mapping[str, int]
+    frequent: tuple[Frequent, ...]
+    starts: Starts | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `inspect --corpus`."""
+        return {
+            "texts": self.texts,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "ways": dict(self.ways),
+            "way_bytes": dict(self.way_bytes),
+            "classes": {name: dict(row) for name, row in self.classes.items()},
+            "rules": dict(self.rules),
+            "frequent": [entry.to_dict() for entry in self.frequent],
+            "chunk_starts": None if self.starts is None else {**asdict(self.starts), "share": self.starts.share},
+        }
+
+
+def weigh(
+    mapping: TokenMapping, student: Vocab, texts: Iterable[str], *, teacher: Vocab | None = None, top: int = 20
+) -> CorpusCoverage:
+    """Counts the tokens that a student makes of texts, by how the mapping matches them.
+
+    Args:
+        mapping: the mapping.
+        student: the tokenizer of its student.
+        texts: any number of texts; they are read once, and not kept.
+        teacher: the tokenizer of its teacher, for the chunk starts.
+        top: how many of the most frequent tokens that are not exact are named.
+    """
+    counts = np.zeros(len(student), dtype=np.int64)
+    seen = 0
+    starts = None if teacher is None else Starts.none()
+    bins = None if teacher is None else mapping.bins()
+    for batch in batches(texts):
+        seen += len(batch)
+        encoded = student.encode_batch(batch)
+        flat = np.fromiter(chain.from_iterable(encoded), dtype=np.int64, count=sum(map(len, encoded)))
+        counts += np.bincount(flat, minlength=len(counts))
+        if teacher is not None and starts is not None and bins is not None and not starts.enough:
+            starts = starts.extended(batch, encoded, student, teacher, bins)
+    return _table(mapping, student, counts, seen, starts, top)
+
+
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in lists of about a million characters."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def ways_of(mapping: TokenMapping) -> NDArray[np.int8]:
+    """int8 (student logits,), the position in `WAYS` of how each token is matched."""
+    owner = mapping.matrix.owner
+    way = np.full(len(owner), WAYS.index("empty"), dtype=np.int8)
+    for name, rules in (("exact", EXACT_RULES), ("near", NEAR_RULES), ("split", SPLIT_RULES)):
+        way[np.isin(owner, [RULE_NUMBER[rule] for rule in rules])] = WAYS.index(name)
+    overridden = owner == RULE_NUMBER["override"]
+    single = np.diff(mapping.matrix.indptr) <= 1
+    way[overridden & single] = WAYS.index("near")
+    way[overridden & ~single] = WAYS.index("split")
+    return way
+
+
+def _table(
+    mapping: TokenMapping, student: Vocab, counts: NDArray[np.int64], seen: int, starts: Starts | None, top: int
+) -> CorpusCoverage:
+    way = ways_of(mapping)
+    used = np.flatnonzero(counts)
+    lengths = student.surfaces.lengths.astype(np.int64)
+    cells = np.zeros((len(CLASSES), len(WAYS)), dtype=np.int64)
+    class_of = classify(student.kinds[used], [student.surfaces[token_id] for token_id in used.tolist()])
+    np.add.at(cells, (class_of, way[used]), counts[used])
+    by_rule = np.bincount(mapping.matrix.owner, counts, minlength=len(RULES)).astype(np.int64)
+    return CorpusCoverage(
+        texts=seen,
+        tokens=int(counts.sum()),
+        bytes=int((counts * lengths).sum()),
+        ways=_by_way(way, counts),
+        way_bytes=_by_way(way, counts * lengths),
+        classes={
+            CLASSES[at]: {"tokens": int(row.sum()), **dict(zip(WAYS, row.tolist(), strict=True))}
+            for at, row in enumerate(cells)
+            if row.any()
+        },
+        rules={rule: int(count) for rule, count in zip(RULES, by_rule.tolist(), strict=True) if count},
+        frequent=_frequent(mapping, counts, way, top),
+        starts=starts,
+    )
+
+
+def _by_way(way: NDArray[np.int8], weights: NDArray[np.int64]) -> dict[str, int]:
+    sums = np.bincount(way, weights, minlength=len(WAYS))
+    return {name: int(count) for name, count in zip(WAYS, sums.tolist(), strict=True)}
+
+
+def _frequent(
+    mapping: TokenMapping, counts: NDArray[np.int64], way: NDArray[np.int8], top: int
+) -> tuple[Frequent, ...]:
+    candidates = np.flatnonzero((counts > 0) & (way != WAYS.index("exact")))
+    order = candidates[np.argsort(-counts[candidates], kind="stable")][:top]
+    owner = mapping.matrix.owner
+    found = []
+    for token_id in order.tolist():
+        rule = RULES[owner[token_id]]
+        verb = WAYS[way[token_id]]
+        reason = REASON_OF_KIND[Kind(mapping.student.kinds[token_id])] if verb == "empty" else f"{verb} by {rule}"
+        found.append(Frequent(token_id, mapping.student.surfaces[token_id], int(counts[token_id]), reason))
+    return tuple(found)
