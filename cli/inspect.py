@@ -9,6 +9,7 @@ import click
 
 from .completion import mappings
 from .console import print_json, stdout_console, visible
+from .corpus_report import render_corpus, weigh_corpus
 
 if TYPE_CHECKING:
     from ..coverage.recommend import Recommendation
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @click.argument("mapping", shell_complete=mappings)
+@click.argument("files", nargs=-1, metavar="")
 @click.option("--critical", metavar="A,B", help="Classes that decide the recommended loss. "
               "[default: digits_2,digits_3,ascii_punct_1]")  # fmt: skip
 @click.option("--unmatched", is_flag=True, help="List the tokens that are neither exact nor near, numerals first.")
@@ -29,9 +31,24 @@ if TYPE_CHECKING:
 @click.option("--tsv", is_flag=True, help="Print the list as tab-separated values.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the report as one HTML page instead of printing it.")  # fmt: skip
+@click.option(
+    "--corpus",
+    multiple=True,
+    metavar="FILE...",
+    help="Weigh everything by the tokens of these texts: plain, .jsonl, .parquet, also .gz or .zst; - is stdin.",
+)
+@click.option(
+    "--field", default="text", show_default=True, metavar="NAME", help="Where .jsonl and .parquet have the text."
+)
+@click.option(
+    "--student", metavar="SOURCE", help="The student's tokenizer, for --corpus. [default: the mapping's source]"
+)
+@click.option(
+    "--teacher", metavar="SOURCE", help="The teacher's tokenizer, for --corpus. [default: the mapping's source]"
+)
 @click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def command(mapping: str, **options: Any) -> None:
+def command(mapping: str, files: tuple[str, ...], **options: Any) -> None:
     """Report what a MAPPING covers, class by class and rule by rule, what stays empty and which loss suits it.
 
     With --unmatched, or an option that narrows the list, the tokens that are split or empty are listed instead.
@@ -43,19 +60,26 @@ def command(mapping: str, **options: Any) -> None:
       xtoken-align inspect llama-3--qwen3 --class han,kana --reason decompose --tsv
       xtoken-align inspect mapping.npz --critical digits_3 --json
       xtoken-align inspect mapping.npz --html report.html
+      xtoken-align inspect llama-3--qwen3 --corpus books.txt web.jsonl.gz
     """
     from ..store.load import load
 
+    if files and not options["corpus"]:
+        raise click.UsageError(f"got {files[0]!r} beside the mapping: name texts with --corpus.")
     loaded = load(mapping, store=options["store"])
+    corpus = weigh_corpus(loaded, (*options["corpus"], *files), options) if options["corpus"] else None
     listed = _listed(loaded, options)
     if options["html"]:
         _write_page(loaded, options)
     if options["as_json"]:
-        print_json(_report(loaded, listed, options))
+        report = _report(loaded, listed, options)
+        print_json(report if corpus is None else {**report, "corpus": corpus.to_dict()})
     elif listed is None and options["html"]:
         pass  # the page has it all
     elif listed is None:
         _render(loaded, _recommendation(loaded, options["critical"]))
+        if corpus is not None:
+            render_corpus(corpus)
     elif options["tsv"]:
         _print_tsv(listed)
     else:
