@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,3 +62,41 @@ def test_the_table_in_the_readme_is_that_of_the_files() -> None:
         assert f"`{mapping.version}`" in line
         assert f" {exact:,} " in line
         assert line.endswith(f" {coverage.recommendation.loss} |")
+
+
+MUTATE = """
+import pathlib, random, resource, sys
+sys.path.insert(0, sys.argv[2])
+import numpy as np
+from mutations import mutate
+from xtoken_align.errors import ArtifactError
+from xtoken_align.mapping.storage import load_mapping
+content = pathlib.Path(sys.argv[1]).read_bytes()
+original = load_mapping(pathlib.Path(sys.argv[1]))
+place = pathlib.Path(sys.argv[3], "mutated.npz")
+in_use = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + 500_000_000,) * 2)
+rng = random.Random(1)
+refused = 0
+for _ in range(200):
+    place.write_bytes(mutate(content, rng))
+    try:
+        loaded = load_mapping(place)
+    except ArtifactError:
+        refused += 1
+    else:
+        assert loaded.content_hash == original.content_hash
+        assert np.array_equal(loaded.matrix.data, original.matrix.data)
+print(refused)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory in use is read from /proc")
+def test_a_real_mapping_that_is_damaged_is_refused_within_half_a_gigabyte(tmp_path: Path) -> None:
+    file = files()[0]
+    done = subprocess.run(
+        [sys.executable, "-c", MUTATE, str(file), str(Path(__file__).parent), str(tmp_path)],
+        capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 100 < int(done.stdout) <= 200
