@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 _WIDTH = 7.6
 """Inches; the page scales a chart to its column."""
 
-_SALT = "xtoken-align"
-"""matplotlib makes ids from it; without one of ours they were random."""
-
 
 @dataclass(frozen=True, slots=True)
 class Bar:
@@ -127,7 +124,7 @@ def _plain_figure(width: float, height: float) -> Iterator[Figure]:
     with mpl.rc_context():
         # The user's own settings (LaTeX text, other fonts) are for other charts.
         mpl.rcdefaults()
-        mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": _SALT, "font.size": 9})
+        mpl.rcParams["font.size"] = 9
         yield Figure(figsize=(width, height))
 
 

@@ -42,10 +42,13 @@ def inline_svg(figure: Figure, shapes: Mapping[str, Shape], description: str) ->
         shapes: by the `gid` of each artist that is drawn.
         description: what the chart shows, for who cannot see it.
     """
+    import matplotlib as mpl
     from markupsafe import Markup
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    # Text stays text, for the page's own font and for a search. Ids, which would be random, are left out below.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "xtoken-align"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     drawn = ET.fromstring(buffer.getvalue())  # noqa: S314 - our own drawing, no file of a stranger
     root = ET.Element("svg", {"viewBox": drawn.attrib["viewBox"], "role": "img", "aria-label": description})
     _copy(drawn, root, shapes)
