@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import struct
 import zipfile
 
@@ -38,7 +39,7 @@ def alter_zip_field(content: bytes, rng: random.Random) -> bytes:
             (b"PK\x05\x06", (4, 6, 8, 10, 12, 16, 20)),
         )
     )
-    starts = [at for at in range(len(content)) if content.startswith(signature, at)]
+    starts = [match.start() for match in re.finditer(re.escape(signature), content)]
     value = rng.choice((0, 1, 8, 99, 128, 0x7FFF, 0xFFFF, 1 << 24, 0x7FFFFFFF, 0xFFFFFFFF, rng.getrandbits(32)))
     form, bits = rng.choice((("<H", 0xFFFF), ("<L", 0xFFFFFFFF)))
     changed = bytearray(content)

