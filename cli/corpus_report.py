@@ -35,10 +35,13 @@ def weigh_corpus(mapping: Mapping, paths: Sequence[str], options: dict[str, Any]
 def _tokenizer(side: Side, role: str, source: str | None) -> Vocab:
     from ..errors import CorpusError, SourceError
     from ..read import read_vocab
+    from ..sources.presets import presets
     from ..store.load import check_fits
 
+    # The commit of an alias's file is recorded as well, but an alias names a generation and takes no revision.
+    revision = None if source is not None or side.source in presets() else side.revision
     try:
-        vocab = read_vocab(source or side.source, revision=None if source else side.revision)
+        vocab = read_vocab(side.source if source is None else source, revision=revision)
     except SourceError as error:
         if source is not None:
             raise
@@ -52,11 +55,11 @@ def _tokenizer(side: Side, role: str, source: str | None) -> Vocab:
 
 def _teacher(mapping: Mapping, source: str | None) -> Vocab | None:
     """The teacher's tokenizer; without it one figure is left out, which is no reason to refuse the others."""
-    from ..errors import CorpusError
+    from ..errors import XTokenError
 
     try:
         return _tokenizer(mapping.teacher, "teacher", source)
-    except CorpusError as error:
+    except XTokenError as error:
         if source is not None:
             raise
         click.echo(f"Note: chunk starts are left out: {error}", err=True)
@@ -85,6 +88,8 @@ def render_corpus(found: CorpusCoverage) -> None:
     from rich.table import Table
 
     click.echo(f"\nIn {found.texts:,} texts, {found.tokens:,} tokens, {found.bytes:,} bytes:")
+    if found.unspelled:
+        click.echo(f"{found.unspelled:,} texts are not in it, or not whole: the student's vocabulary cannot spell them.")
     if not found.tokens:
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_footer=True)
@@ -108,12 +113,17 @@ def render_corpus(found: CorpusCoverage) -> None:
 
 def _render_starts(found: CorpusCoverage) -> None:
     starts = found.starts
-    if starts is None or starts.share is None:
+    if starts is None:
         return
-    click.echo(f"\nChunks whose first tokens lie in one bin: {starts.share:.2%} of {starts.chunks:,}.")
+    click.echo()
+    if starts.share is not None:
+        click.echo(f"Chunks whose first tokens lie in one bin: {starts.share:.2%} of {starts.chunks:,}.")
     if starts.skipped:
-        click.echo(f"{starts.skipped:,} texts are left out there: the tokenizers do not say the same bytes of them.")
-    if starts.share < _LEAST_SHARE:
+        click.echo(
+            f"Looking for chunks, {starts.skipped:,} stretches of text were left out: the two tokenizers do not say "
+            "the same bytes of them."
+        )
+    if starts.share is not None and starts.share < _LEAST_SHARE:
         click.echo(f"That is below {_LEAST_SHARE:.0%}: Partition-KL and C-KL would leave much of this text out.")
 
 

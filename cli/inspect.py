@@ -74,10 +74,10 @@ def command(mapping: str, files: tuple[str, ...], **options: Any) -> None:
     if options["as_json"]:
         report = _report(loaded, listed, options)
         print_json(report if corpus is None else {**report, "corpus": corpus.to_dict()})
-    elif listed is None and options["html"]:
-        pass  # the page has it all
     elif listed is None:
-        _render(loaded, _recommendation(loaded, options["critical"]))
+        # A page has all that is printed, but for the corpus.
+        if not options["html"]:
+            _render(loaded, _recommendation(loaded, options["critical"]))
         if corpus is not None:
             render_corpus(corpus)
     elif options["tsv"]:

@@ -7,7 +7,8 @@ import re
 import matplotlib as mpl
 import pytest
 
-from xtoken_align.report.charts import Bar, coverage_chart, percent, pieces_chart
+from xtoken_align.coverage.render import percent
+from xtoken_align.report.charts import Bar, coverage_chart, pieces_chart
 
 
 def test_a_segment_per_rule_and_a_title_for_each() -> None:

@@ -17,9 +17,13 @@ from ..errors import CorpusError, MissingExtraError
 
 CHUNK_BYTES = 1 << 20
 _LONGEST_CHUNK = 4 << 20
+# Rows of a Parquet file in memory at a time: documents of a megabyte are no rarity.
+_ROWS = 128
 _STDIN = "-"
-# After a line's end and before text: no tokenizer's split reaches across. Runs of empty lines stay together.
-_LINE_START = re.compile(rb"\n(?=[^\s])")
+# After a line's end and before text: no tokenizer's split reaches across. Runs of empty lines stay together, and so do
+# Unicode's spaces with them, here as UTF-8; a character that has not arrived whole is no text yet.
+_WIDE_SPACE = rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80"
+_LINE_START = re.compile(rb"\n(?!" + _WIDE_SPACE + rb")(?=[\x00-\x08\x0e-\x7f]|[\x80-\xff][\s\S]{2})(?=\S)")
 _WORD_END = re.compile(rb"(?<=[^\s])(?=\s)")
 
 Progress = Callable[[int], None]
@@ -31,7 +35,7 @@ def read_texts(
 ) -> Iterator[str]:
     """Yields texts, one after another.
 
-    A JSON line or a Parquet row is a text. Plain text comes in stretches of about a megabyte that begin where a line
+    A JSON line or a Parquet row is a text, null is none. Plain text comes in stretches of about a megabyte that begin where a line
     begins; a line longer than that is cut between words.
 
     Args:
@@ -84,7 +88,7 @@ def _opened(name: str, packed: str, progress: Progress | None) -> Iterator[IO[by
             if packed == ".gz":
                 yield gzip.GzipFile(fileobj=counted, mode="rb")
             elif packed == ".zst":
-                yield _zstandard(counted)
+                yield _Zstandard(counted)
             else:
                 yield counted
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -93,40 +97,63 @@ def _opened(name: str, packed: str, progress: Progress | None) -> Iterator[IO[by
         raise CorpusError(f"cannot read {name}: {error.strerror or error}") from error
 
 
-def _zstandard(stream: Any) -> Any:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise MissingExtraError("Reading .zst files", "corpus") from error
-    return _Unpacked(zstandard.ZstdDecompressor().stream_reader(stream), zstandard.ZstdError)
+class _Zstandard:
+    """Unpacks frame after frame; the library's own reader takes a file that breaks off for one that ends."""
 
+    # A packed block of four bytes can hold 128 KiB: a slice of this size unpacks to 32 MiB at most.
+    _SLICE = 1 << 10
+    # What `zstd --long=31` writes needs this much; the library refuses more than 128 MiB unless it is told.
+    _WIDEST_WINDOW = 1 << 31
 
-class _Unpacked:
-    """A zstandard reader whose errors are those of a damaged file."""
-
-    def __init__(self, reader: Any, damage: type[Exception]) -> None:
-        self._reader = reader
-        self._damage = damage
-
-    def read(self, size: int = -1) -> bytes:
+    def __init__(self, stream: Any) -> None:
         try:
-            return bytes(self._reader.read(size))
+            import zstandard
+        except ImportError as error:
+            raise MissingExtraError("Reading .zst files", "corpus") from error
+        self._damage = zstandard.ZstdError
+        self._unpacker = zstandard.ZstdDecompressor(max_window_size=self._WIDEST_WINDOW)
+        self._stream = stream
+        self._frame: Any = None
+        self._packed = b""
+        self._ready = b""
+
+    def read(self, size: int) -> bytes:
+        while not self._ready and self._refill():
+            self._ready = self._unpack()
+        data, self._ready = self._ready[:size], self._ready[size:]
+        return data
+
+    def _refill(self) -> bool:
+        if not self._packed:
+            self._packed = self._stream.read(self._SLICE)
+        if not self._packed and self._frame is not None:
+            raise EOFError("it ends in the middle of a frame")
+        return bool(self._packed)
+
+    def _unpack(self) -> bytes:
+        frame = self._unpacker.decompressobj() if self._frame is None else self._frame
+        try:
+            data: bytes = frame.decompress(self._packed)
         except self._damage as error:
             raise EOFError(str(error)) from error
+        self._packed = frame.unused_data if frame.eof else b""
+        self._frame = None if frame.eof else frame
+        return data
 
 
 def _plain(stream: IO[bytes], name: str) -> Iterator[str]:
     rest = b""
-    done = 0
+    done = lines = 0
     while data := stream.read(CHUNK_BYTES):
         rest += data
         cut = _last_cut(rest)
         if cut:
-            yield _decoded(rest[:cut], name, done)
+            yield _decoded(rest[:cut], name, done, lines)
             done += cut
+            lines += rest.count(b"\n", 0, cut)
             rest = rest[cut:]
     if rest:
-        yield _decoded(rest, name, done)
+        yield _decoded(rest, name, done, lines)
 
 
 def _last_cut(data: bytes) -> int:
@@ -142,17 +169,19 @@ def _last_cut(data: bytes) -> int:
     words = [match.start() for match in _WORD_END.finditer(data, max(1, end - (1 << 16)))]
     if words:
         return words[-1]
-    # No word's end either: between two characters, so that at least UTF-8 stays whole.
-    while end > 1 and data[end - 1] & 0xC0 == 0x80:
-        end -= 1
-    return end - 1
+    # No word's end either: before the last character, so that at least UTF-8 stays whole. It has four bytes at most.
+    starts = [at for at in range(end - 1, end - 5, -1) if data[at] & 0xC0 != 0x80]
+    return starts[0] if starts else end
 
 
-def _decoded(data: bytes, name: str, offset: int) -> str:
+def _decoded(data: bytes, name: str, offset: int, lines: int) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{name} is not UTF-8 at byte {offset + error.start}: convert it, or leave it out") from error
+        line = lines + data.count(b"\n", 0, error.start) + 1
+        raise CorpusError(
+            f"{name} is not UTF-8 at byte {offset + error.start} (line {line}): convert it, or leave it out"
+        ) from error
 
 
 def _lines(stream: IO[bytes]) -> Iterator[bytes]:
@@ -172,24 +201,33 @@ def _json_lines(stream: IO[bytes], name: str, field: str) -> Iterator[str]:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise CorpusError(f"line {number} of {name} is not JSON: {error}") from error
-        if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
-            found = ", ".join(entry) if isinstance(entry, dict) else type(entry).__name__
+        if not isinstance(entry, dict) or not isinstance(entry.get(field, 0), str | None):
+            found = _some(list(entry)) if isinstance(entry, dict) else type(entry).__name__
             raise CorpusError(f"line {number} of {name} has no text under {field!r} but {found}: name it with --field")
-        yield entry[field]
+        if entry[field] is not None:
+            yield entry[field]
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = 10
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _parquet(name: str, field: str, progress: Progress | None) -> Iterator[str]:
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import ArrowException, parquet, types
     except ImportError as error:
         raise MissingExtraError("Reading .parquet files", "corpus") from error
     try:
         with parquet.ParquetFile(name) as file:
             columns = file.schema_arrow.names
             if field not in columns:
-                raise CorpusError(f"{name} has no column {field!r} but {', '.join(columns)}: name it with --field")
+                raise CorpusError(f"{name} has no column {field!r} but {_some(columns)}: name it with --field")
+            kind = file.schema_arrow.field(field).type
+            if "string" not in str(getattr(kind, "value_type", kind)) or types.is_nested(kind):
+                raise CorpusError(f"{name} has {kind} in its column {field!r}, not text: name another with --field")
             total, rows = Path(name).stat().st_size, max(file.metadata.num_rows, 1)
-            for batch in file.iter_batches(batch_size=1024, columns=[field]):
+            for batch in file.iter_batches(batch_size=_ROWS, columns=[field]):
                 yield from (text for text in batch.column(0).to_pylist() if isinstance(text, str))
                 if progress is not None:
                     progress(total * batch.num_rows // rows)

@@ -11,16 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..coverage.classes import CLASSES, classify
+from ..errors import MismatchError
 from ..mapping.mapping import Mapping as TokenMapping
 from ..mapping.rows import json_surface
 from ..mapping.unmatched import REASON_OF_KIND
 from ..rules.names import EXACT_RULES, NEAR_RULES, RULE_NUMBER, RULES, SPLIT_RULES
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
+from .pieces import pieces
 from .starts import Starts
 
 WAYS = ("exact", "near", "split", "empty")
 _BATCH_CHARACTERS = 1 << 20
+# However short the texts, a batch of them ends: what an empty one costs in memory is counted as characters.
+_CHARACTERS_PER_TEXT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class CorpusCoverage:
 
     Attributes:
         texts: texts read.
+        unspelled: texts with something else than spaces of which a part of up to 262,144 characters got no token: an
+            encoder without an unknown token gives up a whole text for one character that it cannot spell.
         tokens: student tokens in them.
         bytes: bytes that those tokens stand for.
         ways: way of matching -> tokens.
@@ -56,6 +62,7 @@ class CorpusCoverage:
     """
 
     texts: int
+    unspelled: int
     tokens: int
     bytes: int
     ways: Mapping[str, int]
@@ -69,6 +76,7 @@ class CorpusCoverage:
         """The JSON of `inspect --corpus`."""
         return {
             "texts": self.texts,
+            "unspelled": self.unspelled,
             "tokens": self.tokens,
             "bytes": self.bytes,
             "ways": dict(self.ways),
@@ -91,19 +99,36 @@ def weigh(
         texts: any number of texts; they are read once, and not kept.
         teacher: the tokenizer of its teacher, for the chunk starts.
         top: how many of the most frequent tokens that are not exact are named.
+
+    Returns:
+        The counts.
+
+    Raises:
+        MismatchError: a tokenizer's text is not that of the mapping's side.
     """
-    counts = np.zeros(len(student), dtype=np.int64)
-    seen = 0
+    for side, vocab, role in ((mapping.student, student, "student"), (mapping.teacher, teacher, "teacher")):
+        if vocab is not None and vocab.fingerprint != side.fingerprint:
+            raise MismatchError(
+                f"the mapping's {role} is {side.name}, and {vocab.name} does not read text as it does: weigh with the "
+                "tokenizer that the mapping was built from"
+            )
+    # Equal text may come with another logit width; the ids of text lie below both.
+    counts = np.zeros(mapping.student.sizes.logits, dtype=np.int64)
+    seen = unspelled = 0
     starts = None if teacher is None else Starts.none()
     bins = None if teacher is None else mapping.bins()
     for batch in batches(texts):
         seen += len(batch)
-        encoded = student.encode_batch(batch)
+        cut = [(number, piece) for number, text in enumerate(batch) for piece in pieces(text)]
+        encoded = student.encode_batch([piece for _, piece in cut])
+        unspelled += len({
+            number for (number, piece), ids in zip(cut, encoded, strict=True) if not ids and not piece.isspace()
+        })
         flat = np.fromiter(chain.from_iterable(encoded), dtype=np.int64, count=sum(map(len, encoded)))
         counts += np.bincount(flat, minlength=len(counts))
         if teacher is not None and starts is not None and bins is not None and not starts.enough:
-            starts = starts.extended(batch, encoded, student, teacher, bins)
-    return _table(mapping, student, counts, seen, starts, top)
+            starts = starts.extended(batch, student, teacher, bins)
+    return _table(mapping, counts, (seen, unspelled), starts, top)
 
 
 def batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -112,7 +137,7 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
     size = 0
     for text in texts:
         batch.append(text)
-        size += len(text)
+        size += len(text) + _CHARACTERS_PER_TEXT
         if size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -134,8 +159,9 @@ def ways_of(mapping: TokenMapping) -> NDArray[np.int8]:
 
 
 def _table(
-    mapping: TokenMapping, student: Vocab, counts: NDArray[np.int64], seen: int, starts: Starts | None, top: int
+    mapping: TokenMapping, counts: NDArray[np.int64], read: tuple[int, int], starts: Starts | None, top: int
 ) -> CorpusCoverage:
+    student = mapping.student
     way = ways_of(mapping)
     used = np.flatnonzero(counts)
     lengths = student.surfaces.lengths.astype(np.int64)
@@ -144,7 +170,8 @@ def _table(
     np.add.at(cells, (class_of, way[used]), counts[used])
     by_rule = np.bincount(mapping.matrix.owner, counts, minlength=len(RULES)).astype(np.int64)
     return CorpusCoverage(
-        texts=seen,
+        texts=read[0],
+        unspelled=read[1],
         tokens=int(counts.sum()),
         bytes=int((counts * lengths).sum()),
         ways=_by_way(way, counts),

@@ -95,17 +95,23 @@ def _reading_order(classes: Mapping[str, ClassRow]) -> list[str]:
 
 def _share(row: ClassRow, way: str) -> str:
     count = getattr(row, way)
-    return f"{count:,} {_percent(count, row.total):>3}" if count else "-"
+    return f"{count:,} {percent(count, row.total).removesuffix('%'):>3}" if count else "-"
 
 
-def _percent(count: int, total: int) -> str:
-    # A few rows of many must not read as none, nor all but a few as all.
+def percent(count: int, total: int) -> str:
+    """A share in whole percents; a few of many must not read as none, nor all but a few as all.
+
+    >>> percent(1, 1000), percent(999, 1000), percent(1, 3), percent(0, 0)
+    ('<1%', '>99%', '33%', '-')
+    """
+    if not total:
+        return "-"
     rounded = round(100 * count / total)
     if count and not rounded:
-        return "<1"
+        return "<1%"
     if count < total and rounded == 100:
-        return ">99"
-    return str(rounded)
+        return ">99%"
+    return f"{rounded}%"
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..coverage.render import percent
 from .palette import by_way, swatch
 from .svg import Shape, inline_svg
 from .visible import visible
@@ -85,22 +86,6 @@ def pieces_chart(counts: Sequence[tuple[str, int]], described: str) -> Markup:
             axes.text(x, count + 0.025 * highest, f"{count:,}", ha="center", va="bottom", fontsize=8)
             axes.text(x, -0.04 * highest, label, ha="center", va="top", fontsize=8)
         return inline_svg(figure, shapes, described)
-
-
-def percent(count: int, total: int) -> str:
-    """A share in whole percents; a few of many must not read as none, nor all but a few as all.
-
-    >>> percent(1, 1000), percent(999, 1000), percent(1, 3), percent(0, 0)
-    ('<1%', '>99%', '33%', '-')
-    """
-    if not total:
-        return "-"
-    rounded = round(100 * count / total)
-    if count and not rounded:
-        return "<1%"
-    if count < total and rounded == 100:
-        return ">99%"
-    return f"{rounded}%"
 
 
 def _stack(axes: Axes, row: int, bar: Bar, shapes: dict[str, Shape]) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from ..coverage.render import percent
 from ..coverage.rows import ClassRow
 from ..coverage.table import Coverage
 from ..mapping.audit import Audit, SpecialDecision
 from ..mapping.mapping import Mapping
 from ..mapping.side import Side
 from ..rules.pieces import Pieces
-from .charts import Bar, percent
+from .charts import Bar
 from .palette import WAYS, by_way
 
 MOST_LOSSY = 200

@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..coverage.render import percent
 from ..errors import MissingExtraError
 from ..mapping.atomic import write_atomically
 from ..mapping.audit import audit
@@ -14,7 +15,7 @@ from ..mapping.mapping import Mapping
 from ..mapping.suggest import override_text
 from ..rules.pieces import Pieces
 from . import contents, numerals, tokens, words
-from .charts import coverage_chart, percent, pieces_chart
+from .charts import coverage_chart, pieces_chart
 from .palette import style_rules, swatch
 from .visible import markup, visible, visible_bytes
 
