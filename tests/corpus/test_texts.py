@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import random
 import sys
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from xtoken_align.corpus import texts
 from xtoken_align.corpus.texts import read_texts
-from xtoken_align.errors import CorpusError
+from xtoken_align.errors import CorpusError, MissingExtraError
 
 SOME = ["one", "", "zwei\nlines", "三 and 😀"]
 
@@ -103,6 +105,103 @@ def test_a_huge_line_is_cut_between_words(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_bad_file_is_named(tmp_path: Path, name: str, data: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(CorpusError, match=said):
+        list(read_texts([tmp_path / name]))
+
+
+def test_a_line_that_is_not_utf8_is_named_wherever_its_chunk_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "CHUNK_BYTES", 16)
+    (tmp_path / "a.txt").write_bytes(b"line\n" * 100 + b"bad \xff\n")
+    with pytest.raises(CorpusError, match=r"byte 504 \(line 101\)"):
+        list(read_texts([tmp_path / "a.txt"]))
+
+
+def test_bytes_that_are_no_text_at_all_are_refused_early(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\x80" * (9 << 20))
+    read: list[int] = []
+    with pytest.raises(CorpusError, match="not UTF-8 at byte 0"):
+        list(read_texts([tmp_path / "a.txt"], progress=read.append))
+    assert sum(read) < 6 << 20
+
+
+@pytest.mark.parametrize("space", ["\u3000", "\u00a0", "\u2003", "\u2028", "\u1680", "\u205f", "\x85"])
+def test_no_cut_parts_a_line_end_from_a_wide_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, space: str) -> None:
+    monkeypatch.setattr(texts, "CHUNK_BYTES", 7)
+    (tmp_path / "a.txt").write_text(f"三\n{space}三三\nab" * 20, encoding="utf-8", newline="")
+    chunks = list(read_texts([tmp_path / "a.txt"]))
+    assert len(chunks) > 10
+    assert all(not chunk[0].isspace() for chunk in chunks)
+
+
+@pytest.mark.parametrize("missing", [1, 2000])
+def test_a_zst_file_that_breaks_off_is_refused(tmp_path: Path, missing: int) -> None:
+    data = random.Random(1).randbytes(100_000).hex().encode()
+    packed = pytest.importorskip("zstandard").compress(data)
+    (tmp_path / "a.txt.zst").write_bytes(packed[:-missing])
+    with pytest.raises(CorpusError, match=r"no whole \.zst file"):
+        list(read_texts([tmp_path / "a.txt.zst"]))
+
+
+@pytest.mark.parametrize("name", ["gzip", "zstandard"])
+def test_files_packed_one_after_another_are_read_to_the_end(tmp_path: Path, name: str) -> None:
+    packer = pytest.importorskip(name)
+    path = tmp_path / ("a.txt.gz" if name == "gzip" else "a.txt.zst")
+    path.write_bytes(b"".join(packer.compress(part) for part in (b"one\n", b"two\n" * 50_000, b"", b"three\n")))
+    assert "".join(read_texts([path])) == "one\n" + "two\n" * 50_000 + "three\n"
+
+
+@pytest.mark.parametrize("values", [[1, 2], [b"a"], [["a"]], [{"x": "a"}]])
+def test_a_column_without_text_is_refused(tmp_path: Path, values: list[object]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": values}), tmp_path / "a.parquet")
+    with pytest.raises(CorpusError, match="in its column 'text', not text"):
+        list(read_texts([tmp_path / "a.parquet"]))
+
+
+@pytest.mark.parametrize("form", ["large_string", "string_view", "dictionary"])
+def test_every_form_of_text_column_is_read(tmp_path: Path, form: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    column = pyarrow.array(["a", "b", "a"])
+    column = column.dictionary_encode() if form == "dictionary" else column.cast(getattr(pyarrow, form)())
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    assert list(read_texts([tmp_path / "a.parquet"])) == ["a", "b", "a"]
+
+
+def test_a_null_in_json_lines_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": null}\n{"text": "x"}\n')
+    assert list(read_texts([tmp_path / "a.jsonl"])) == ["x"]
+
+
+def test_of_many_fields_a_few_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({f"k{number}": "x" for number in range(5000)}))
+    with pytest.raises(CorpusError, match="k8, k9 and 4990 more"):
+        list(read_texts([tmp_path / "a.jsonl"]))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst", "a.jsonl"])
+def test_memory_does_not_grow_with_the_size_of_a_file(tmp_path: Path, name: str) -> None:
+    peaks = []
+    for megabytes in (5, 40):
+        data = (b'{"text": "' + b"some words " * 90 + b'"}\n') * (megabytes * 1000)
+        path = write(tmp_path / f"{megabytes}{name.removesuffix('.gz').removesuffix('.zst')}", Path(name).suffix, data)
+        del data
+        tracemalloc.start()
+        assert sum(map(len, read_texts([path]))) > megabytes * 500_000
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+@pytest.mark.parametrize(("module", "name"), [("zstandard", "a.txt.zst"), ("pyarrow", "a.parquet")])
+def test_a_missing_library_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(MissingExtraError, match=r"xtoken-align\[corpus\]"):
         list(read_texts([tmp_path / name]))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_vocabs import make_vocab
 
-from xtoken_align import Mapping, Vocab, build
-from xtoken_align.corpus.weigh import WAYS, ways_of, weigh
+from xtoken_align import Mapping, Vocab, build, read_vocab
+from xtoken_align.corpus.weigh import WAYS, batches, ways_of, weigh
 from xtoken_align.coverage.classes import CLASSES, classify
+from xtoken_align.errors import MismatchError
 
 STUDENT = make_vocab(["a", "b", "c", " a", "ab", "12", "1", "2", "é"], name="student")
 TEACHER = make_vocab(["a", "b", "ab", "abc", "1", "2", " ab"], name="teacher")
@@ -90,6 +93,60 @@ def test_a_text_of_which_the_sides_say_other_bytes_is_left_out_of_the_starts() -
     starts = weigh(small(), STUDENT, ["ab", "éa"], teacher=TEACHER).starts
     assert starts is not None
     assert (starts.skipped, starts.chunks) == (1, 1)
+
+
+def test_one_accent_costs_a_stretch_and_not_the_whole_text(llama_qwen: Mapping, real: Callable[[str], Vocab]) -> None:
+    text = "plain words and 123 numbers.\n" * 3000
+    starts = weigh(llama_qwen, real("llama-3"), [text + "e\u0301\n" + text], teacher=real("qwen3")).starts
+    assert starts is not None
+    assert starts.skipped == 1
+    assert starts.share == 1
+    assert starts.chunks > 30_000
+
+
+def test_the_sample_of_the_chunk_starts_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xtoken_align.corpus.starts.SAMPLE_BYTES", 10)
+    starts = weigh(small(), STUDENT, ["ab" * 100_000] * 3, teacher=TEACHER).starts
+    assert starts is not None
+    assert 10 <= starts.bytes < 10_000
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_another_tokenizer_than_the_mappings_is_refused(role: str) -> None:
+    student, teacher = (TEACHER, TEACHER) if role == "student" else (STUDENT, STUDENT)
+    with pytest.raises(MismatchError, match=f"the mapping's {role} is {role}"):
+        weigh(small(), student, ["ab"], teacher=teacher)
+
+
+def test_a_student_of_another_logit_width_reads_the_same_text(real: Callable[[str], Vocab]) -> None:
+    wide = build(student=read_vocab("llama-3", logits=130_000), teacher=real("qwen3"))
+    assert weigh(wide, real("llama-3"), ["hello 123"]).ways["split"] == 1
+
+
+def test_a_text_that_the_student_cannot_spell_is_counted() -> None:
+    found = weigh(small(), STUDENT, ["ab", "zz", "", "  "])
+    assert (found.texts, found.unspelled, found.tokens) == (4, 1, 1)
+
+
+def test_a_long_text_is_one_text() -> None:
+    found = weigh(small(), STUDENT, ["ab" * 300_000])
+    assert (found.texts, found.tokens, found.bytes) == (1, 300_000, 600_000)
+
+
+def test_a_batch_of_empty_texts_ends() -> None:
+    assert max(map(len, batches(repeat("", 100_000)))) < 20_000
+
+
+def test_memory_does_not_grow_with_the_number_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xtoken_align.corpus.weigh._BATCH_CHARACTERS", 20_000)
+    mapping, peaks = small(), []
+    weigh(mapping, STUDENT, ["ab"], teacher=TEACHER)
+    for count in (1_000, 8_000):
+        tracemalloc.start()
+        assert weigh(mapping, STUDENT, repeat("ab 12 a", count)).texts == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 def test_of_real_text_nearly_every_chunk_starts_in_one_bin(llama_qwen: Mapping, real: Callable[[str], Vocab]) -> None:

@@ -23,8 +23,8 @@ def pieces(text: str, longest: int = LONGEST_PIECE) -> Iterator[str]:
     Yields:
         Pieces that join to the text; nothing for an empty one.
 
-    >>> list(pieces("one\ntwo three", 9))
-    ['one\n', 'two three']
+    >>> list(pieces("one\ntwo three", 6))
+    ['one\n', 'two', ' three']
     """
     start = 0
     while len(text) - start > longest:

@@ -94,7 +94,7 @@ def _count(
     if said[0] != said[1]:
         return None
     begins = [np.cumsum(lengths) - lengths for lengths in (vocab.surfaces.lengths[ids] for ids, vocab in sides)]
-    shared = np.intersect1d(*begins)
+    shared = np.intersect1d(begins[0], begins[1])
     first = [ids[np.searchsorted(at, shared)] for at, (ids, _) in zip(begins, sides, strict=True)]
     student_bin, teacher_bin = bins[0][first[0]], bins[1][first[1]]
     return len(shared), int(((student_bin == teacher_bin) & (student_bin >= 0)).sum())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from os import PathLike, fspath
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 from ..errors import CorpusError, MissingExtraError
 
@@ -30,13 +30,21 @@ Progress = Callable[[int], None]
 """Is told how many more bytes of the files on the disk have been read."""
 
 
+class Readable(Protocol):
+    """What the formats need of a binary stream."""
+
+    def read(self, size: int, /) -> bytes:
+        """Returns some bytes, at the end of the stream none."""
+        ...
+
+
 def read_texts(
     paths: Sequence[str | PathLike[str]], *, field: str = "text", progress: Progress | None = None
 ) -> Iterator[str]:
     """Yields texts, one after another.
 
-    A JSON line or a Parquet row is a text, null is none. Plain text comes in stretches of about a megabyte that begin where a line
-    begins; a line longer than that is cut between words.
+    A JSON line or a Parquet row is a text, null is none. Plain text comes in stretches of about a megabyte that begin
+    where a line begins; a line longer than that is cut between words.
 
     Args:
         paths: files, told by their endings: `.jsonl`, `.parquet`, anything else is plain text; text and JSON lines
@@ -66,7 +74,7 @@ def read_texts(
 class _Counting:
     """A binary stream that reports what is read from it."""
 
-    def __init__(self, stream: IO[bytes], progress: Progress) -> None:
+    def __init__(self, stream: Readable, progress: Progress) -> None:
         self._stream = stream
         self._progress = progress
 
@@ -80,7 +88,7 @@ class _Counting:
 
 
 @contextmanager
-def _opened(name: str, packed: str, progress: Progress | None) -> Iterator[IO[bytes]]:
+def _opened(name: str, packed: str, progress: Progress | None) -> Iterator[Readable]:
     """The bytes of a file, unpacked; whatever goes wrong while they are read names the file."""
     try:
         with nullcontext(sys.stdin.buffer) if name == _STDIN else Path(name).open("rb") as raw:
@@ -100,8 +108,8 @@ def _opened(name: str, packed: str, progress: Progress | None) -> Iterator[IO[by
 class _Zstandard:
     """Unpacks frame after frame; the library's own reader takes a file that breaks off for one that ends."""
 
-    # A packed block of four bytes can hold 128 KiB: a slice of this size unpacks to 32 MiB at most.
-    _SLICE = 1 << 10
+    # A packed block of four bytes can hold 128 KiB: a slice of this size unpacks to 4 MiB at most.
+    _SLICE = 1 << 7
     # What `zstd --long=31` writes needs this much; the library refuses more than 128 MiB unless it is told.
     _WIDEST_WINDOW = 1 << 31
 
@@ -141,7 +149,7 @@ class _Zstandard:
         return data
 
 
-def _plain(stream: IO[bytes], name: str) -> Iterator[str]:
+def _plain(stream: Readable, name: str) -> Iterator[str]:
     rest = b""
     done = lines = 0
     while data := stream.read(CHUNK_BYTES):
@@ -184,7 +192,7 @@ def _decoded(data: bytes, name: str, offset: int, lines: int) -> str:
         ) from error
 
 
-def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+def _lines(stream: Readable) -> Iterator[bytes]:
     rest = b""
     while data := stream.read(CHUNK_BYTES):
         *lines, rest = (rest + data).split(b"\n")
@@ -193,7 +201,7 @@ def _lines(stream: IO[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def _json_lines(stream: IO[bytes], name: str, field: str) -> Iterator[str]:
+def _json_lines(stream: Readable, name: str, field: str) -> Iterator[str]:
     for number, line in enumerate(_lines(stream), start=1):
         if not line.strip():
             continue

@@ -121,9 +121,9 @@ def weigh(
         seen += len(batch)
         cut = [(number, piece) for number, text in enumerate(batch) for piece in pieces(text)]
         encoded = student.encode_batch([piece for _, piece in cut])
-        unspelled += len({
-            number for (number, piece), ids in zip(cut, encoded, strict=True) if not ids and not piece.isspace()
-        })
+        unspelled += len(
+            {number for (number, piece), ids in zip(cut, encoded, strict=True) if not ids and not piece.isspace()}
+        )
         flat = np.fromiter(chain.from_iterable(encoded), dtype=np.int64, count=sum(map(len, encoded)))
         counts += np.bincount(flat, minlength=len(counts))
         if teacher is not None and starts is not None and bins is not None and not starts.enough:
