@@ -132,5 +132,7 @@ def _render_starts(found: CorpusCoverage) -> None:
 def _share(count: int, total: int) -> str:
     if not total or not count:
         return "-"
-    share = count / total
-    return f"{share:.1%}" if share >= 0.001 else "<0.1%"
+    # A few of many must not read as none, nor all but a few as all.
+    if count < total and count / total >= 0.9995:
+        return ">99.9%"
+    return f"{count / total:.1%}" if count / total >= 0.001 else "<0.1%"

@@ -79,3 +79,11 @@ def test_a_missing_corpus_is_one_sentence(place: Path) -> None:  # noqa: F811
     done = run(place, "inspect", "student--old", "--corpus", "absent.txt", "--student", "student.tiktoken")
     assert done.returncode == 1
     assert "Error: cannot read absent.txt" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "said"),
+    [(0, 5, "-"), (0, 0, "-"), (1, 10_000, "<0.1%"), (9_999, 10_000, ">99.9%"), (5, 5, "100.0%"), (1, 3, "33.3%")],
+)
+def test_a_few_of_many_read_neither_as_none_nor_as_all(count: int, total: int, said: str) -> None:
+    assert part("corpus_report")._share(count, total) == said
