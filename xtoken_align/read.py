@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import OptionError, VocabularyError, XTokenWarning
+from .readers.limits import MAX_ID
 from .readers.parsed import Declared, Encoder, Parsed
 from .surfaces.assemble import RankStrings, disagreeing_ids, surfaces_of
 from .vocab.byte_strings import ByteStrings
@@ -106,6 +107,10 @@ def assemble(
 
 
 def _width(parsed: Parsed, ids: int, logits: int | None, name: str, notes: list[str]) -> int:
+    width = parsed.width if logits is None else logits
+    if width is not None and width > MAX_ID + 1:
+        origin = parsed.width_source if logits is None else "what was given"
+        raise VocabularyError(f"{name} has {width} logits by {origin}: no model has more than {MAX_ID + 1}")
     if logits is not None:
         if ids > logits:
             raise VocabularyError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .json_file import load_json
+from .limits import MAX_ID
 from .tokenizer_json import AddedToken
 
 _ROLE_KEYS = {
@@ -77,7 +78,8 @@ def _added(entries: object) -> list[AddedToken]:
     return [
         AddedToken(int(key), text, bool(entry.get("special", False)))
         for key, entry in entries.items()
-        if key.isdigit() and isinstance(entry, dict) and (text := _content(entry)) is not None
+        if key.isdecimal() and len(key) <= len(str(MAX_ID))
+        if isinstance(entry, dict) and (text := _content(entry)) is not None
     ]
 
 

@@ -88,7 +88,9 @@ def _reader_for(
 
         return lambda: read_gguf(path)
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-        return lambda: _read_json(path, configs, preset, pattern)
+        # Looking at every table takes time, and a tekken file has one for each rank.
+        unique = b'"token_bytes"' not in head
+        return lambda: _read_json(path, configs, preset, pattern, unique=unique)
     if head.startswith(b"\x1f\x8b") or looks_like_rank_file(head) or path.name.endswith(".tiktoken"):
         return lambda: read_rank_file(path, preset=preset, pattern=pattern)
     from .sentencepiece_model import looks_like_sentencepiece, read_sentencepiece
@@ -98,8 +100,8 @@ def _reader_for(
     raise SourceError(f"{path.name} is in no format that can be read: expected {_READABLE}")
 
 
-def _read_json(path: Path, configs: Configs, preset: Preset | None, pattern: str | None) -> Parsed:
-    data = load_json(path)
+def _read_json(path: Path, configs: Configs, preset: Preset | None, pattern: str | None, *, unique: bool) -> Parsed:
+    data = load_json(path, unique=unique)
     if looks_like_tekken(data):
         return read_tekken(data, name=path.name, preset=preset, pattern=pattern)
     if not looks_like_tokenizer_json(data):

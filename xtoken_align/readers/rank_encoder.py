@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, cast
 
 from ..errors import MissingExtraError, OptionError
+from .panics import refused
 
 NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
@@ -32,10 +33,9 @@ class RankEncoder:
             import tiktoken
         except ImportError as error:
             raise MissingExtraError("Encoding with a rank file", "tiktoken") from error
-        try:
+        self._refusal = f"tiktoken does not accept the split pattern {pattern!r:.200}"
+        with refused(self._refusal, OptionError):
             self._encoding = tiktoken.Encoding("ranks", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-        except ValueError as error:
-            raise OptionError(f"tiktoken does not accept the split pattern: {error}") from error
         self._normalizer = normalizer
         self._offset = offset
         # tiktoken panics on a byte that no rank spells; a text with such a byte cannot be encoded at all.
@@ -51,11 +51,12 @@ class RankEncoder:
             texts = [text if text.isascii() else unicodedata.normalize(form, text) for text in texts]
         if self._unspellable:
             texts = [text if self._spellable(text.encode("utf-8", "replace")) else "" for text in texts]
-        encode = self._encoding.encode_ordinary
-        if self._offset:
-            offset = self._offset
-            return [[token + offset for token in encode(text)] for text in texts]
-        return [encode(text) for text in texts]
+        encode, offset = self._encoding.encode_ordinary, self._offset
+        # A pattern that matches nothing at all, or backtracks without end, shows only in a text.
+        with refused(self._refusal, OptionError):
+            if offset:
+                return [[token + offset for token in encode(text)] for text in texts]
+            return [encode(text) for text in texts]
 
     def encode_bytes(self, data: bytes) -> list[int] | None:
         """Returns the merges over `data` as one piece; [] where a byte is missing."""

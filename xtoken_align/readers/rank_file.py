@@ -30,7 +30,8 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 """GPT-2's split (Radford et al., 2019, encoder.py), assumed where nothing says another."""
 
 # Possessive, so that a file of any size is read once; lines end as on any system, and empty ones are passed over.
-_WHOLE_FILE = re.compile(rb"(?:[ \t]*+(?:[A-Za-z0-9+/]++={0,2}+[ \t]++[0-9]++[ \t]*+)?+\r?+(?:\n|\Z))*+")
+# Python refuses to read numbers of thousands of digits, so no rank has more than a 64-bit number always has.
+_WHOLE_FILE = re.compile(rb"(?:[ \t]*+(?:[A-Za-z0-9+/]++={0,2}+[ \t]++[0-9]{1,18}+[ \t]*+)?+\r?+(?:\n|\Z))*+")
 
 
 def looks_like_rank_file(head: bytes) -> bool:

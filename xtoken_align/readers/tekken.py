@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import VocabularyError
 from ..sources.presets import Preset, presets
+from .limits import MAX_ID
 from .parsed import Parsed
 from .rank_file import Ranks, assemble
 
@@ -41,9 +42,9 @@ def read_tekken(
     """
     config = data["config"]
     try:
-        special_count = int(config["default_num_special_tokens"])
-        used = int(config["default_vocab_size"]) - special_count
-        entries = [entry for entry in data["vocab"] if int(entry["rank"]) < used]
+        special_count = _number(config["default_num_special_tokens"])
+        used = _number(config["default_vocab_size"]) - special_count
+        entries = [entry for entry in data["vocab"] if _number(entry["rank"]) < used]
         tokens = [binascii.a2b_base64(entry["token_bytes"], strict_mode=True) for entry in entries]
         split = pattern if pattern is not None else str(config["pattern"])
     except KeyError as error:
@@ -52,7 +53,7 @@ def read_tekken(
         raise VocabularyError(f"{name} has an entry that no tekken file has: {error}") from error
     if not entries or special_count < 0:
         raise VocabularyError(f"{name} holds no usable tokens: its vocabulary is empty or its sizes contradict it")
-    ranks = Ranks.checked(tokens, [int(entry["rank"]) for entry in entries], name)
+    ranks = Ranks.checked(tokens, [entry["rank"] for entry in entries], name)
     added = _special_tokens(data, special_count, name)
     preset = preset or presets().get("mistral-tekken")
     return assemble(
@@ -66,17 +67,25 @@ def read_tekken(
     )
 
 
+def _number(value: object) -> int:
+    if type(value) is not int or value > MAX_ID:
+        raise ValueError(f"{value!r:.80} is no whole number up to {MAX_ID}")
+    return value
+
+
 def _special_tokens(data: dict[str, Any], count: int, name: str) -> dict[int, tuple[str, bool]]:
     """The special ids: the file's own list, else the list that files without one imply, then numbered fillers."""
     listed = data.get("special_tokens")
     try:
         if listed:
-            named = {int(entry["rank"]): (str(entry["token_str"]), bool(entry["is_control"])) for entry in listed}
+            named = {_number(entry["rank"]): (entry["token_str"], bool(entry["is_control"])) for entry in listed}
         else:
             preset = presets()["mistral-tekken"]
             named = {token.id: (token.text, token.special) for token in preset.added if token.id < count}
     except (KeyError, TypeError, ValueError) as error:
         raise VocabularyError(f"{name} has a special token without rank, token_str or is_control") from error
+    if listed and (len(named) < len(listed) or not all(isinstance(text, str) for text, _ in named.values())):
+        raise VocabularyError(f"{name} has a special token without a string of its own, or two on one id")
     if any(not 0 <= rank < count for rank in named):
         raise VocabularyError(f"{name} has a special token outside the {count} ids that it sets aside for them")
     return {rank: named.get(rank, (_FILLER.format(rank), True)) for rank in range(count)}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import VocabularyError
 from .components import fallback_bytes, spelling_of
+from .json_shape import check_shape
 from .limits import MAX_ID
 from .parsed import Declared, Encoder, Parsed
 from .spelling import Spelling
@@ -67,7 +68,8 @@ def parse_tokenizer_json(
         roles: role -> token strings from `tokenizer_config.json` and its kin.
         preset_roles: the same from an alias's table.
         flagged: strings that a configuration file declares special.
-        more_added: added tokens that only a configuration file knows; ids that `data` has already are left alone.
+        more_added: added tokens that only a configuration file knows; ids that `data` has already are left alone, and
+            so are ids that no tokenizer has.
         width: logit width by `config.json`, a GGUF tensor or an alias.
         width_source: which of them.
         warnings: passed on.
@@ -75,13 +77,14 @@ def parse_tokenizer_json(
     Raises:
         VocabularyError: the vocabulary is absent, empty or contradicts itself.
     """
+    check_shape(data, name)
     base = dict(_base_tokens(data, name))
     added = {token.id: token for token in _added_tokens(data, name)}
     known = {*base.values(), *(token.content for token in added.values())} if more_added else set()
     added.update(
         (token.id, token)
         for token in more_added
-        if token.id not in added and token.id not in base and token.content not in known
+        if token.id <= MAX_ID and token.id not in added and token.id not in base and token.content not in known
     )
     if not base:
         raise VocabularyError(f"{name} has an empty vocabulary: there is nothing to map")
@@ -126,10 +129,12 @@ def parse_tokenizer_json(
 def _base_tokens(data: dict[str, Any], name: str) -> Iterator[tuple[int, str]]:
     vocab = data["model"]["vocab"]
     if isinstance(vocab, list):
-        try:
-            yield from ((token_id, str(piece)) for token_id, (piece, _) in enumerate(vocab))
-        except (TypeError, ValueError) as error:
-            raise VocabularyError(f"the vocabulary of {name} has an entry that is not a [piece, score] pair") from error
+        for token_id, entry in enumerate(vocab):
+            if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+                raise VocabularyError(
+                    f"entry {token_id} of the vocabulary of {name} is not a [piece, score] pair: {entry!r:.80}"
+                )
+            yield token_id, entry[0]
         return
     if not isinstance(vocab, dict):
         raise VocabularyError(f"the vocabulary of {name} is neither a table nor a list of pieces")
@@ -148,12 +153,7 @@ def _base_tokens(data: dict[str, Any], name: str) -> Iterator[tuple[int, str]]:
 def _added_tokens(data: dict[str, Any], name: str) -> Iterator[AddedToken]:
     seen: dict[int, str] = {}
     for entry in data.get("added_tokens") or ():
-        try:
-            token = AddedToken(int(entry["id"]), str(entry["content"]), bool(entry.get("special", False)))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise VocabularyError(f"{name} has an added token without an id or a content: {entry!r}") from error
-        if not 0 <= token.id <= MAX_ID:
-            raise VocabularyError(f"{name} has the added token id {token.id}: ids lie between 0 and {MAX_ID}")
+        token = AddedToken(entry["id"], entry["content"], bool(entry.get("special", False)))
         if seen.setdefault(token.id, token.content) != token.content:
             raise VocabularyError(
                 f"id {token.id} of {name} is both {seen[token.id]!r} and {token.content!r}: an id is one token"

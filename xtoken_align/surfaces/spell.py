@@ -72,7 +72,12 @@ def spell(token: str, spelling: Spelling) -> bytes:
 
 def _rewrite(text: str, step: Step) -> str:
     if isinstance(step, Replace):
-        return regex.sub(step.pattern, step.content, text) if step.regex else text.replace(step.pattern, step.content)
+        # `tokenizers` inserts the content as it stands; in a template a backslash of it would mean something.
+        return (
+            regex.sub(step.pattern, lambda _: step.content, text)
+            if step.regex
+            else text.replace(step.pattern, step.content)
+        )
     if isinstance(step, WordPieces):
         if step.prefix and text.startswith(step.prefix) and text != step.prefix:
             return text.removeprefix(step.prefix)
