@@ -29,7 +29,9 @@ WORDS = (
     *("👩‍👩‍👧", "🏳️‍🌈", "😀", "ﬁn", "½", "Å", "def", "f(x):", "return", "+=", "!=", "{}", "[0]", "<div>", "...", "?!"),
 )
 GAPS = (" ", " ", " ", "  ", "    ", "\n", "\n\n", "\t", "")
-ALPHABET = sorted({character for word in (*WORDS, *GAPS) for character in word} | set(map(chr, range(0x20, 0x7F))))
+ASCII = frozenset(map(chr, range(0x20, 0x7F)))
+# Without the combining accent: before it any letter would become one that no vocabulary here has.
+ALPHABET = sorted((ASCII | {character for word in (*WORDS, *GAPS) for character in word}) - {"\u0301"})
 SPELLED_SPECIALS = (
     *("<s>", "</s>", "<unk>", "<pad>", "<mask>", "<|endoftext|>", "<|im_start|>", "<think>", "<unused3>", "[CLS]"),
     *("[UNK]", "[PAD]", "[MASK]", "[SEP]", "<0x41>", "<0x0A>", "<0xE4>", "<extra_id_0>", "<|reserved_special_token_0|>"),
