@@ -85,7 +85,7 @@ def text_only(
         "padding": None,
         "added_tokens": kept,
         "normalizer": data.get("normalizer"),
-        "pre_tokenizer": data.get("pre_tokenizer"),
+        "pre_tokenizer": _map_leaves(data.get("pre_tokenizer"), _in_new_terms),
         "post_processor": None,
         "decoder": None,
         "model": model,
@@ -145,6 +145,14 @@ def _merges_without(merges: Sequence[Any], names: Mapping[str, str], prefix: str
         raise VocabularyError(f"a merge of this tokenizer.json cannot be read: {error}") from error
 
 
+def _in_new_terms(leaf: dict[str, Any]) -> dict[str, Any]:
+    """A Metaspace step with `prepend_scheme`: `tokenizers` refuses an old one that switches its prefix off."""
+    if leaf.get("type") != "Metaspace":
+        return leaf
+    kept = {key: value for key, value in leaf.items() if key not in ("add_prefix_space", "str_rep")}
+    return {"prepend_scheme": "always" if leaf.get("add_prefix_space", True) else "never", **kept}
+
+
 def has_prefix(data: Mapping[str, Any]) -> bool:
     """Whether some component puts a space before the text."""
     return has_type(data["normalizer"], "Prepend") or any(
@@ -162,8 +170,7 @@ def without_prefix(data: Mapping[str, Any]) -> dict[str, Any]:
 
     def splitter(leaf: dict[str, Any]) -> dict[str, Any]:
         if leaf.get("type") == "Metaspace":
-            kept = {key: value for key, value in leaf.items() if key not in ("add_prefix_space", "str_rep")}
-            return {**kept, "prepend_scheme": "never"}
+            return {**leaf, "prepend_scheme": "never"}
         return {**leaf, "add_prefix_space": False} if "add_prefix_space" in leaf else leaf
 
     return {

@@ -120,11 +120,12 @@ class JsonEncoder:
         return [[token for token in ids if token >= 0] for ids in found]
 
     def encode_bytes(self, data: bytes) -> list[int] | None:
-        """Returns the model's merges over the byte table's characters; None where it has no byte table."""
+        """Returns the model's merges over the byte table's characters, None where it has no byte table."""
         if not self._byte_level:
             return None
-        ids = (token.id for token in self._bare.model.tokenize(characters_of(data)))
-        return [self._ids.get(token, token) for token in ids]
+        ids = [token.id for token in self._bare.model.tokenize(characters_of(data))]
+        found = [self._ids.get(token, token) for token in ids]
+        return found if min(found, default=0) >= 0 else []
 
 
 def _scalar(text: str) -> str:
