@@ -16,7 +16,8 @@ from xtoken_align.vocab.kinds import Kind, is_filler, is_marker
     [
         "<unused12>", "[unused3]", "<|reserved_special_token_5|>", "<|vision_reserved_special_token_9|>",
         "<SPECIAL_20>", "[control_8]", "<|extra_3|>", "<extra_id_7>", "<|placeholder1|>", "<|EXTRA_12_TOKEN|>",
-        "<｜place▁holder▁no▁0｜>", "<reserved_106>", "<|dummy_85|>", "<|reserved_200000|>", "[UNUSED_TOKEN_9]", "<reserved#>", ">>UNUSED_1<<",
+        "<｜place▁holder▁no▁0｜>", "<reserved_106>",
+        "<|dummy_85|>", "<|reserved_200000|>", "[UNUSED_TOKEN_9]", "<reserved#>", ">>UNUSED_1<<",
     ],
 )  # fmt: skip
 def test_a_bracketed_filler_stem_with_a_number_is_reserved(text: str) -> None:
