@@ -25,7 +25,21 @@ from xtoken_align.readers.tokenizer_json import parse_tokenizer_json
 
 WORDS = (
     *("the", "cat", "sat", "Hello", "World", "naïve", "cafe\u0301", "Größe", "don't", "x86", "200", "2024", "7"),
-    *("привет", "мир", "Ёлка", "مرحبا", "عالم", "你好", "世界", "中文", "日本語", "テキスト", "ひらがな", "한국어", "텍스트"),
+    *(
+        "привет",
+        "мир",
+        "Ёлка",
+        "مرحبا",
+        "عالم",
+        "你好",
+        "世界",
+        "中文",
+        "日本語",
+        "テキスト",
+        "ひらがな",
+        "한국어",
+        "텍스트",
+    ),
     *("👩‍👩‍👧", "🏳️‍🌈", "😀", "ﬁn", "½", "Å", "def", "f(x):", "return", "+=", "!=", "{}", "[0]", "<div>", "...", "?!"),
 )
 GAPS = (" ", " ", " ", "  ", "    ", "\n", "\n\n", "\t", "")
@@ -34,7 +48,17 @@ ASCII = frozenset(map(chr, range(0x20, 0x7F)))
 ALPHABET = sorted((ASCII | {character for word in (*WORDS, *GAPS) for character in word}) - {"\u0301"})
 SPELLED_SPECIALS = (
     *("<s>", "</s>", "<unk>", "<pad>", "<mask>", "<|endoftext|>", "<|im_start|>", "<think>", "<unused3>", "[CLS]"),
-    *("[UNK]", "[PAD]", "[MASK]", "[SEP]", "<0x41>", "<0x0A>", "<0xE4>", "<extra_id_0>", "<|reserved_special_token_0|>"),
+    *(
+        "[UNK]",
+        "[PAD]",
+        "[MASK]",
+        "[SEP]",
+        "<0x41>",
+        "<0x0A>",
+        "<0xE4>",
+        "<extra_id_0>",
+        "<|reserved_special_token_0|>",
+    ),
 )
 CASELESS = re.compile(r"\s+")
 
@@ -166,10 +190,12 @@ def byte_level(
 
 
 def _split(pattern: str, **options: Any) -> Any:
-    return pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(pattern), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False, **options),
-    ])
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False, **options),
+        ]
+    )
 
 
 def _gpt2() -> dict[str, Any]:
@@ -197,19 +223,20 @@ def _starcoder() -> dict[str, Any]:
 
 def _falcon() -> dict[str, Any]:
     return byte_level(
-        pre_tokenizers.Sequence([
-            pre_tokenizers.Punctuation("contiguous"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-            pre_tokenizers.Digits(individual_digits=False),
-            pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
-        ])
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Punctuation("contiguous"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+                pre_tokenizers.Digits(individual_digits=False),
+                pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+            ]
+        )
     )
 
 
 def _llama3() -> dict[str, Any]:
     data = byte_level(_split(CL100K_SPLIT), specials=(), ignore_merges=True)
-    data = add(data, "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", special=True)
-    return data
+    return add(data, "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", special=True)
 
 
 def _qwen() -> dict[str, Any]:
@@ -232,7 +259,9 @@ def _prefix_space() -> dict[str, Any]:
 SPACES = ("▁▁", "▁▁▁▁")
 
 
-def _metaspace_bpe(splitter: Any, normalizer: Any, *, steps: Sequence[Any], inside: Sequence[str] = ()) -> dict[str, Any]:
+def _metaspace_bpe(
+    splitter: Any, normalizer: Any, *, steps: Sequence[Any], inside: Sequence[str] = ()
+) -> dict[str, Any]:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     if splitter is not None:
         tokenizer.pre_tokenizer = splitter
@@ -366,9 +395,7 @@ def wordpiece(*, lowercase: bool, strip_accents: bool | None = None) -> dict[str
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     specials = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    data = _trained(
-        tokenizer, trainers.WordPieceTrainer(vocab_size=600, special_tokens=specials, show_progress=False)
-    )
+    data = _trained(tokenizer, trainers.WordPieceTrainer(vocab_size=600, special_tokens=specials, show_progress=False))
     data["added_tokens"] = [entry for entry in data["added_tokens"] if "unused" not in entry["content"]]
     # Every character as a word's start and inside one: training keeps the forms that it saw alone.
     vocab = data["model"]["vocab"]
@@ -381,16 +408,20 @@ def wordpiece(*, lowercase: bool, strip_accents: bool | None = None) -> dict[str
 
 def _clip() -> dict[str, Any]:
     tokenizer = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Sequence([
-        normalizers.NFC(),
-        normalizers.Replace(Regex(r"\s+"), " "),
-        normalizers.Lowercase(),
-    ])
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFC(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Lowercase(),
+        ]
+    )
     pattern = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(pattern), "removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -424,7 +455,10 @@ def _marks_as_spaces(text: str) -> str:
 
 
 def _normalised(name: str) -> Callable[[str], str]:
-    return lambda text: _original(name).normalizer.normalize_str(text)
+    def normalised(text: str) -> str:
+        return str(_original(name).normalizer.normalize_str(text))
+
+    return normalised
 
 
 def _one_space(name: str) -> Callable[[str], str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def nodes(value: object, path: tuple[object, ...] = ()) -> list[tuple[object, ..
     """The paths of every node, of long tables and lists the first few entries only."""
     found = [path]
     if isinstance(value, dict):
-        for key in list(value)[:12]:
+        for key in sorted(value)[:12]:
             found += nodes(value[key], (*path, key))
     elif isinstance(value, list):
         for index, child in enumerate(value[:4]):
@@ -214,7 +215,8 @@ def test_a_damaged_node_anywhere_gives_a_vocabulary_or_one_clear_error(
         if draw.draw(st.booleans()):
             del parent[path[-1]]
         else:
-            parent[path[-1]] = draw.draw(st.sampled_from(JUNK))
+            # A copy, since the next round may reach into it.
+            parent[path[-1]] = deepcopy(draw.draw(st.sampled_from(JUNK)))
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(data), encoding="utf-8")
     message = refusal(file)
