@@ -19,6 +19,7 @@ from .tokenizer_json import AddedToken, model_type
 
 _SEAM = re.compile(rf"(?<=<)(?=0x[0-9A-Fa-f]{{2}}>)|(?<={NONCHARACTER})")
 _SPACE = re.compile(r"\s")
+_CANNOT_ENCODE = "tokenizers cannot encode with this tokenizer.json"
 
 
 class JsonEncoder:
@@ -75,7 +76,8 @@ class JsonEncoder:
             text = text if normalizer is None else normalizer.normalize_str(text)
             return text if splitter is None else "".join(piece for piece, _ in splitter.pre_tokenize_str(text))
 
-        return seen(without) == seen(with_space)
+        with refused(_CANNOT_ENCODE, VocabularyError):
+            return seen(without) == seen(with_space)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns one list of ids per text.
@@ -111,7 +113,7 @@ class JsonEncoder:
 
     def _run(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
         clean = [_scalar(text) for text in texts]
-        with refused("tokenizers cannot encode with this tokenizer.json", VocabularyError):
+        with refused(_CANNOT_ENCODE, VocabularyError):
             encodings = tokenizer.encode_batch_fast(clean, add_special_tokens=False)
         if not self._ids:
             return [encoding.ids for encoding in encodings]
@@ -123,7 +125,8 @@ class JsonEncoder:
         """Returns the model's merges over the byte table's characters, None where it has no byte table."""
         if not self._byte_level:
             return None
-        ids = [token.id for token in self._bare.model.tokenize(characters_of(data))]
+        with refused(_CANNOT_ENCODE, VocabularyError):
+            ids = [token.id for token in self._bare.model.tokenize(characters_of(data))]
         found = [self._ids.get(token, token) for token in ids]
         return found if min(found, default=0) >= 0 else []
 
