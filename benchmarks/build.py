@@ -43,9 +43,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished process: wall seconds, and peak memory in MB."""
+    """One finished process: wall seconds, seconds of processor time, and peak memory in MB."""
 
     seconds: float
+    busy: float
     peak: float
 
 
@@ -67,12 +68,18 @@ def run(command: Sequence[str]) -> Run:
         raise RuntimeError(f"{' '.join(command)} failed: {said.decode('utf-8', 'replace')}")
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
-    return Run(seconds, usage.ru_maxrss * unit / 1e6)
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6)
 
 
 def command(*arguments: str) -> list[str]:
     """The command line of this interpreter's environment."""
     return [str(Path(sys.executable).parent / "xtoken-align"), *arguments]
+
+
+def load_command() -> list[str]:
+    """The process that a build is compared with."""
+    # Like the command line, from wherever it is started, it imports what is installed.
+    return [sys.executable, "-P", "-c", LOAD]
 
 
 def measure(runs: int, place: Path) -> list[Figure]:
@@ -82,11 +89,11 @@ def measure(runs: int, place: Path) -> list[Figure]:
         runs: counted runs of each process, after one that is not counted.
         place: an empty folder.
     """
-    file = place / "mapping.npz"
-    build = command("build", TEACHER, STUDENT, "-o", str(file), "--force", "-q")
-    load = [sys.executable, "-c", LOAD]
-    run(build), run(load)
-    pairs = [(run(build), run(load)) for _ in range(runs)]
+    # Every build meets an empty store. The first pair of runs warms the disk's cache and is not counted.
+    stores = [place / f"store-{number}" for number in range(runs + 1)]
+    builds = [command("build", TEACHER, STUDENT, "--store", str(store), "-q") for store in stores]
+    pairs = [(run(build), run(load_command())) for build in builds][1:]
+    (file,) = stores[0].glob("*/*.npz")
     ratio = statistics.median(built.seconds / loaded.seconds for built, loaded in pairs)
     figures = [
         Figure("build, against loading the two vocabularies", ratio, 2.0, "times"),
@@ -99,7 +106,7 @@ def measure(runs: int, place: Path) -> list[Figure]:
         "show": ("show", str(file), "201"),
         "verify": ("verify", str(file)),
         "diff": ("diff", str(file), str(file)),
-        "list": ("list", "--store", str(place)),
+        "list": ("list", "--store", str(stores[0])),
     }
     for name, arguments in reports.items():
         run(command(*arguments))
