@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import doctest
 import re
+import tomllib
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
 
 import click
 import pytest
+from command_line import part
 
 import xtoken_align
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MAIN = import_module("xtoken_align" + ".cli.main")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+MAIN = part("main")
 
 
 def modules() -> list[str]:
@@ -34,9 +37,9 @@ def test_the_examples_of_a_module_run(name: str) -> None:
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("name", ["console", "list_mappings"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "cli").glob("*.py") if path.stem != "__init__"))
 def test_the_examples_of_the_command_line_run(name: str) -> None:
-    assert doctest.testmod(import_module(f"{MAIN.__package__}.{name}")).failed == 0
+    assert doctest.testmod(part(name)).failed == 0
 
 
 def commands() -> dict[str, click.Command]:
@@ -63,6 +66,20 @@ def test_the_help_of_a_command_has_an_example_and_explains_every_option(name: st
             assert parameter.help, parameter.opts
 
 
+def test_the_readme_lists_every_module_in_the_order_of_the_import_contract() -> None:
+    listed = re.findall(r"^\| `((?:xtoken_align|cli)/\S+?\.py)` \|", README, re.MULTILINE)
+    on_disk = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("xtoken_align", "cli")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.stem not in {"__init__", "_version"}
+    }
+    assert sorted(listed) == sorted(on_disk)
+    layers = [layer.rpartition(".")[2] for layer in reversed(PROJECT["tool"]["importlinter"]["contracts"][0]["layers"])]
+    parts = [path.removeprefix("xtoken_align/").partition("/")[0].removesuffix(".py") for path in listed]
+    assert list(dict.fromkeys(parts)) == layers
+
+
 def test_the_overview_names_every_command() -> None:
     text = MAIN.cli.get_help(click.Context(MAIN.cli))
     for name in commands():
@@ -70,11 +87,9 @@ def test_the_overview_names_every_command() -> None:
 
 
 def test_the_readme_names_every_extra_and_alias() -> None:
-    import tomllib
-
     from xtoken_align.sources.presets import presets
 
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    extras = PROJECT["project"]["optional-dependencies"]
     assert all(f"`{extra}`" in README for extra in extras)
     stated = README.replace("(also `3.2`, `3.3`)", "`llama-3.2` `llama-3.3`").replace("(also `3.5`)", "`qwen3.5`")
     stated = stated.replace("(`-240718`, `-240911`)", "`mistral-tekken-240718` `mistral-tekken-240911`")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from command_line import START
 
 HEAVY = (
     "numpy",
@@ -32,11 +33,11 @@ def loaded(code: str, arguments: Sequence[str] = ()) -> set[str]:
 
 
 def command(*arguments: str) -> str:
+    """Code that runs a command to its end."""
+    words = ["xtoken-align", *arguments]
     return (
-        "import sys; from importlib import import_module\n"
-        f"sys.argv = ['xtoken-align', *{list(arguments)!r}]\n"
-        "try:\n    import_module('xtoken_align' + '.cli.main').main()\n"
-        "except SystemExit as end:\n    assert not end.code, end.code"
+        f"import sys\nsys.argv = {words!r}\n"
+        f"try:\n    {START}\nexcept SystemExit as end:\n    assert not end.code, end.code"
     )
 
 

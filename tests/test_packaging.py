@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -52,6 +56,47 @@ def test_every_part_of_the_package_is_in_the_import_contract() -> None:
     assert parts - layers == {"xtoken_align.__init__", "xtoken_align._version"}
 
 
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
+    """The wheel of this checkout, built from a copy."""
+    if int(version("setuptools").partition(".")[0]) < 80:
+        pytest.skip("building the wheel needs setuptools 80 or newer")
+    copy, place = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
+    for folder in ("xtoken_align", "cli", "mappings"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, copy)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "--no-index"]
+    done = subprocess.run([*pip, "-w", str(place), str(copy)], capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    (file,) = place.glob("*.whl")
+    return ZipFile(file)
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel: ZipFile) -> None:
+    places = {"xtoken_align": "xtoken_align", "cli": "xtoken_align/cli", "mappings": "xtoken_align/mappings"}
+    files = {
+        f"{place}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, place in places.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".")
+    }
+    assert {"xtoken_align/py.typed", "xtoken_align/sources/presets.json"} <= files
+    assert {name for name in wheel.namelist() if ".dist-info/" not in name} == files
+
+
+def test_the_wheel_holds_the_licence_and_whose_vocabularies_are_described(wheel: ZipFile) -> None:
+    names = {Path(name).name for name in wheel.namelist() if ".dist-info/licenses/" in name}
+    assert names == {"LICENSE", "NOTICE"}
+
+
+def test_the_licence_is_apache_2() -> None:
+    text = " ".join((ROOT / "LICENSE").read_text(encoding="utf-8").split())
+    assert text.startswith("Apache License Version 2.0, January 2004 http://www.apache.org/licenses/")
+    assert "END OF TERMS AND CONDITIONS" in text
+    assert PROJECT["project"]["license"] == "Apache-2.0"
+
+
 def test_the_package_data_is_installed() -> None:
     package = Path(xtoken_align.__file__).parent
     assert (package / "py.typed").exists()
@@ -59,8 +104,6 @@ def test_the_package_data_is_installed() -> None:
 
 
 def test_the_installed_version_is_the_sources() -> None:
-    from importlib.metadata import version
-
     assert version("xtoken-align") == xtoken_align.__version__
 
 
