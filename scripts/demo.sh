@@ -2,7 +2,7 @@
 # Makes an environment, installs the package and builds the mapping of student Llama-3 from teacher Qwen3.
 # Needs Python 3.11+ and pip; no Hub, no GPU.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/environment.sh
 source "$root/scripts/environment.sh"
 

@@ -2,7 +2,7 @@
 # Makes an environment with everything the tests need, then runs lint, types, import contracts and the test suite.
 # Needs Python 3.11+ and pip. Arguments go to pytest.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/environment.sh
 source "$root/scripts/environment.sh"
 cd "$root"
@@ -10,12 +10,9 @@ cd "$root"
 environment=$root/.venv-test
 echo "== Environment: ${environment#"$root"/}"
 make_environment "$environment"
-rm -rf build
-install_into "$environment" "$root[test,lint]"
 # The wheel, not the checkout, is what gets tested: it shows that the package list and the package data are whole,
 # and it is where the import contracts find the command line under its installed name.
-install_into "$environment" --force-reinstall --no-deps "$root"
-rm -rf build
+install_into "$environment" "$root[test,lint]"
 bin=$environment/bin
 
 echo "== Lint"
@@ -23,7 +20,7 @@ echo "== Lint"
 "$bin/ruff" format --check .
 echo "== Types"
 # From another folder here and below, so that the installed package is checked and not the checkout.
-(cd tests && "$bin/mypy" --config-file "$root/pyproject.toml" -p xtoken_align)
+(cd tests && "$bin/mypy" --config-file "$root/pyproject.toml" --cache-dir "$root/.mypy_cache" -p xtoken_align)
 echo "== Project file and import contracts"
 "$bin/validate-pyproject" pyproject.toml
 (cd tests && "$bin/lint-imports" "$root/pyproject.toml" --no-cache)
