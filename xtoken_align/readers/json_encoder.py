@@ -59,7 +59,8 @@ class JsonEncoder:
 
     def _file_ids(self, copy: Mapping[str, Any], base_ids: Mapping[int, int]) -> dict[int, int]:
         """The file's number of every id that the copy numbers otherwise; -1 for what is no token of the file."""
-        own = self._bare.get_vocab(with_added_tokens=False)
+        vocab = copy["model"]["vocab"]
+        own = vocab if isinstance(vocab, dict) else {piece for piece, _ in vocab}
         given = dict(base_ids)
         for entry in reversed(copy["added_tokens"]):
             # A base token that is listed under another number too is produced under its own.

@@ -53,9 +53,11 @@ def parts_of(merge: Any) -> tuple[str, str]:
         ValueError: it is neither.
     """
     parts = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-        raise ValueError(f"{merge!r:.80} is neither `left right` nor a pair of strings")
-    return parts[0], parts[1]
+    if isinstance(parts, list) and len(parts) == 2:
+        left, right = parts
+        if isinstance(left, str) and isinstance(right, str):
+            return left, right
+    raise ValueError(f"{merge!r:.80} is neither `left right` nor a pair of strings")
 
 
 def _check_continuations(merges: Sequence[Any], prefix: str, name: str) -> None:
