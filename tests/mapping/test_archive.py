@@ -231,7 +231,6 @@ def directory_entry(content: bytes | bytearray, name: str) -> int:
         (24, "<L", 127, "damage"),
         (24, "<L", 134, "found 134"),
         (42, "<L", 1 << 30, "beyond its end"),
-        (42, "<L", 7, "Bad magic"),
     ],
 )
 def test_a_lying_directory_is_refused(saved: Path, offset: int, form: str, value: int, found: str) -> None:
@@ -239,6 +238,15 @@ def test_a_lying_directory_is_refused(saved: Path, offset: int, form: str, value
     struct.pack_into(form, content, directory_entry(content, "position.npy") + offset, value)
     saved.write_bytes(content)
     assert_refused(saved, "position.npy", found)
+
+
+def test_a_member_that_begins_inside_another_is_refused_with_one_of_the_two(saved: Path) -> None:
+    content = bytearray(saved.read_bytes())
+    struct.pack_into("<L", content, directory_entry(content, "position.npy") + 42, 7)
+    saved.write_bytes(content)
+    # Older releases of Python miss the magic number at that place, newer ones say that the other is overlapped.
+    with pytest.raises(ArtifactError, match=r"position\.npy: .*Bad magic|data\.npy: .*Overlapped"):
+        read_archive(saved)
 
 
 @pytest.mark.parametrize(("offset", "value"), [(12, 0xFFFFFFFF), (12, 1 << 17), (16, 0xFFFFFFFF), (20, 1)])
