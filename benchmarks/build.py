@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
 
 TEACHER, STUDENT = "qwen3", "llama-3"
 # The largest vocabularies that packages carry: two real pairs near 262 thousand tokens a side.
@@ -50,25 +48,33 @@ class Run:
     peak: float
 
 
+LAUNCH = """
+import json, os, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+process.returncode = os.waitstatus_to_exitcode(status)
+seconds = time.perf_counter() - started
+# Linux counts in KiB, macOS in bytes.
+peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+print(json.dumps({"seconds": seconds, "busy": usage.ru_utime + usage.ru_stime, "peak": peak}))
+sys.exit(process.returncode)
+"""
+
+
 def run(command: Sequence[str]) -> Run:
     """Runs a process to its end.
 
     Raises:
         RuntimeError: it failed.
     """
-    started = perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.stderr.close()
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = perf_counter() - started
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {said.decode('utf-8', 'replace')}")
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6)
+    # Started by a small process of its own: the peak that the system reports for a process begins with the size of its
+    # parent.
+    launch = [sys.executable, "-S", "-c", LAUNCH, *command]
+    done = subprocess.run(launch, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr}")
+    return Run(**json.loads(done.stdout))
 
 
 def command(*arguments: str) -> list[str]:
