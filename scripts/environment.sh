@@ -31,6 +31,6 @@ install_into() {
     shift
     # setuptools would put files into the wheel that an earlier build left here and that are gone since.
     rm -rf "$root/build"
-    PIP_DISABLE_PIP_VERSION_CHECK=1 "$folder/bin/python" -m pip install --quiet --prefer-binary \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 "$folder/bin/python" -m pip install -qq --prefer-binary \
         --constraint "$root/constraints.txt" "$@"
 }
