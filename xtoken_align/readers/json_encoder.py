@@ -52,7 +52,8 @@ class JsonEncoder:
         looks_up = model_type(data["model"]) == "Unigram" or bool(data["model"].get("ignore_merges"))
         self._cuts_escapes = looks_up and bool(data["model"].get("byte_fallback"))
         self._leading_lost = self._inner_lost = False
-        if has_prefix(copy):
+        self.dummy_prefix = has_prefix(copy)
+        if self.dummy_prefix:
             self._leading_lost, self._inner_lost = self._loses("x", " x"), self._loses("xy", "x y")
             if self._leading_lost:
                 self._prefixed = _load(copy)
@@ -121,6 +122,14 @@ class JsonEncoder:
         find = self._ids.get
         found = ([find(token, token) for token in encoding.ids] for encoding in encodings)
         return [[token for token in ids if token >= 0] for ids in found]
+
+    def normalize(self, text: str) -> str:
+        """Returns what the file's normaliser makes of a stretch of text without spaces."""
+        normalizer = self._bare.normalizer
+        if normalizer is None:
+            return text
+        with refused(_CANNOT_ENCODE, VocabularyError):
+            return str(normalizer.normalize_str(_scalar(text)))
 
     def encode_bytes(self, data: bytes) -> list[int] | None:
         """Returns the model's merges over the byte table's characters, None where it has no byte table."""

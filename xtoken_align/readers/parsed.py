@@ -35,7 +35,17 @@ class Declared(IntEnum):
 
 
 class Encoder(Protocol):
-    """Encodes ordinary text: no special tokens are added or parsed, and no dummy prefix is put before it."""
+    """Encodes ordinary text: no special tokens are added or parsed, and no dummy prefix is put before it.
+
+    Attributes:
+        dummy_prefix: whether the tokenizer itself puts a space before a text.
+    """
+
+    dummy_prefix: bool
+
+    def normalize(self, text: str) -> str:
+        """What the normaliser makes of a stretch of text without spaces; the text itself where there is none."""
+        ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns one list of ids per text, in order."""

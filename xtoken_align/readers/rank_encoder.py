@@ -26,6 +26,8 @@ class RankEncoder:
         OptionError: the pattern is not a regular expression that tiktoken accepts.
     """
 
+    dummy_prefix = False
+
     def __init__(
         self, ranks: dict[bytes, int], pattern: str, *, normalizer: str | None = None, offset: int = 0
     ) -> None:
@@ -47,8 +49,7 @@ class RankEncoder:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns one list of ids per text; [] for a text with a byte that the vocabulary lacks."""
         if self._normalizer is not None:
-            form = cast("NormalForm", self._normalizer)
-            texts = [text if text.isascii() else unicodedata.normalize(form, text) for text in texts]
+            texts = [self.normalize(text) for text in texts]
         if self._unspellable:
             texts = [text if self._spellable(text.encode("utf-8", "replace")) else "" for text in texts]
         encode, offset = self._encoding.encode_ordinary, self._offset
@@ -57,6 +58,12 @@ class RankEncoder:
             if offset:
                 return [[token + offset for token in encode(text)] for text in texts]
             return [encode(text) for text in texts]
+
+    def normalize(self, text: str) -> str:
+        """Returns the text in the vocabulary's normal form."""
+        if self._normalizer is None or text.isascii():
+            return text
+        return unicodedata.normalize(cast("NormalForm", self._normalizer), text)
 
     def encode_bytes(self, data: bytes) -> list[int] | None:
         """Returns the merges over `data` as one piece; [] where a byte is missing."""

@@ -56,6 +56,7 @@ class SentencePieceEncoder:
         self._strips = bool(proto.normalizer_spec.remove_extra_whitespaces)
         self._mark = (SPACE_MARK if proto.normalizer_spec.escape_whitespaces else " ").encode()
         self._effects: dict[str, bytes] = {}
+        self.dummy_prefix = bool(proto.normalizer_spec.add_dummy_prefix)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns one list of ids per text.
@@ -74,6 +75,11 @@ class SentencePieceEncoder:
             ]
         rows: list[list[int]] = self._processor.encode(encoded, out_type=int)
         return [[] if self._size in row else row for row in rows] if self._lacks_unknown else rows
+
+    def normalize(self, text: str) -> str:
+        """Returns what the model's normaliser makes of a stretch of text without spaces."""
+        made: bytes = self._normalizer.normalize(text.encode("utf-8", "surrogatepass"))
+        return made.decode().replace(SPACE_MARK, " ")
 
     def encode_bytes(self, data: bytes) -> list[int] | None:
         """Returns None: the model has no merges over bytes."""

@@ -1,0 +1,1 @@
+"""Spans: which student tokens and which teacher tokens stand for the same stretch of text."""

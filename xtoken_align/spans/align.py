@@ -1,0 +1,94 @@
+"""Aligning a batch: units through the fast path, and those whose sides differ through the careful one."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .chunks import Chunks, chunks_of
+from .covered import Placed, covered_chunks
+from .resync import Said, place, said_by
+from .tables import PairTables
+from .units import Units, offsets_of, runs
+
+Numbers = NDArray[np.int64]
+
+
+def aligned(student: Units, teacher: Units, tables: PairTables) -> Chunks:
+    """Aligns the units of a batch.
+
+    Args:
+        student: the student's tokens.
+        teacher: the teacher's, with the same units.
+        tables: the pair's tables.
+
+    Returns:
+        Chunk ids that count up through all units.
+    """
+    fast = chunks_of(student.ids, student.counts, teacher.ids, teacher.counts, tables)
+    units = fast.differs.nonzero()[0]
+    return _careful(student, teacher, tables, fast, units) if len(units) else fast
+
+
+def _careful(student: Units, teacher: Units, tables: PairTables, fast: Chunks, units: Numbers) -> Chunks:
+    offsets = student.offsets, teacher.offsets
+    placed: list[tuple[Placed, Placed]] = []
+    bases: list[int] = []
+    base = 0
+    for unit in units.tolist():
+        ours = student.ids[offsets[0][unit] : offsets[0][unit + 1]]
+        theirs = teacher.ids[offsets[1][unit] : offsets[1][unit + 1]] + len(tables.student)
+        one, other, size = place(*_said(ours, theirs, tables), tables)
+        placed.append((one, other))
+        bases.append(base)
+        base += size + 1
+    sides = [_joined([pair[which] for pair in placed], bases) for which in (0, 1)]
+    ours, theirs, ends = covered_chunks(sides[0], sides[1], base)
+    count = fast.count.copy()
+    count[units] = np.diff(np.searchsorted(ends, [*bases, base]))
+    return Chunks(
+        _merged(fast.student, fast.count, student, units, ours, count),
+        _merged(fast.teacher, fast.count, teacher, units, theirs, count),
+        count,
+        np.zeros_like(fast.differs),
+    )
+
+
+def _said(ours: Numbers, theirs: Numbers, tables: PairTables) -> tuple[Said, Said]:
+    spaced = [_begins_with_space(ids, tables) for ids in (ours, theirs)]
+    # A space that both sides begin with is no dummy prefix.
+    trims = (
+        spaced[0] and not spaced[1] and tables.student.encoder.dummy_prefix,
+        spaced[1] and not spaced[0] and tables.teacher.encoder.dummy_prefix,
+    )
+    return said_by(ours, tables, trim=trims[0]), said_by(theirs, tables, trim=trims[1])
+
+
+def _begins_with_space(ids: Numbers, tables: PairTables) -> bool:
+    spoken = (tables.lengths[ids] > 0).nonzero()[0]
+    return len(spoken) > 0 and bool(tables.spaced[ids[spoken[0]]])
+
+
+def _joined(parts: list[Placed], bases: list[int]) -> Placed:
+    def moved(places: Numbers, base: int) -> Numbers:
+        return np.where(places >= 0, places + base, -1)
+
+    return Placed(
+        np.concatenate([moved(part.begin, base) for part, base in zip(parts, bases, strict=True)]),
+        np.concatenate([moved(part.end, base) for part, base in zip(parts, bases, strict=True)]),
+        np.concatenate([part.cover for part in parts]),
+        np.concatenate([part.on_axis for part in parts]),
+    )
+
+
+def _merged(
+    chunk: NDArray[np.int32], old: Numbers, side: Units, units: Numbers, careful: NDArray[np.int32], count: Numbers
+) -> NDArray[np.int32]:
+    """Chunk ids of all units from those of the fast path and those of the units that took the careful one."""
+    base = offsets_of(count)[:-1]
+    shift = base - offsets_of(old)[:-1]
+    out = np.where(chunk >= 0, chunk + shift.repeat(side.counts), -1).astype(np.int32)
+    tokens = runs(side.offsets[:-1][units], side.counts[units])
+    own = offsets_of(count[units])[:-1]
+    out[tokens] = np.where(careful >= 0, careful + (base[units] - own).repeat(side.counts[units]), -1)
+    return out

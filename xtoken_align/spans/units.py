@@ -1,0 +1,179 @@
+"""Token ids as callers have them (lists, padded arrays, packed rows), as flat arrays of units.
+
+A *unit* is what is aligned on its own: a row of a batch, or one document of a packed row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import OptionError
+
+Ids = NDArray[np.int32] | NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The tokens of one side, without padding, one unit after another.
+
+    Attributes:
+        ids: int (tokens,).
+        counts: int64 (units,), tokens per unit.
+        rows: int64 (units,), the row that a unit stands in, ascending.
+        segments: int64 (units,), the unit's number in its row as the caller gave it.
+        places: int64 (tokens,), position in the flattened batch; None where tokens fill it without a gap.
+        shape: rows and columns of the batch.
+    """
+
+    ids: Ids
+    counts: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    places: NDArray[np.int64] | None
+    shape: tuple[int, int]
+
+    def spread(self, values: NDArray[np.int32], fill: int = -1) -> NDArray[np.int32]:
+        """int32 (rows, columns), a value per token at its place, `fill` elsewhere."""
+        if self.places is None:
+            return values.reshape(self.shape)
+        out = np.full(self.shape[0] * self.shape[1], fill, dtype=np.int32)
+        out[self.places] = values
+        return out.reshape(self.shape)
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """int64 (units + 1,), where each unit's tokens begin."""
+        return offsets_of(self.counts)
+
+
+def offsets_of(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64 (n + 1,), the sum of the counts before each position."""
+    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
+
+
+def runs(begins: NDArray[np.int64], counts: NDArray[np.signedinteger]) -> NDArray[np.int64]:
+    """int64 (sum of counts,), the numbers begin, begin + 1, ... of every run, one run after another.
+
+    >>> runs(np.array([5, 0, 7]), np.array([2, 0, 3])).tolist()
+    [5, 6, 7, 8, 9]
+    """
+    ends = counts.cumsum(dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    made: NDArray[np.int64] = (begins - ends + counts).repeat(counts)
+    made += np.arange(total)
+    return made
+
+
+def units_of(ids: Any, *, width: int, mask: Any = None, segments: Any = None, side: str) -> Units:
+    """Flattens one side of a batch.
+
+    Args:
+        ids: a 2-D array or tensor of ids, or a sequence with a sequence of ids per row.
+        width: ids are below this logit width.
+        mask: bool (rows, columns), False at padding; with lists of ids not needed. What stands at padding is not
+            looked at.
+        segments: int (rows, columns), in packed rows the number of each token's document, ascending in a row; negative
+            at padding.
+        side: `student` or `teacher`, for messages.
+
+    Raises:
+        OptionError: shapes differ, an id is out of range, or a row's segments are not in ascending order.
+    """
+    flat, places, counts, shape = _flat(ids, mask, segments, side)
+    if len(flat) and (int(flat.min()) < 0 or int(flat.max()) >= width):
+        bad = flat[(flat < 0) | (flat >= width)][0]
+        raise OptionError(
+            f"a {side} id is {bad}, but ids go from 0 to {width - 1}: give `{side}_mask`, False at padding, or the "
+            "tokenizer that the ids come from"
+        )
+    rows = np.arange(shape[0])
+    if segments is None:
+        return Units(flat, counts, rows, np.zeros_like(rows), places, shape)
+    numbers = _array(segments, f"{side}_segments").reshape(-1)
+    numbers = numbers if places is None else numbers[places]
+    row_of = np.repeat(rows, counts)
+    begins = np.ones(len(flat), dtype=np.bool_)
+    begins[1:] = (row_of[1:] != row_of[:-1]) | (numbers[1:] != numbers[:-1])
+    if ((numbers[1:] < numbers[:-1]) & (row_of[1:] == row_of[:-1])).any():
+        raise OptionError(f"{side}_segments are the numbers of the documents of a row in ascending order")
+    starts = np.flatnonzero(begins)
+    lengths = np.diff(starts, append=len(flat))
+    return Units(flat, lengths, row_of[starts], numbers[starts].astype(np.int64), places, shape)
+
+
+def paired(student: Units, teacher: Units) -> tuple[Units, Units]:
+    """The same with equal units on both sides: a document that one side does not have gets an empty unit there."""
+    if student.shape[0] != teacher.shape[0]:
+        raise OptionError(f"student ids have {student.shape[0]} rows, teacher ids {teacher.shape[0]}: one of each per text")
+    keys = [side.rows << 32 | side.segments for side in (student, teacher)]
+    if np.array_equal(keys[0], keys[1]):
+        return student, teacher
+    every = np.union1d(keys[0], keys[1])
+    made = []
+    for side, own in zip((student, teacher), keys, strict=True):
+        counts = np.zeros(len(every), dtype=np.int64)
+        counts[np.searchsorted(every, own)] = side.counts
+        made.append(Units(side.ids, counts, every >> 32, every & 0xFFFFFFFF, side.places, side.shape))
+    return made[0], made[1]
+
+
+def _flat(
+    ids: Any, mask: Any, segments: Any, side: str
+) -> tuple[Ids, NDArray[np.int64] | None, NDArray[np.int64], tuple[int, int]]:
+    """Ids without padding, their places, tokens per row, and the batch's shape."""
+    if hasattr(ids, "shape"):
+        array = _array(ids, f"{side} ids")
+        if array.ndim != 2:
+            raise OptionError(f"{side} ids have {array.ndim} dimensions, expected (rows, tokens) or a list per row")
+    else:
+        ragged = _ragged(ids, side)
+        if ragged is not None and mask is None and segments is None:
+            flat, lengths = ragged
+            longest = int(lengths.max(initial=0))
+            places = runs(np.arange(len(lengths)) * longest, lengths)
+            full = len(flat) == len(lengths) * longest
+            return flat, None if full else places, lengths, (len(lengths), longest)
+        array = _array(ids, f"{side} ids")
+    keep = np.ones(array.shape, dtype=np.bool_) if mask is None else _like(mask, array, f"{side}_mask").astype(np.bool_)
+    if segments is not None:
+        keep = keep & (_like(segments, array, f"{side}_segments") >= 0)
+    shape = (array.shape[0], array.shape[1])
+    if keep.all():
+        return array.reshape(-1), None, np.full(shape[0], shape[1], dtype=np.int64), shape
+    places = np.flatnonzero(keep)
+    return array.reshape(-1)[places], places, np.count_nonzero(keep, axis=1).astype(np.int64), shape
+
+
+def _ragged(rows: Sequence[Any], side: str) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    try:
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        if len(rows) and hasattr(rows[0], "dtype"):
+            return np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]), lengths
+        return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum())), lengths
+    except TypeError as error:
+        raise OptionError(f"{side} ids are (rows, tokens) or a list of ids per row") from error
+
+
+def _array(values: Any, name: str) -> NDArray[Any]:
+    try:
+        array = np.asarray(values.numpy(force=True) if hasattr(values, "numpy") else values)
+    except ValueError as error:
+        raise OptionError(f"{name}: rows of different lengths need no mask and no segments, or have to be padded") from error
+    if array.dtype.kind not in "iub":
+        raise OptionError(f"{name} are whole numbers, got {array.dtype}")
+    return array
+
+
+def _like(values: Any, array: NDArray[Any], name: str) -> NDArray[Any]:
+    given = _array(values, name)
+    if given.shape != array.shape:
+        raise OptionError(f"{name} has shape {given.shape}, the ids have {array.shape}")
+    return given
