@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .errors import XTokenError, XTokenWarning
     from .mapping.mapping import Mapping
     from .read import read_vocab
+    from .spans.align_ids import align_ids
+    from .spans.align_texts import align_texts
+    from .spans.spans import Spans
     from .store.get_or_build import get_or_build
     from .store.load import load
     from .store.store import Store
@@ -26,10 +29,13 @@ _HOMES = {
     "Compat": "compare.compat",
     "Diff": "compare.diff",
     "Mapping": "mapping.mapping",
+    "Spans": "spans.spans",
     "Store": "store.store",
     "Vocab": "vocab.vocab",
     "XTokenError": "errors",
     "XTokenWarning": "errors",
+    "align_ids": "spans.align_ids",
+    "align_texts": "spans.align_texts",
     "build": "builder",
     "compat": "compare.compat",
     "diff": "compare.diff",
@@ -42,11 +48,14 @@ __all__ = [
     "Compat",
     "Diff",
     "Mapping",
+    "Spans",
     "Store",
     "Vocab",
     "XTokenError",
     "XTokenWarning",
     "__version__",
+    "align_ids",
+    "align_texts",
     "build",
     "compat",
     "diff",

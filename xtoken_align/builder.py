@@ -21,7 +21,7 @@ from .mapping.mapping import Mapping, first_pieces
 from .mapping.side import Side
 from .mapping.storage import hash_of
 from .matrix import Matrix, assemble_matrix
-from .read import read_vocab
+from .read import as_vocab
 from .rules.override import Override, parse_overrides, read_overrides
 from .rules.override_pieces import with_overrides
 from .rules.pair import Pair
@@ -79,8 +79,8 @@ def build(
         reverse_pass=reverse_pass,
         overrides=_overrides(overrides),
     )
-    student_vocab = student if isinstance(student, Vocab) else read_vocab(student)
-    teacher_vocab = teacher if isinstance(teacher, Vocab) else read_vocab(teacher)
+    student_vocab = as_vocab(student)
+    teacher_vocab = as_vocab(teacher)
     pair = Pair(student_vocab, teacher_vocab)
     links = run_rules(pair, options)
     matrix = assemble_matrix(links, (len(student_vocab), len(teacher_vocab)))

@@ -68,6 +68,11 @@ def read_vocab(
     return assemble(read_object(source), name=name or label.lower(), source=label, logits=logits)
 
 
+def as_vocab(given: Any) -> Vocab:
+    """A vocabulary as it is, anything else read as a source."""
+    return given if isinstance(given, Vocab) else read_vocab(given)
+
+
 def assemble(
     parsed: Parsed, *, name: str, source: str, revision: str | None = None, logits: int | None = None
 ) -> Vocab:

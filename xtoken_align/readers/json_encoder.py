@@ -123,6 +123,30 @@ class JsonEncoder:
         found = ([find(token, token) for token in encoding.ids] for encoding in encodings)
         return [[token for token in ids if token >= 0] for ids in found]
 
+    def encode_offsets(self, text: str) -> list[tuple[int, int, int]]:
+        """Encodes one text.
+
+        Returns:
+            Each token with the characters of the text that it stands for: id, first character, the one after the last.
+        """
+        placed: list[tuple[int, int, int]] = []
+        start = 0
+        for part in _SEAM.split(text) if self._has_seam(text) else [text]:
+            cut = self._first_space(part) if self._leading_lost else len(part)
+            for tokenizer, piece in ((self._bare, part[:cut]), (self._prefixed, part[cut:])):
+                placed += self._run_offsets(tokenizer, piece, start)
+                start += len(piece)
+        return placed
+
+    def _run_offsets(self, tokenizer: Tokenizer, text: str, start: int) -> list[tuple[int, int, int]]:
+        if not text:
+            return []
+        with refused(_CANNOT_ENCODE, VocabularyError):
+            encoding = tokenizer.encode(_scalar(text), add_special_tokens=False)
+        found = (self._ids.get(token, token) for token in encoding.ids)
+        pairs = zip(found, encoding.offsets, strict=True)
+        return [(token, start + begin, start + end) for token, (begin, end) in pairs if token >= 0]
+
     def normalize(self, text: str) -> str:
         """Returns what the file's normaliser makes of a stretch of text without spaces."""
         normalizer = self._bare.normalizer

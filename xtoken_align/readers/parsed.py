@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,15 @@ class Encoder(Protocol):
 
         Returns the ids, [] where the vocabulary cannot spell the bytes, None where the model has no merges over bytes.
         """
+        ...
+
+
+@runtime_checkable
+class OffsetEncoder(Encoder, Protocol):
+    """An encoder that knows which characters of the text each token stands for, whatever a normaliser made of them."""
+
+    def encode_offsets(self, text: str) -> list[tuple[int, int, int]]:
+        """Returns the id of each token with its first character and the one after its last."""
         ...
 
 

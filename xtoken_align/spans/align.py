@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,25 +14,38 @@ from .tables import PairTables
 from .units import Units, offsets_of, runs
 
 Numbers = NDArray[np.int64]
+SaidPair = tuple[Said, Said]
 
 
-def aligned(student: Units, teacher: Units, tables: PairTables) -> Chunks:
+def aligned(
+    student: Units, teacher: Units, tables: PairTables, said: Callable[[int], SaidPair | None] = lambda _: None
+) -> Chunks:
     """Aligns the units of a batch.
 
     Args:
         student: the student's tokens.
         teacher: the teacher's, with the same units.
         tables: the pair's tables.
+        said: what the two sides of a unit say, for a caller that knows more than the ids.
 
     Returns:
         Chunk ids that count up through all units.
     """
     fast = chunks_of(student.ids, student.counts, teacher.ids, teacher.counts, tables)
     units = fast.differs.nonzero()[0]
-    return _careful(student, teacher, tables, fast, units) if len(units) else fast
+    if not len(units):
+        return fast
+    return _careful(student, teacher, tables, fast, units, said)
 
 
-def _careful(student: Units, teacher: Units, tables: PairTables, fast: Chunks, units: Numbers) -> Chunks:
+def _careful(
+    student: Units,
+    teacher: Units,
+    tables: PairTables,
+    fast: Chunks,
+    units: Numbers,
+    said: Callable[[int], SaidPair | None],
+) -> Chunks:
     offsets = student.offsets, teacher.offsets
     placed: list[tuple[Placed, Placed]] = []
     bases: list[int] = []
@@ -38,23 +53,23 @@ def _careful(student: Units, teacher: Units, tables: PairTables, fast: Chunks, u
     for unit in units.tolist():
         ours = student.ids[offsets[0][unit] : offsets[0][unit + 1]]
         theirs = teacher.ids[offsets[1][unit] : offsets[1][unit + 1]] + len(tables.student)
-        one, other, size = place(*_said(ours, theirs, tables), tables)
+        one, other, size = place(*(said(unit) or _said(ours, theirs, tables)), tables)
         placed.append((one, other))
         bases.append(base)
         base += size + 1
     sides = [_joined([pair[which] for pair in placed], bases) for which in (0, 1)]
-    ours, theirs, ends = covered_chunks(sides[0], sides[1], base)
+    student_chunk, teacher_chunk, ends = covered_chunks(sides[0], sides[1], base)
     count = fast.count.copy()
     count[units] = np.diff(np.searchsorted(ends, [*bases, base]))
     return Chunks(
-        _merged(fast.student, fast.count, student, units, ours, count),
-        _merged(fast.teacher, fast.count, teacher, units, theirs, count),
+        _merged(fast.student, fast.count, student, units, student_chunk, count),
+        _merged(fast.teacher, fast.count, teacher, units, teacher_chunk, count),
         count,
         np.zeros_like(fast.differs),
     )
 
 
-def _said(ours: Numbers, theirs: Numbers, tables: PairTables) -> tuple[Said, Said]:
+def _said(ours: Numbers, theirs: Numbers, tables: PairTables) -> SaidPair:
     spaced = [_begins_with_space(ids, tables) for ids in (ours, theirs)]
     # A space that both sides begin with is no dummy prefix.
     trims = (

@@ -8,6 +8,7 @@ in one array, the teacher's after the student's, since numpy charges by the call
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,9 +62,11 @@ def chunks_of(
     cuts = _cuts(offsets[0] + offsets[1])
     parts = []
     base = 0
-    for first, last in zip(cuts[:-1], cuts[1:], strict=True):
+    for first, last in pairwise(cuts):
         (a, b), (c, d) = (side[[first, last]] for side in offsets)
-        part = _block(student_ids[a:b], student_counts[first:last], teacher_ids[c:d], teacher_counts[first:last], tables)
+        part = _block(
+            student_ids[a:b], student_counts[first:last], teacher_ids[c:d], teacher_counts[first:last], tables
+        )
         for chunk in (part.student, part.teacher):
             np.add(chunk, base, out=chunk, where=chunk >= 0)
         base += int(part.count.sum())
@@ -181,7 +184,8 @@ class _Laid:
 
     def _drop_gaps(self) -> None:
         self.kept = self.lengths.nonzero()[0]
-        self.ids, self.lengths, self.numbers = (a[self.kept] for a in (self.ids, self.lengths, self.numbers))
+        self.ids, self.lengths = self.ids[self.kept], self.lengths[self.kept]
+        self.numbers = self.numbers[self.kept]
         self.offsets = self.kept.searchsorted(self.offsets)
         self.counts = self.offsets[1:] - self.offsets[:-1]
 
@@ -212,10 +216,11 @@ class _Laid:
         self.chunk = common.cumsum(dtype=np.int32)
         self.until = np.concatenate((_ZERO, self.chunk))[self.offsets]
         self.chunk -= common
-        return (met != self.numbers).nonzero()[0]
+        rest: Numbers = (met != self.numbers).nonzero()[0]
+        return rest
 
     def different(self, rest: Numbers) -> Flags:
-        """bool (units,), whose chunks of tokens that are not equal have other bytes on the two sides."""
+        """Units, bool (units,), whose chunks of tokens that are not equal have other bytes on the two sides."""
         said = self._said(rest)
         wrong = said[: len(said) // 2] != said[len(said) // 2 :]
         differs = np.zeros(self.units, dtype=np.bool_)
@@ -226,7 +231,7 @@ class _Laid:
         return differs
 
     def tails_differ(self) -> Flags:
-        """bool (units,), where what follows the last chunk is not one text, as far as both sides go."""
+        """Units, bool (units,), where what follows the last chunk is not one text, as far as both sides go."""
         shorter = self.totals.min(axis=0)
         base, least = np.concatenate((self.base, self.base)), np.concatenate((shorter, shorter))
         some = self.until[1:] > self.until[:-1]

@@ -93,4 +93,8 @@ class Folding:
             return original
         for step in self._steps:
             cluster = step(cluster)
-        return cluster.replace(" ", "").encode("utf-8", "replace") if self._drops_spaces else cluster.encode("utf-8", "replace")
+        return (
+            cluster.replace(" ", "").encode("utf-8", "replace")
+            if self._drops_spaces
+            else cluster.encode("utf-8", "replace")
+        )

@@ -59,7 +59,10 @@ def said_by(ids: Numbers, tables: PairTables, *, trim: bool) -> Said:
     lengths = tables.lengths[ids].astype(np.int64)
     begins = tables.begins[ids]
     text = b"".join(
-        [tables.blob[begin : begin + length].tobytes() for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True)]
+        [
+            tables.blob[begin : begin + length].tobytes()
+            for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True)
+        ]
     )
     if trim and lengths.any():
         text = text[1:]

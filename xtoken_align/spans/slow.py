@@ -1,4 +1,4 @@
-"""The slow twin of the alignment: what a chunk is, token by token, without arrays. It defines the fast path and tests it."""
+"""The slow twin of the alignment: what a chunk is, token by token; the fast path's definition and test."""
 
 from __future__ import annotations
 
@@ -116,7 +116,9 @@ def _put(side: list[_Token], folded: Folded, stretches: list[Stretch], which: in
                 token.place = base + min(begin - start, length)
             speaks = token.text and (begin < end or not all(sharp))
             if speaks and start <= begin and end <= start + length:
-                token.begin = (base + begin - start, 0) if sharp[0] else (base + begin - start, 0, said - len(token.text), which)
+                token.begin = (
+                    (base + begin - start, 0) if sharp[0] else (base + begin - start, 0, said - len(token.text), which)
+                )
                 token.end = (base + end - start, 0) if sharp[1] else (base + end - start, 0, said, which)
             base += length + 1
 

@@ -14,7 +14,11 @@ Place = NDArray[np.int64]
 
 
 def matched(
-    student: NDArray[np.int32], student_at: Place, teacher: NDArray[np.int32], teacher_at: Place, same: NDArray[np.bool_]
+    student: NDArray[np.int32],
+    student_at: Place,
+    teacher: NDArray[np.int32],
+    teacher_at: Place,
+    same: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs specials that stand at one place, in order, where they have an equal role or string.
 

@@ -87,7 +87,11 @@ def _anchors(one: Text, other: Text, window: int) -> list[Stretch]:
     begins[1:] = (starts[1:] - starts[:-1] != 1) | (theres[1:] - theres[:-1] != 1)
     first = begins.nonzero()[0]
     sizes = np.diff(first, append=len(starts))
-    grown = _grown(one, other, list(zip(starts[first].tolist(), theres[first].tolist(), (sizes + window - 1).tolist(), strict=True)))
+    grown = _grown(
+        one,
+        other,
+        list(zip(starts[first].tolist(), theres[first].tolist(), (sizes + window - 1).tolist(), strict=True)),
+    )
     return _apart(_chain(grown))
 
 

@@ -49,9 +49,7 @@ def pair_tables(student: Vocab, teacher: Vocab) -> PairTables:
     numbers: dict[bytes, int] = {}
     number_of = numbers.setdefault
     lengths = np.concatenate([np.where(vocab.kinds <= Kind.BYTE, vocab.surfaces.lengths, 0) for vocab in vocabs])
-    begins = np.concatenate(
-        [student.surfaces.offsets[:-1], teacher.surfaces.offsets[:-1] + len(student.surfaces.blob)]
-    )
+    begins = np.concatenate([student.surfaces.offsets[:-1], teacher.surfaces.offsets[:-1] + len(student.surfaces.blob)])
     blob = np.concatenate([vocab.surfaces.blob for vocab in vocabs])
     spaced = lengths > 0
     spaced[spaced] = blob[begins[spaced]] == ord(" ")
@@ -77,7 +75,8 @@ def pair_tables(student: Vocab, teacher: Vocab) -> PairTables:
 
 
 def _special_ids(vocab: Vocab) -> list[int]:
-    return np.flatnonzero((vocab.kinds == Kind.SPECIAL) | (vocab.kinds == Kind.RESERVED)).tolist()
+    ids: list[int] = np.flatnonzero((vocab.kinds == Kind.SPECIAL) | (vocab.kinds == Kind.RESERVED)).tolist()
+    return ids
 
 
 def _same_specials(student: Vocab, ours: list[int], teacher: Vocab, theirs: list[int]) -> NDArray[np.bool_]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OptionError
 
-Ids = NDArray[np.int32] | NDArray[np.int64]
+Ids = NDArray[np.int64]
+
+T = TypeVar("T", np.int32, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +40,11 @@ class Units:
     places: NDArray[np.int64] | None
     shape: tuple[int, int]
 
-    def spread(self, values: NDArray[np.int32], fill: int = -1) -> NDArray[np.int32]:
-        """int32 (rows, columns), a value per token at its place, `fill` elsewhere."""
+    def spread(self, values: NDArray[T], fill: int = -1) -> NDArray[T]:
+        """(rows, columns), a value per token at its place, `fill` elsewhere."""
         if self.places is None:
             return values.reshape(self.shape)
-        out = np.full(self.shape[0] * self.shape[1], fill, dtype=np.int32)
+        out = np.full(self.shape[0] * self.shape[1], fill, dtype=values.dtype)
         out[self.places] = values
         return out.reshape(self.shape)
 
@@ -112,7 +114,9 @@ def units_of(ids: Any, *, width: int, mask: Any = None, segments: Any = None, si
 def paired(student: Units, teacher: Units) -> tuple[Units, Units]:
     """The same with equal units on both sides: a document that one side does not have gets an empty unit there."""
     if student.shape[0] != teacher.shape[0]:
-        raise OptionError(f"student ids have {student.shape[0]} rows, teacher ids {teacher.shape[0]}: one of each per text")
+        raise OptionError(
+            f"student ids have {student.shape[0]} rows, teacher ids {teacher.shape[0]}: one of each per text"
+        )
     keys = [side.rows << 32 | side.segments for side in (student, teacher)]
     if np.array_equal(keys[0], keys[1]):
         return student, teacher
@@ -125,6 +129,16 @@ def paired(student: Units, teacher: Units) -> tuple[Units, Units]:
     return made[0], made[1]
 
 
+def values_of(values: Any, units: Units, name: str) -> NDArray[Any]:
+    """A value per token of `units` from values in the shape of their ids."""
+    if not hasattr(values, "shape") and len(values) == units.shape[0]:
+        ragged = _ragged(values, name)
+        if len(ragged[0]) == len(units.ids):
+            return ragged[0]
+    flat = _like(values, units.shape, name).reshape(-1)
+    return flat if units.places is None else flat[units.places]
+
+
 def _flat(
     ids: Any, mask: Any, segments: Any, side: str
 ) -> tuple[Ids, NDArray[np.int64] | None, NDArray[np.int64], tuple[int, int]]:
@@ -134,46 +148,56 @@ def _flat(
         if array.ndim != 2:
             raise OptionError(f"{side} ids have {array.ndim} dimensions, expected (rows, tokens) or a list per row")
     else:
-        ragged = _ragged(ids, side)
-        if ragged is not None and mask is None and segments is None:
-            flat, lengths = ragged
+        if mask is None and segments is None:
+            flat, lengths = _ragged(ids, f"{side} ids")
             longest = int(lengths.max(initial=0))
             places = runs(np.arange(len(lengths)) * longest, lengths)
             full = len(flat) == len(lengths) * longest
             return flat, None if full else places, lengths, (len(lengths), longest)
         array = _array(ids, f"{side} ids")
-    keep = np.ones(array.shape, dtype=np.bool_) if mask is None else _like(mask, array, f"{side}_mask").astype(np.bool_)
+    keep = (
+        np.ones(array.shape, dtype=np.bool_)
+        if mask is None
+        else _like(mask, array.shape, f"{side}_mask").astype(np.bool_)
+    )
     if segments is not None:
-        keep = keep & (_like(segments, array, f"{side}_segments") >= 0)
+        keep = keep & (_like(segments, array.shape, f"{side}_segments") >= 0)
     shape = (array.shape[0], array.shape[1])
     if keep.all():
-        return array.reshape(-1), None, np.full(shape[0], shape[1], dtype=np.int64), shape
+        return array.reshape(-1).astype(np.int64, copy=False), None, np.full(shape[0], shape[1], dtype=np.int64), shape
     places = np.flatnonzero(keep)
-    return array.reshape(-1)[places], places, np.count_nonzero(keep, axis=1).astype(np.int64), shape
+    return (
+        array.reshape(-1)[places].astype(np.int64, copy=False),
+        places,
+        np.count_nonzero(keep, axis=1).astype(np.int64),
+        shape,
+    )
 
 
-def _ragged(rows: Sequence[Any], side: str) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+def _ragged(rows: Sequence[Any], name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     try:
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         if len(rows) and hasattr(rows[0], "dtype"):
             return np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]), lengths
         return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum())), lengths
     except TypeError as error:
-        raise OptionError(f"{side} ids are (rows, tokens) or a list of ids per row") from error
+        raise OptionError(f"{name} are (rows, tokens), or a list of whole numbers per row") from error
 
 
 def _array(values: Any, name: str) -> NDArray[Any]:
     try:
         array = np.asarray(values.numpy(force=True) if hasattr(values, "numpy") else values)
     except ValueError as error:
-        raise OptionError(f"{name}: rows of different lengths need no mask and no segments, or have to be padded") from error
+        raise OptionError(
+            f"{name}: rows of different lengths need no mask and no segments, or have to be padded"
+        ) from error
     if array.dtype.kind not in "iub":
         raise OptionError(f"{name} are whole numbers, got {array.dtype}")
     return array
 
 
-def _like(values: Any, array: NDArray[Any], name: str) -> NDArray[Any]:
+def _like(values: Any, shape: tuple[int, ...], name: str) -> NDArray[Any]:
     given = _array(values, name)
-    if given.shape != array.shape:
-        raise OptionError(f"{name} has shape {given.shape}, the ids have {array.shape}")
+    if given.shape != shape:
+        raise OptionError(f"{name} has shape {given.shape}, the ids have {shape}")
     return given

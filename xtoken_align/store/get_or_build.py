@@ -11,7 +11,7 @@ from ..errors import MappingError
 from ..mapping.archive import read_metadata
 from ..mapping.mapping import Mapping
 from ..mapping.storage import load_mapping
-from ..read import read_vocab
+from ..read import as_vocab
 from ..vocab.vocab import Vocab
 from .store import Store
 
@@ -38,8 +38,8 @@ def get_or_build(
         Whatever `build` and `Store.save` raise.
     """
     sides = {
-        "student": student if isinstance(student, Vocab) else read_vocab(student),
-        "teacher": teacher if isinstance(teacher, Vocab) else read_vocab(teacher),
+        "student": as_vocab(student),
+        "teacher": as_vocab(teacher),
     }
     wanted = plain_options(**options)
     kept = Store(store)

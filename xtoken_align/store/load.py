@@ -49,15 +49,15 @@ def load(
     for side, given in ((mapping.student, student), (mapping.teacher, teacher)):
         if given is not None:
             role = "student" if side is mapping.student else "teacher"
-            check_fits(side, given if isinstance(given, Vocab) else _read(given), role)
+            check_fits(side, _vocab(given), role)
     return mapping
 
 
-def _read(source: Any) -> Vocab:
+def _vocab(given: Any) -> Vocab:
     # Loading alone needs no readers, and they take longer to import than a mapping to load.
-    from ..read import read_vocab
+    from ..read import as_vocab
 
-    return read_vocab(source)
+    return as_vocab(given)
 
 
 def locate_mapping(name_or_path: str | os.PathLike[str], *, store: str | os.PathLike[str] | None = None) -> Path:

@@ -1,0 +1,115 @@
+"""Texts as one side's token ids: encoded, cut to a length, and with the tokens that begin and end a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import OptionError
+from ..vocab.vocab import Vocab
+from .units import Units, offsets_of, runs
+
+Numbers = NDArray[np.int64]
+End = Literal["left", "right"]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """The ids of some texts, one text after another.
+
+    Attributes:
+        ids: int64 (tokens,), with the tokens that begin and end a text.
+        counts: int64 (texts,), tokens per text.
+        first: int64 (texts,), the first of the text's own tokens that was kept.
+        kept: int64 (texts,), how many of the text's own tokens were kept.
+        full: the ids of every text before cutting.
+        begin: the token put before every text, None for none.
+        end: the token put after every text, None for none; a text cut on the right has none.
+    """
+
+    ids: Numbers
+    counts: Numbers
+    first: Numbers
+    kept: Numbers
+    full: Sequence[Sequence[int]]
+    begin: int | None
+    end: int | None
+
+    def units(self, padding_side: End) -> Units:
+        """A unit and a row per text, padded to the longest."""
+        rows = np.arange(len(self.counts))
+        longest = int(self.counts.max(initial=0))
+        begins = rows * longest + (longest - self.counts if padding_side == "left" else 0)
+        full = len(self.ids) == len(rows) * longest
+        places = None if full else runs(begins, self.counts)
+        return Units(self.ids, self.counts, rows, np.zeros_like(rows), places, (len(rows), longest))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edges:
+    """What happens at the edges of every text.
+
+    Attributes:
+        bos: put the token that begins a text before it, where the tokenizer has one.
+        eos: put the token that ends a text after it, where the tokenizer has one, but for texts cut on the right.
+        truncation_side: where to cut.
+    """
+
+    bos: bool = False
+    eos: bool = False
+    truncation_side: End = "right"
+
+    def __post_init__(self) -> None:
+        check_side("truncation_side", self.truncation_side)
+
+
+def encode(texts: Sequence[str], vocab: Vocab, edges: Edges, *, max_tokens: int | None = None) -> Encoded:
+    """Encodes texts as ordinary text.
+
+    Args:
+        texts: the texts.
+        vocab: the tokenizer.
+        edges: what happens at their edges.
+        max_tokens: cut to so many tokens, those at the edges included.
+
+    Raises:
+        OptionError: `max_tokens` leaves no room for text.
+    """
+    begin = vocab.roles.get("bos", (None,))[0] if edges.bos else None
+    end = vocab.roles.get("eos", (None,))[0] if edges.eos else None
+    around = (begin is not None) + (end is not None)
+    if max_tokens is not None and max_tokens <= around:
+        raise OptionError(f"a maximum of {max_tokens} tokens leaves no room for text beside {around} around it")
+    full = vocab.encode_batch(texts)
+    lengths = np.fromiter(map(len, full), dtype=np.int64, count=len(full))
+    kept, first, ends = lengths, np.zeros_like(lengths), np.full(len(full), end is not None)
+    if max_tokens is not None:
+        room = max_tokens - (begin is not None)
+        too_long = lengths + ends > room
+        # A text cut on the right does not end where the tokens do.
+        ends &= ~too_long | (edges.truncation_side == "left")
+        kept = np.where(too_long, np.maximum(room - ends, 0), lengths)
+        first = lengths - kept if edges.truncation_side == "left" else first
+    counts = kept + (begin is not None) + ends
+    flat = np.fromiter(chain.from_iterable(full), dtype=np.int64, count=int(lengths.sum()))
+    if begin is None and end is None and kept is lengths:
+        return Encoded(flat, counts, first, kept, full, begin, end)
+    ids = np.empty(int(counts.sum()), dtype=np.int64)
+    offsets = offsets_of(counts)
+    if begin is not None:
+        ids[offsets[:-1]] = begin
+    if end is not None:
+        ids[offsets[1:][ends] - 1] = end
+    ids[runs(offsets[:-1] + (begin is not None), kept)] = flat[runs(offsets_of(lengths)[:-1] + first, kept)]
+    return Encoded(ids, counts, first, kept, full, begin, end)
+
+
+def check_side(name: str, side: str) -> None:
+    """Refuses what is neither `left` nor `right`."""
+    if side not in {"left", "right"}:
+        raise OptionError(f"{name} is left or right, got {side!r}")

@@ -1,0 +1,107 @@
+"""What tokens say by their characters in the original text: where a normaliser made a side say something else."""
+
+from __future__ import annotations
+
+import numpy as np
+import regex
+from numpy.typing import NDArray
+
+from ..readers.parsed import OffsetEncoder
+from ..vocab.vocab import Vocab
+from .resync import Said
+from .tables import PairTables
+
+Numbers = NDArray[np.int64]
+
+_MARKS = regex.compile(r"[\p{M}\p{Cf}]*")
+
+
+def said_in(text: str, ids: Numbers, vocab: Vocab, tables: PairTables, *, first_id: int) -> Said | None:
+    """Places the tokens of a whole text on the text itself.
+
+    Args:
+        text: the text.
+        ids: int64 (tokens,), what the vocabulary made of it.
+        vocab: whose tokens they are.
+        tables: the pair's tables.
+        first_id: what `PairTables` adds to this side's ids.
+
+    Returns:
+        The tokens on the axis of the text's bytes; None where their surfaces are not the text and the encoder does not
+        say which characters they stand for.
+    """
+    own = ids + first_id
+    data = text.encode("utf-8", "surrogatepass")
+    lengths = tables.lengths[own].astype(np.int64)
+    surfaces = vocab.surfaces
+    if int(lengths.sum()) == len(data) and b"".join([surfaces[token] for token in ids.tolist()]) == data:
+        end = lengths.cumsum()
+        sharp = np.ones(len(ids), dtype=np.bool_)
+        return _said(data, end - lengths, end, sharp, sharp, own, tables)
+    if not isinstance(vocab.encoder, OffsetEncoder):
+        return None
+    placed = np.array(vocab.encoder.encode_offsets(text), dtype=np.int64).reshape(-1, 3)
+    if not np.array_equal(placed[:, 0], ids):
+        return None
+    byte_at = _byte_positions(text)
+    begin, end = byte_at[placed[:, 1]], byte_at[placed[:, 2]]
+    _take_spaces(data, begin, end, vocab, ids)
+    return _said(data, *_one_by_one(begin, end), own, tables)
+
+
+def _byte_positions(text: str) -> Numbers:
+    """int64 (characters + 1,), where each character begins in UTF-8."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    sizes = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+    at = np.zeros(len(codes) + 1, dtype=np.int64)
+    np.cumsum(sizes, out=at[1:])
+    return at
+
+
+def _take_spaces(data: bytes, begin: Numbers, end: Numbers, vocab: Vocab, ids: Numbers) -> None:
+    """Gives a token whose surface has a space at its edge the space that its characters leave out."""
+    before = np.append(0, end[:-1])
+    after = np.append(begin[1:], len(data))
+    surfaces = vocab.surfaces
+    for at in (begin > before).nonzero()[0].tolist():
+        if surfaces[int(ids[at])].startswith(b" ") and data[begin[at] - 1] == ord(" ") != data[begin[at]]:
+            begin[at] -= 1
+    for at in (after > end).nonzero()[0].tolist():
+        # Marks that a normaliser strips go with the character that they modify.
+        marks = _MARKS.match(data[end[at] : after[at]].decode("utf-8", "replace"))
+        end[at] += len(marks[0].encode()) if marks else 0
+        if end[at] == after[at]:
+            continue
+        if surfaces[int(ids[at])].endswith(b" ") and data[end[at]] == ord(" ") != data[end[at] - 1]:
+            end[at] += 1
+
+
+def _one_by_one(begin: Numbers, end: Numbers) -> tuple[Numbers, Numbers, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Lets tokens of the same characters share them: the first covers all, and only the outer edges compare."""
+    reach = np.maximum.accumulate(np.append(0, end[:-1])) if len(end) else end
+    shared = begin < reach
+    closed = np.append(~shared[1:], True)[: len(shared)]
+    covered_from = np.where(shared, reach, begin)
+    # Inside a shared run every token ends where the run reaches so far.
+    return covered_from, np.maximum.accumulate(np.maximum(end, covered_from)) if len(end) else end, ~shared, closed
+
+
+def _said(
+    data: bytes,
+    begin: Numbers,
+    end: Numbers,
+    sharp_begin: NDArray[np.bool_],
+    sharp_end: NDArray[np.bool_],
+    own: Numbers,
+    tables: PairTables,
+) -> Said:
+    speaks = tables.lengths[own] > 0
+    return Said(
+        text=np.frombuffer(data, dtype=np.uint8),
+        begin=begin,
+        end=end,
+        sharp_begin=sharp_begin,
+        sharp_end=sharp_end,
+        speaks=speaks,
+        specials=np.where(speaks, -1, tables.special[own]).astype(np.int32),
+    )
