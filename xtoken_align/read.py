@@ -104,6 +104,7 @@ def assemble(
         disagreeing=disagreeing_ids(parsed, kinds, surfaces),
         joins_words=parsed.spelling.word_pieces,
         ends_words=parsed.spelling.end_of_word,
+        chat_template=parsed.chat_template,
         warnings=tuple(notes),
     )
     # Encoding the canary now refuses a tokenizer that cannot encode when it is read, not in the middle of a build.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import SourceError
 from .json_file import load_json
 from .limits import MAX_ID
 from .tokenizer_json import AddedToken
@@ -32,16 +33,21 @@ class Configs:
     flagged: frozenset[str] = frozenset()
     added: tuple[AddedToken, ...] = ()
     width: int | None = None
+    chat_template: str | None = None
 
 
 def read_configs(directory: Path) -> Configs:
-    """Reads the files that exist.
+    """Reads the files that exist. A template in a file of its own goes before one in the configuration.
 
     Raises:
         SourceError: one of them is not whole JSON.
     """
     tokenizer = _load(directory / "tokenizer_config.json")
-    return configs_of({**_load(directory / "special_tokens_map.json"), **tokenizer}, _load(directory / "config.json"))
+    configs = configs_of(
+        {**_load(directory / "special_tokens_map.json"), **tokenizer}, _load(directory / "config.json")
+    )
+    template = directory / "chat_template.jinja"
+    return replace(configs, chat_template=_text(template)) if template.is_file() else configs
 
 
 def configs_of(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> Configs:
@@ -50,7 +56,24 @@ def configs_of(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> Config
     extra = [text for key in _EXTRA_KEYS for text in _contents(tokenizer.get(key))]
     added = tuple(_added(tokenizer.get("added_tokens_decoder")))
     flagged = frozenset(extra) | {token.content for token in added if token.special}
-    return Configs(roles=roles, flagged=flagged, added=added, width=_width(model))
+    template = template_of(tokenizer.get("chat_template"))
+    return Configs(roles=roles, flagged=flagged, added=added, width=_width(model), chat_template=template)
+
+
+def template_of(entry: object) -> str | None:
+    """A chat template given as a string, or as the `default` one of several with names."""
+    if isinstance(entry, list):
+        entry = {part.get("name"): part.get("template") for part in entry if isinstance(part, dict)}
+    if isinstance(entry, dict):
+        entry = entry.get("default")
+    return entry if isinstance(entry, str) and entry else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"cannot read {path.name} as UTF-8 text: {error}") from error
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingExtraError, SourceError
-from .configs import Configs
+from .configs import Configs, template_of
 from .parsed import Parsed
 from .tokenizer_json import parse_tokenizer_json
 
@@ -41,6 +41,7 @@ def read_converted(path: Path, configs: Configs) -> Parsed:
         parsed,
         roles={**parsed.roles, **configs.roles},
         flagged=parsed.flagged | configs.flagged,
+        chat_template=configs.chat_template or parsed.chat_template,
         width=configs.width,
         width_source="config.json" if configs.width is not None else "",
         warnings=(*parsed.warnings, note),
@@ -70,4 +71,5 @@ def read_object(tokenizer: Any) -> Parsed:
                 roles[key.removesuffix("_token")] = (value,)
             elif isinstance(value, (list, tuple)):
                 flagged.update(str(text) for text in value)
-    return parse_tokenizer_json(data, name=type(tokenizer).__name__, roles=roles, flagged=frozenset(flagged))
+    parsed = parse_tokenizer_json(data, name=type(tokenizer).__name__, roles=roles, flagged=frozenset(flagged))
+    return replace(parsed, chat_template=template_of(getattr(tokenizer, "chat_template", None)))

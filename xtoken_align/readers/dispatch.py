@@ -121,6 +121,7 @@ def _configured(parsed: Parsed, configs: Configs, preset: Preset | None) -> Pars
         roles={**parsed.roles, **configs.roles},
         preset_roles=preset.roles if preset is not None else parsed.preset_roles,
         flagged=parsed.flagged | configs.flagged,
+        chat_template=configs.chat_template or parsed.chat_template,
         width=width,
         width_source=origin,
     )

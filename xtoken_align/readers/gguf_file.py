@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SourceError, VocabularyError
+from .configs import template_of
 from .gguf_header import GgufHeader, read_header
 from .gguf_models import Tokenizer, byte_level, sentence_pieces, word_pieces
 from .parsed import Parsed
@@ -83,7 +84,7 @@ def read_gguf(path: Path) -> Parsed:
             "read the model's own tokenizer files"
         )
     tokenizer = _tokenizer(header, path.name)
-    parsed = read(tokenizer)
+    parsed = replace(read(tokenizer), chat_template=template_of(header.metadata.get("tokenizer.chat_template")))
     if not tokenizer.repeats:
         return parsed
     raw = list(parsed.raw)

@@ -93,6 +93,7 @@ class Parsed:
         width: logit width that the source states, None when it is silent.
         width_source: where `width` comes from (`config.json`, `gguf tensor`, `preset`), for messages.
         flagged: token strings that a configuration file declares special although the tokenizer file does not.
+        chat_template: the Jinja template that writes a chat as text, None where the source has none.
         warnings: sentences the user should read.
     """
 
@@ -109,4 +110,5 @@ class Parsed:
     width: int | None = None
     width_source: str = ""
     flagged: frozenset[str] = frozenset()
+    chat_template: str | None = None
     warnings: tuple[str, ...] = ()

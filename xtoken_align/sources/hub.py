@@ -27,6 +27,7 @@ CONFIGURATION_FILES = (
     "added_tokens.json",
     "config.json",
     "generation_config.json",
+    "chat_template.jinja",
     "merges.txt",
 )
 

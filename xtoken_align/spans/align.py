@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chunks import Chunks, chunks_of
-from .covered import Placed, covered_chunks
+from .covered import Placed, chunks_of_placed
 from .resync import Said, place, said_by
 from .tables import PairTables
 from .units import Units, offsets_of, runs
@@ -48,19 +48,13 @@ def _careful(
 ) -> Chunks:
     offsets = student.offsets, teacher.offsets
     placed: list[tuple[Placed, Placed]] = []
-    bases: list[int] = []
-    base = 0
     for unit in units.tolist():
         ours = student.ids[offsets[0][unit] : offsets[0][unit + 1]]
         theirs = teacher.ids[offsets[1][unit] : offsets[1][unit + 1]] + len(tables.student)
-        one, other, size = place(*(said(unit) or _said(ours, theirs, tables)), tables)
-        placed.append((one, other))
-        bases.append(base)
-        base += size + 1
-    sides = [_joined([pair[which] for pair in placed], bases) for which in (0, 1)]
-    student_chunk, teacher_chunk, ends = covered_chunks(sides[0], sides[1], base)
+        placed.append(place(*(said(unit) or _said(ours, theirs, tables)), tables))
+    student_chunk, teacher_chunk, found = chunks_of_placed(placed)
     count = fast.count.copy()
-    count[units] = np.diff(np.searchsorted(ends, [*bases, base]))
+    count[units] = found
     return Chunks(
         _merged(fast.student, fast.count, student, units, student_chunk, count),
         _merged(fast.teacher, fast.count, teacher, units, teacher_chunk, count),
@@ -82,18 +76,6 @@ def _said(ours: Numbers, theirs: Numbers, tables: PairTables) -> SaidPair:
 def _begins_with_space(ids: Numbers, tables: PairTables) -> bool:
     spoken = (tables.lengths[ids] > 0).nonzero()[0]
     return len(spoken) > 0 and bool(tables.spaced[ids[spoken[0]]])
-
-
-def _joined(parts: list[Placed], bases: list[int]) -> Placed:
-    def moved(places: Numbers, base: int) -> Numbers:
-        return np.where(places >= 0, places + base, -1)
-
-    return Placed(
-        np.concatenate([moved(part.begin, base) for part, base in zip(parts, bases, strict=True)]),
-        np.concatenate([moved(part.end, base) for part, base in zip(parts, bases, strict=True)]),
-        np.concatenate([part.cover for part in parts]),
-        np.concatenate([part.on_axis for part in parts]),
-    )
 
 
 def _merged(

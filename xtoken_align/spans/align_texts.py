@@ -11,13 +11,13 @@ from ..errors import OptionError
 from ..read import as_vocab
 from .align import SaidPair, aligned
 from .chunks import Chunks
-from .encode import Edges, Encoded, End, check_side, encode
+from .encode import Edges, Encoded, encode
 from .make import make_spans
 from .offsets import said_in
 from .resync import Said
 from .spans import Spans
 from .tables import PairTables, pair_tables
-from .units import Units
+from .units import End, Units, check_side, padded
 
 
 def align_texts(
@@ -65,7 +65,7 @@ def align_texts(
     edges = Edges(bos=bos, eos=eos, truncation_side=truncation_side)
     ours = encode(texts, tables.student, edges, max_tokens=max_student_tokens)
     theirs = encode(texts, tables.teacher, edges, max_tokens=max_teacher_tokens)
-    units = ours.units(padding_side), theirs.units(padding_side)
+    units = padded(ours.ids, ours.counts, padding_side), padded(theirs.ids, theirs.counts, padding_side)
     return make_spans(*units, chunks_of_texts(texts, (ours, theirs), units, tables), None, None)
 
 

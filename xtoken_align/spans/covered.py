@@ -6,6 +6,7 @@ where no boundary compares, so every token says where it begins, where it ends, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,36 @@ class Placed:
     end: Numbers
     cover: Numbers
     on_axis: Flags
+
+
+def chunks_of_placed(pairs: Sequence[tuple[Placed, Placed]]) -> tuple[NDArray[np.int32], NDArray[np.int32], Numbers]:
+    """Finds the chunks of units whose tokens have been placed, each on an axis of its own.
+
+    Args:
+        pairs: the student's and the teacher's tokens of every unit.
+
+    Returns:
+        int32 (student tokens,) and int32 (teacher tokens,), chunk ids that count up through all units, -1 outside every
+        chunk; and int64 (units,), the chunks of each.
+    """
+    sizes = [max(int(side.end.max(initial=0)) for side in pair) + 1 for pair in pairs]
+    bases = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    sides = [_joined([pair[which] for pair in pairs], bases) for which in (0, 1)]
+    student, teacher, ends = covered_chunks(sides[0], sides[1], int(bases[-1]))
+    return student, teacher, np.diff(np.searchsorted(ends, bases))
+
+
+def _joined(parts: Sequence[Placed], bases: Numbers) -> Placed:
+    def moved(name: str) -> Numbers:
+        places = [getattr(part, name) for part in parts]
+        return np.concatenate([np.where(at >= 0, at + base, -1) for at, base in zip(places, bases[:-1], strict=True)])
+
+    return Placed(
+        moved("begin"),
+        moved("end"),
+        np.concatenate([part.cover for part in parts]),
+        np.concatenate([part.on_axis for part in parts]),
+    )
 
 
 def covered_chunks(student: Placed, teacher: Placed, size: int) -> tuple[NDArray[np.int32], NDArray[np.int32], Numbers]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OptionError
 from ..vocab.vocab import Vocab
-from .units import Units, offsets_of, runs
+from .units import End, check_side, offsets_of, runs
 
 Numbers = NDArray[np.int64]
-End = Literal["left", "right"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +37,6 @@ class Encoded:
     full: Sequence[Sequence[int]]
     begin: int | None
     end: int | None
-
-    def units(self, padding_side: End) -> Units:
-        """A unit and a row per text, padded to the longest."""
-        rows = np.arange(len(self.counts))
-        longest = int(self.counts.max(initial=0))
-        begins = rows * longest + (longest - self.counts if padding_side == "left" else 0)
-        full = len(self.ids) == len(rows) * longest
-        places = None if full else runs(begins, self.counts)
-        return Units(self.ids, self.counts, rows, np.zeros_like(rows), places, (len(rows), longest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +96,3 @@ def encode(texts: Sequence[str], vocab: Vocab, edges: Edges, *, max_tokens: int 
         ids[offsets[1:][ends] - 1] = end
     ids[runs(offsets[:-1] + (begin is not None), kept)] = flat[runs(offsets_of(lengths)[:-1] + first, kept)]
     return Encoded(ids, counts, first, kept, full, begin, end)
-
-
-def check_side(name: str, side: str) -> None:
-    """Refuses what is neither `left` nor `right`."""
-    if side not in {"left", "right"}:
-        raise OptionError(f"{name} is left or right, got {side!r}")

@@ -46,9 +46,15 @@ def make_spans(
         weight=weights,
         student_ids=student.spread(student.ids.astype(np.int64, copy=False), 0),
         teacher_ids=teacher.spread(teacher.ids.astype(np.int64, copy=False), 0),
+        student_loss_mask=student.spread(_counted(student_labelled, student), 0).astype(np.bool_),
+        teacher_loss_mask=teacher.spread(_counted(teacher_labelled, teacher), 0).astype(np.bool_),
         student_segments=student.spread(student.segments.repeat(student.counts).astype(np.int32)),
         teacher_segments=teacher.spread(teacher.segments.repeat(teacher.counts).astype(np.int32)),
     )
+
+
+def _counted(labelled: Flags | None, side: Units) -> NDArray[np.int32]:
+    return np.ones(len(side.ids), dtype=np.int32) if labelled is None else labelled.astype(np.int32)
 
 
 def _chunked(chunk: NDArray[np.int32]) -> NDArray[np.int32]:

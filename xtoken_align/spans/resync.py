@@ -80,18 +80,17 @@ def said_by(ids: Numbers, tables: PairTables, *, trim: bool) -> Said:
     return Said(folded.text, folded.at[begin], folded.at[end], sharp[begin], sharp[end], speaks, specials)
 
 
-def place(student: Said, teacher: Said, tables: PairTables) -> tuple[Placed, Placed, int]:
+def place(student: Said, teacher: Said, tables: PairTables) -> tuple[Placed, Placed]:
     """Puts both sides' tokens on the axis of what their texts have in common.
 
-    Returns:
-        Both sides' tokens, and the axis' length. Between two stretches the axis has a step of one that no token covers.
+    Between two stretches the axis has a step of one that no token covers.
     """
     stretches = common_stretches(student.text, teacher.text)
     sides = []
     for side, which in ((student, 0), (teacher, 1)):
         begins = np.array([stretch[which] for stretch in stretches], dtype=np.int64)
         sides.append(_on_axis(side, begins, stretches))
-    return _with_specials((student, teacher), sides, tables)
+    return with_specials((student.specials, teacher.specials), (sides[0], sides[1]), tables)
 
 
 def _on_axis(side: Said, begins: Numbers, stretches: Sequence[Stretch]) -> tuple[Placed, Numbers]:
@@ -112,16 +111,22 @@ def _on_axis(side: Said, begins: Numbers, stretches: Sequence[Stretch]) -> tuple
     return Placed(begin, end, np.where(spoken, side.end - side.begin, 0), spoken), places
 
 
-def _with_specials(
-    said: tuple[Said, Said], sides: list[tuple[Placed, Numbers]], tables: PairTables
-) -> tuple[Placed, Placed, int]:
-    """Gives specials that correspond a place of length one on the axis."""
-    at = [(side.specials >= 0).nonzero()[0] for side in said]
-    pairs = matched(
-        said[0].specials[at[0]], sides[0][1][at[0]], said[1].specials[at[1]], sides[1][1][at[1]], tables.same_special
-    )
+def with_specials(
+    specials: tuple[NDArray[np.int32], NDArray[np.int32]],
+    sides: tuple[tuple[Placed, Numbers], tuple[Placed, Numbers]],
+    tables: PairTables,
+) -> tuple[Placed, Placed]:
+    """Gives specials that correspond and stand at one place a piece of the axis, of length one.
+
+    Args:
+        specials: per side int32 (tokens,), rows or columns of the pair's table, -1 for other tokens.
+        sides: per side the tokens, and int64 (tokens,) where each stands, ascending.
+        tables: the pair's tables.
+    """
+    at = [(side >= 0).nonzero()[0] for side in specials]
+    rows, columns = specials[0][at[0]], specials[1][at[1]]
+    pairs = matched(rows, sides[0][1][at[0]], columns, sides[1][1][at[1]], tables.same_special)
     made: list[Placed] = []
-    size = 0
     for (placed, places), where, chosen in zip(sides, at, pairs, strict=True):
         ids = where[chosen]
         is_pair = np.zeros(len(placed.begin), dtype=np.int64)
@@ -131,5 +136,4 @@ def _with_specials(
         end = np.where(placed.end >= 0, placed.end + moved, -1)
         begin[ids], end[ids] = places[ids] + moved[ids], places[ids] + moved[ids] + 1
         made.append(Placed(begin, end, np.where(is_pair == 1, 1, placed.cover), placed.on_axis | (is_pair == 1)))
-        size = max(size, int(end.max(initial=0)))
-    return made[0], made[1], size
+    return made[0], made[1]

@@ -95,6 +95,9 @@ class Spans:
         teacher_ids: int64 (B, T_t).
         student_segments: int32 (B, T_s), the number of each token's document in its row, -1 at padding.
         teacher_segments: int32 (B, T_t).
+        student_loss_mask: bool (B, T_s), True for tokens that count in the loss; labels for a cross-entropy are the ids
+            there and -100 elsewhere.
+        teacher_loss_mask: bool (B, T_t).
     """
 
     student: Array
@@ -105,6 +108,8 @@ class Spans:
     teacher_ids: Array
     student_segments: Array
     teacher_segments: Array
+    student_loss_mask: Array
+    teacher_loss_mask: Array
     _predictions: Predictions | None = field(default=None, repr=False)
 
     def __len__(self) -> int:

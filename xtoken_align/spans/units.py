@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from ..errors import OptionError
 
 Ids = NDArray[np.int64]
+
+End = Literal["left", "right"]
 
 T = TypeVar("T", np.int32, np.int64)
 
@@ -109,6 +111,27 @@ def units_of(ids: Any, *, width: int, mask: Any = None, segments: Any = None, si
     starts = np.flatnonzero(begins)
     lengths = np.diff(starts, append=len(flat))
     return Units(flat, lengths, row_of[starts], numbers[starts].astype(np.int64), places, shape)
+
+
+def padded(ids: Ids, counts: NDArray[np.int64], padding_side: End) -> Units:
+    """A unit and a row per run of ids, padded to the longest.
+
+    Args:
+        ids: int64 (tokens,).
+        counts: int64 (rows,), tokens per row.
+        padding_side: where shorter rows are padded.
+    """
+    rows = np.arange(len(counts))
+    longest = int(counts.max(initial=0))
+    begins = rows * longest + (longest - counts if padding_side == "left" else 0)
+    places = None if len(ids) == len(rows) * longest else runs(begins, counts)
+    return Units(ids, counts, rows, np.zeros_like(rows), places, (len(rows), longest))
+
+
+def check_side(name: str, side: str) -> None:
+    """Refuses what is neither `left` nor `right`."""
+    if side not in {"left", "right"}:
+        raise OptionError(f"{name} is left or right, got {side!r}")
 
 
 def paired(student: Units, teacher: Units) -> tuple[Units, Units]:
