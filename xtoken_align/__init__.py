@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .errors import XTokenError, XTokenWarning
     from .mapping.mapping import Mapping
     from .read import read_vocab
+    from .spans.align_chats import align_chats
     from .spans.align_ids import align_ids
     from .spans.align_texts import align_texts
     from .spans.spans import Spans
@@ -34,6 +35,7 @@ _HOMES = {
     "Vocab": "vocab.vocab",
     "XTokenError": "errors",
     "XTokenWarning": "errors",
+    "align_chats": "spans.align_chats",
     "align_ids": "spans.align_ids",
     "align_texts": "spans.align_texts",
     "build": "builder",
@@ -54,6 +56,7 @@ __all__ = [
     "XTokenError",
     "XTokenWarning",
     "__version__",
+    "align_chats",
     "align_ids",
     "align_texts",
     "build",

@@ -48,13 +48,14 @@ def folding_of(tables: PairTables) -> Folding:
     return Folding(tables.student, tables.teacher)
 
 
-def said_by(ids: Numbers, tables: PairTables, *, trim: bool) -> Said:
+def said_by(ids: Numbers, tables: PairTables, *, trim: bool, fold: bool = True) -> Said:
     """What tokens say, folded as the pair's normalisers fold.
 
     Args:
         ids: int64 (tokens,), ids as `PairTables` counts them.
         tables: the pair's tables.
         trim: whether the first token has a dummy prefix.
+        fold: whether to fold at all.
     """
     lengths = tables.lengths[ids].astype(np.int64)
     begins = tables.begins[ids]
@@ -72,7 +73,7 @@ def said_by(ids: Numbers, tables: PairTables, *, trim: bool) -> Said:
     speaks = lengths > 0
     specials = np.where(tables.lengths[ids] == 0, tables.special[ids], -1).astype(np.int32)
     folding = folding_of(tables)
-    if not folding.changes:
+    if not fold or not folding.changes:
         sharp = np.ones(len(ids), dtype=np.bool_)
         return Said(np.frombuffer(text, dtype=np.uint8), begin, end, sharp, sharp, speaks, specials)
     folded = folding.fold(text)
