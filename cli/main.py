@@ -8,6 +8,7 @@ from importlib import import_module
 import click
 
 COMMANDS = {
+    "align": ("align", "Align a text as two tokenizers cut it: which tokens say the same?"),
     "build": ("build", "Build the mapping from a student to a teacher."),
     "compat": ("compat", "Compare two tokenizers: do ids stand for the same tokens?"),
     "diff": ("diff", "Compare two mappings: what would a training run notice?"),

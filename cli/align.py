@@ -1,0 +1,118 @@
+"""`xtoken-align align`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .completion import tokenizers
+from .console import steps
+
+if TYPE_CHECKING:
+    from ..vocab.vocab import Vocab
+
+_SHOWN = 500
+"""Cells that are drawn where no other number is given: about ten screens."""
+
+
+@click.command("align")
+@click.argument("teacher", shell_complete=tokenizers)
+@click.argument("student", shell_complete=tokenizers)
+@click.argument("file", required=False, type=click.Path(allow_dash=True))
+@click.option("--text", metavar="TEXT", help="Align this text instead of a file's.")
+@click.option("--bos", is_flag=True, help="Begin with the token that begins a text, on the sides that have one.")
+@click.option("--eos", is_flag=True, help="End with the token that ends a text, on the sides that have one.")
+@click.option("--student-pattern", metavar="REGEX", help="Split pattern of the student's rank file.")
+@click.option("--teacher-pattern", metavar="REGEX", help="Split pattern of the teacher's rank file.")
+@click.option("--student-revision", metavar="REV", help="Hub revision of the student.")
+@click.option("--teacher-revision", metavar="REV", help="Hub revision of the teacher.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=_SHOWN,
+    show_default=True,
+    metavar="N",
+    help="Show at most N chunks and gaps; the statistics and --json have all.",
+)
+@click.option("--all", "show_all", is_flag=True, help="Show all chunks and gaps.")
+@click.option("--stats", "stats_only", is_flag=True, help="Print the statistics alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print chunks, gaps and statistics as JSON.")
+def command(teacher: str, student: str, file: str | None, text: str | None, **options: Any) -> None:
+    """Align a text as the TEACHER and the STUDENT tokenise it: which tokens stand for the same stretch of text?
+
+    The text is read from FILE, from --text, or from stdin. The student's tokens stand over the teacher's, and a chunk,
+    the shortest stretch after which both have a token's end, is one column:
+
+    \b
+      │  between chunks                    ␣  a space
+      ┊  between the tokens of a chunk     ⟨f0 9f⟩  bytes of an unfinished character
+      ░  nothing here: the other side's tokens are in no chunk
+
+    What would not be seen is escaped, as \\n or \\u200d. A token that says the same on both sides, as one that begins a
+    text, is a chunk too.
+
+    \b
+    Examples:
+      xtoken-align align qwen3 llama-3 --text 'x = 12345'
+      xtoken-align align qwen3 llama-3 README.md --limit 50
+      cat texts/*.txt | xtoken-align align qwen3 llama-3 --stats
+      xtoken-align align gpt-oss ./my-student notes.txt --bos --json
+    """
+    text = _read(file, text)
+    from ..spans.align_texts import align_texts
+
+    with steps(quiet=False) as say:
+        say("Reading the tokenizers")
+        ours, theirs = _vocabularies(teacher, student, options)
+        say("Aligning")
+        spans = align_texts([text], student=ours, teacher=theirs, bos=options["bos"], eos=options["eos"])
+    from .align_cells import sides_of
+    from .align_report import draw, print_report, print_statistics
+
+    sides = sides_of(spans, ours, theirs)
+    if options["as_json"]:
+        print_report(sides, spans.statistics(), stats_only=options["stats_only"])
+    elif options["stats_only"]:
+        print_statistics(sides, spans.statistics())
+    else:
+        draw(sides, spans.statistics(), limit=None if options["show_all"] else options["limit"])
+
+
+def _read(file: str | None, text: str | None) -> str:
+    """The text, from wherever the user has it; nothing in it is changed."""
+    if text is not None:
+        if file is not None:
+            raise click.UsageError(f"got --text and the file {file!r} as well: give one of them.")
+        return _decoded(os.fsencode(text), "--text")
+    if file is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise click.UsageError("there is no text: name a FILE, give --text, or pipe a text into stdin.")
+    if file is None or file == "-":
+        return _decoded(sys.stdin.buffer.read(), "stdin")
+    return _decoded(Path(file).read_bytes(), file)
+
+
+def _decoded(data: bytes, name: str) -> str:
+    from ..errors import CorpusError
+
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise CorpusError(
+            f"{name} is not UTF-8 at byte {error.start} (line {line}): expected a text in UTF-8, convert it"
+        ) from error
+
+
+def _vocabularies(teacher: str, student: str, options: dict[str, Any]) -> tuple[Vocab, Vocab]:
+    """Student and teacher."""
+    from ..read import read_vocab
+
+    read = [
+        read_vocab(source, pattern=options[f"{role}_pattern"], revision=options[f"{role}_revision"])
+        for role, source in (("student", student), ("teacher", teacher))
+    ]
+    return read[0], read[1]
