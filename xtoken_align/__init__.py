@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .spans.align_chats import align_chats
     from .spans.align_ids import align_ids
     from .spans.align_texts import align_texts
+    from .spans.collate import SpanCollator
     from .spans.spans import Spans
     from .store.get_or_build import get_or_build
     from .store.load import load
@@ -30,6 +31,7 @@ _HOMES = {
     "Compat": "compare.compat",
     "Diff": "compare.diff",
     "Mapping": "mapping.mapping",
+    "SpanCollator": "spans.collate",
     "Spans": "spans.spans",
     "Store": "store.store",
     "Vocab": "vocab.vocab",
@@ -50,6 +52,7 @@ __all__ = [
     "Compat",
     "Diff",
     "Mapping",
+    "SpanCollator",
     "Spans",
     "Store",
     "Vocab",

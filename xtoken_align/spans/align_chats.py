@@ -16,7 +16,7 @@ from .chat_render import Render, Template, renderer
 from .chat_tokens import tokenize_chats
 from .chunks import Chunks
 from .covered import Placed, chunks_of_placed
-from .make import make_spans
+from .make import Aligned, make_spans
 from .resync import with_specials
 from .spans import Spans
 from .tables import PairTables, pair_tables
@@ -78,28 +78,44 @@ def align_chats(
     check_side("truncation_side", truncation_side)
     tables = pair_tables(as_vocab(student), as_vocab(teacher))
     options = template_options or {}
+    renders = (
+        renderer(tables.student, student_template, "student", options),
+        renderer(tables.teacher, teacher_template, "teacher", options),
+    )
+    limits = (max_student_tokens, max_teacher_tokens)
+    return make_spans(aligned_chats(chats, tables, renders, loss_roles, limits, truncation_side, padding_side))
+
+
+def aligned_chats(
+    chats: Sequence[Sequence[Message]],
+    tables: PairTables,
+    renders: tuple[Render, Render],
+    loss_roles: Sequence[str],
+    limits: tuple[int | None, int | None],
+    truncation_side: End = "right",
+    padding_side: End = "right",
+) -> Aligned:
+    """Renders, encodes and aligns chats, a unit per chat; see `align_chats`."""
     if isinstance(chats, Mapping) or any(isinstance(chat, Mapping) for chat in chats):
         raise OptionError("chats are a sequence of chats, each a sequence of messages: put the one chat into a list")
     contents = [contents_of(chat) for chat in chats]
-    sides = [
-        _side(chats, contents, tables, name, renderer(vocab, template, name, options), frozenset(loss_roles))
-        for name, vocab, template in (
-            ("student", tables.student, student_template),
-            ("teacher", tables.teacher, teacher_template),
-        )
-    ]
-    placed = [
-        with_specials(between_the_same(one, other), ((one.placed, one.places), (other.placed, other.places)), tables)
-        for one, other in zip(*sides, strict=True)
-    ]
-    limits = (max_student_tokens, max_teacher_tokens)
+    roles = frozenset(loss_roles)
+    sides = (
+        _side(chats, contents, tables, "student", renders[0], roles),
+        _side(chats, contents, tables, "teacher", renders[1], roles),
+    )
     kept = [
         [_kept(len(row.ids), limit, truncation_side) for row in side] for side, limit in zip(sides, limits, strict=True)
     ]
-    pairs = [(_sliced(pair[0], one), _sliced(pair[1], other)) for pair, one, other in zip(placed, *kept, strict=True)]
-    chunks = Chunks(*chunks_of_placed(pairs), np.zeros(len(placed), dtype=np.bool_))
+    pairs: list[tuple[Placed, Placed]] = []
+    for one, other, cut, cut_other in zip(*sides, *kept, strict=True):
+        whole = with_specials(
+            between_the_same(one, other), ((one.placed, one.places), (other.placed, other.places)), tables
+        )
+        pairs.append((_sliced(whole[0], cut), _sliced(whole[1], cut_other)))
+    chunks = Chunks(*chunks_of_placed(pairs), np.zeros(len(pairs), dtype=np.bool_))
     ours, theirs = (_rows(side, cut, padding_side) for side, cut in zip(sides, kept, strict=True))
-    return make_spans(ours[0], theirs[0], chunks, ours[1], theirs[1])
+    return Aligned(ours[0], theirs[0], chunks, ours[1], theirs[1])
 
 
 def _side(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..read import as_vocab
 from .align import aligned
-from .make import make_spans
+from .make import Aligned, make_spans
 from .spans import Spans
 from .tables import pair_tables
 from .units import Units, paired, units_of, values_of
@@ -73,7 +73,7 @@ def align_ids(
         _labelled(teacher_loss_mask, theirs, "teacher_loss_mask"),
     )
     ours, theirs = paired(ours, theirs)
-    return make_spans(ours, theirs, aligned(ours, theirs, tables), *labelled)
+    return make_spans(Aligned(ours, theirs, aligned(ours, theirs, tables), *labelled))
 
 
 def _labelled(mask: Any, units: Units, name: str) -> NDArray[np.bool_] | None:

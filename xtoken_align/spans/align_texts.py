@@ -10,14 +10,13 @@ import numpy as np
 from ..errors import OptionError
 from ..read import as_vocab
 from .align import SaidPair, aligned
-from .chunks import Chunks
 from .encode import Edges, Encoded, encode
-from .make import make_spans
+from .make import Aligned, make_spans
 from .offsets import said_in
 from .resync import Said
 from .spans import Spans
 from .tables import PairTables, pair_tables
-from .units import End, Units, check_side, padded
+from .units import End, check_side, padded
 
 
 def align_texts(
@@ -63,23 +62,36 @@ def align_texts(
     check_side("padding_side", padding_side)
     tables = pair_tables(as_vocab(student), as_vocab(teacher))
     edges = Edges(bos=bos, eos=eos, truncation_side=truncation_side)
-    ours = encode(texts, tables.student, edges, max_tokens=max_student_tokens)
-    theirs = encode(texts, tables.teacher, edges, max_tokens=max_teacher_tokens)
+    limits = (max_student_tokens, max_teacher_tokens)
+    return make_spans(aligned_texts(texts, tables, edges, limits, padding_side))
+
+
+def aligned_texts(
+    texts: Sequence[str],
+    tables: PairTables,
+    edges: Edges,
+    limits: tuple[int | None, int | None],
+    padding_side: End = "right",
+) -> Aligned:
+    """Encodes and aligns texts, a unit per text.
+
+    Args:
+        texts: the texts.
+        tables: the pair's tables.
+        edges: what happens at the texts' edges.
+        limits: tokens to cut to, the student's and the teacher's.
+        padding_side: where shorter rows are padded.
+    """
+    ours = encode(texts, tables.student, edges, max_tokens=limits[0])
+    theirs = encode(texts, tables.teacher, edges, max_tokens=limits[1])
     units = padded(ours.ids, ours.counts, padding_side), padded(theirs.ids, theirs.counts, padding_side)
-    return make_spans(*units, chunks_of_texts(texts, (ours, theirs), units, tables), None, None)
-
-
-def chunks_of_texts(
-    texts: Sequence[str], encoded: tuple[Encoded, Encoded], units: tuple[Units, Units], tables: PairTables
-) -> Chunks:
-    """The chunks of encoded texts, a unit per text."""
 
     def said(unit: int) -> SaidPair | None:
-        one = _said(texts[unit], unit, encoded[0], tables, of_student=True)
-        other = _said(texts[unit], unit, encoded[1], tables, of_student=False)
+        one = _said(texts[unit], unit, ours, tables, of_student=True)
+        other = _said(texts[unit], unit, theirs, tables, of_student=False)
         return None if one is None or other is None else (one, other)
 
-    return aligned(*units, tables, said)
+    return Aligned(*units, aligned(*units, tables, said))
 
 
 def _said(text: str, unit: int, encoded: Encoded, tables: PairTables, *, of_student: bool) -> Said | None:

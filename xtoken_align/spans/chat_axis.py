@@ -65,6 +65,7 @@ class Frame:
 
     @classmethod
     def of(cls, chat: Rendered, contents: Sequence[Content], loss_roles: frozenset[str]) -> Frame:
+        """The frame of a rendered chat."""
         regions = chat.regions
         sizes = [_size(content.text) for content in contents]
         bases = np.cumsum([1, *(size + 1 for size in sizes)])

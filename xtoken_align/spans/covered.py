@@ -44,6 +44,9 @@ def chunks_of_placed(pairs: Sequence[tuple[Placed, Placed]]) -> tuple[NDArray[np
         int32 (student tokens,) and int32 (teacher tokens,), chunk ids that count up through all units, -1 outside every
         chunk; and int64 (units,), the chunks of each.
     """
+    if not pairs:
+        nothing = np.zeros(0, dtype=np.int32)
+        return nothing, nothing, np.zeros(0, dtype=np.int64)
     sizes = [max(int(side.end.max(initial=0)) for side in pair) + 1 for pair in pairs]
     bases = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     sides = [_joined([pair[which] for pair in pairs], bases) for which in (0, 1)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,18 +14,29 @@ from .units import Units, offsets_of
 Flags = NDArray[np.bool_]
 
 
-def make_spans(
-    student: Units, teacher: Units, chunks: Chunks, student_labelled: Flags | None, teacher_labelled: Flags | None
-) -> Spans:
-    """Puts chunks into rows and columns and weighs them.
+@dataclass(frozen=True, eq=False)
+class Aligned:
+    """Units of both sides with their chunks, before they are put into rows and columns.
 
-    Args:
+    Attributes:
         student: the student's units.
         teacher: the teacher's.
         chunks: their chunks.
         student_labelled: bool (student tokens,), which tokens count in the loss; None for all.
-        teacher_labelled: the same of the teacher.
+        teacher_labelled: bool (teacher tokens,).
     """
+
+    student: Units
+    teacher: Units
+    chunks: Chunks
+    student_labelled: Flags | None = None
+    teacher_labelled: Flags | None = None
+
+
+def make_spans(aligned: Aligned) -> Spans:
+    """Puts chunks into rows and columns and weighs them."""
+    student, teacher, chunks = aligned.student, aligned.teacher, aligned.chunks
+    student_labelled, teacher_labelled = aligned.student_labelled, aligned.teacher_labelled
     rows = student.shape[0]
     count = np.bincount(student.rows, chunks.count, minlength=rows).astype(np.int64)
     bases = offsets_of(count)
