@@ -24,6 +24,10 @@ class LongestMatch:
     unknown: int | None = None
     normalise: Mapping[str, str] = field(default_factory=dict)
     merges_bytes: bool = True
+    dummy_prefix: bool = False
+
+    def normalize(self, text: str) -> str:
+        return self._normalised(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [self._encode(self._normalised(text).encode())[0] for text in texts]

@@ -13,6 +13,9 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from ..spans.chunks import chunks_of
+from ..spans.tables import pair_tables
+from ..spans.units import units_of
 from ..vocab.vocab import Vocab
 from .pieces import pieces
 
@@ -72,29 +75,21 @@ class Starts:
                 break
             chosen.append(stretch)
             size += len(stretch.encode("utf-8", "surrogatepass"))
-        rows = zip(student.encode_batch(chosen), teacher.encode_batch(chosen), strict=True)
-        counted = [_count(np.asarray(ours), np.asarray(theirs), student, teacher, bins) for ours, theirs in rows]
-        kept = [pair for pair in counted if pair is not None]
+        ours = units_of(student.encode_batch(chosen), width=len(student), side="student")
+        theirs = units_of(teacher.encode_batch(chosen), width=len(teacher), side="teacher")
+        chunks = chunks_of(ours.ids, ours.counts, theirs.ids, theirs.counts, pair_tables(student, teacher))
+        firsts = [_first(chunk, side.ids) for chunk, side in ((chunks.student, ours), (chunks.teacher, theirs))]
+        student_bin, teacher_bin = bins[0][firsts[0]], bins[1][firsts[1]]
         return Starts(
-            chunks=self.chunks + sum(chunks for chunks, _ in kept),
-            together=self.together + sum(together for _, together in kept),
+            chunks=self.chunks + len(student_bin),
+            together=self.together + int(((student_bin == teacher_bin) & (student_bin >= 0)).sum()),
             bytes=size,
-            skipped=self.skipped + len(counted) - len(kept),
+            skipped=self.skipped + int(chunks.differs.sum()),
         )
 
 
-def _count(
-    student_ids: NDArray[np.int64], teacher_ids: NDArray[np.int64], student: Vocab, teacher: Vocab, bins: Bins
-) -> tuple[int, int] | None:
-    """Chunks, and those that start in one bin; None where the two sides' surfaces are not the same bytes."""
-    if not len(student_ids) or not len(teacher_ids):
-        return (0, 0) if len(student_ids) == len(teacher_ids) else None
-    sides = ((student_ids, student), (teacher_ids, teacher))
-    said = [b"".join([vocab.surfaces.list[token_id] for token_id in ids.tolist()]) for ids, vocab in sides]
-    if said[0] != said[1]:
-        return None
-    begins = [np.cumsum(lengths) - lengths for lengths in (vocab.surfaces.lengths[ids] for ids, vocab in sides)]
-    shared = np.intersect1d(begins[0], begins[1])
-    first = [ids[np.searchsorted(at, shared)] for at, (ids, _) in zip(begins, sides, strict=True)]
-    student_bin, teacher_bin = bins[0][first[0]], bins[1][first[1]]
-    return len(shared), int(((student_bin == teacher_bin) & (student_bin >= 0)).sum())
+def _first(chunk: NDArray[np.int32], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first token of every chunk."""
+    inside = chunk >= 0
+    _, at = np.unique(chunk[inside], return_index=True)
+    return ids[inside][at]

@@ -15,9 +15,9 @@ from ..vocab.vocab import Vocab
 from .align_chats import aligned_chats
 from .align_texts import aligned_texts
 from .chat_render import Template, renderer
+from .columns import aligned_columns
 from .encode import Edges
 from .layout import in_rows, packed
-from .columns import aligned_columns
 from .make import Aligned, make_spans
 from .spans import Spans
 from .tables import PairTables, pair_tables
@@ -40,9 +40,9 @@ class SpanCollator:
       tokens count.
 
     A batch has, as torch tensors, `student_input_ids`, `student_attention_mask`, `student_position_ids` and the same of
-    the teacher, all (B, T); `labels` (B, T_s), the student's ids where they count and -100 elsewhere and where a document begins; and `spans`. In
-    packed rows positions begin anew with every document: an attention that does not look at them needs
-    `block_mask(spans.student_segments)`.
+    the teacher, all (B, T); `labels` (B, T_s), the student's ids where they count and -100 elsewhere and where a
+    document begins; and `spans`. In packed rows positions begin anew with every document: an attention that does not look at
+    them needs `block_mask(spans.student_segments)`.
 
     Args:
         student: the student's `Vocab`, or a source of it.

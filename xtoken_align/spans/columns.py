@@ -30,10 +30,9 @@ def aligned_columns(
     sides = []
     for side, limit, vocab in zip(("student", "teacher"), limits, (tables.student, tables.teacher), strict=True):
         columns = {name: _column(rows, f"{side}_{name}") for name in ("ids", "chunks", "loss_mask")}
+        cuts = {"ids": _cut, "chunks": _cut_chunks, "loss_mask": _cut}
         cut = {
-            name: None
-            if column is None
-            else (_cut_chunks if name == "chunks" else _cut)(column, limit, truncation_side)
+            name: None if column is None else cuts[name](column, limit, truncation_side)
             for name, column in columns.items()
         }
         if cut["ids"] is None:
@@ -52,7 +51,7 @@ def aligned_columns(
 def _joined(
     student: NDArray[np.int64], student_counts: NDArray[np.int64], teacher: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> Chunks:
-    """Chunks counted from 0 in every row as chunks that count up; those that a cut left on one side only are dropped."""
+    """Chunks counted from 0 in every row as chunks that count up, without those that a cut left on one side only."""
     width = int(max(student.max(initial=-1), teacher.max(initial=-1))) + 1
     numbered = [
         np.where(chunk >= 0, np.arange(len(each)).repeat(each) * width + chunk, -1)
@@ -99,4 +98,5 @@ def _flat(column: list[Any] | None, counts: NDArray[np.int64], name: str) -> NDA
         return None
     if [len(entry) for entry in column] != counts.tolist():
         raise OptionError(f"`{name}` needs a value for every id of its row")
-    return np.concatenate([np.zeros(0, dtype=np.int64), *(np.asarray(entry, dtype=np.int64) for entry in column)])
+    flat: NDArray[np.int64] = np.concatenate([np.zeros(0, dtype=np.int64), *column], dtype=np.int64, casting="unsafe")
+    return flat
