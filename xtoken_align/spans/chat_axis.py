@@ -116,7 +116,7 @@ def on_contents(tokens: ChatTokens, frame: Frame, vocab: Vocab) -> ChatRow:
         placed=placed,
         places=np.where(inside, at, frame.closes[passed]),
         specials=said.specials,
-        between=frame.content[passed] * len(frame.content) + frame.content[passed + 1],
+        between=frame.content[passed] * (frame.content[-1] + 2) + frame.content[passed + 1],
         labelled=(inside & frame.counts[region]) | _ends_turn(tokens.ids, passed, frame, vocab),
     )
 

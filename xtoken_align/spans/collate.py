@@ -39,10 +39,10 @@ class SpanCollator:
       `AlignColumns` adds to a data set) they are aligned already. `student_loss_mask` and `teacher_loss_mask` say which
       tokens count.
 
-    A batch has, as torch tensors, `student_input_ids`, `student_attention_mask`, `student_position_ids` and the same of
-    the teacher, all (B, T); `labels` (B, T_s), the student's ids where they count and -100 elsewhere and where a
-    document begins; and `spans`. In packed rows positions begin anew with every document: an attention that does not look at
-    them needs `block_mask(spans.student_segments)`.
+    A batch has, as torch tensors, `student_input_ids`, `student_attention_mask`, `student_position_ids` and the
+    same of the teacher, all (B, T); `labels` (B, T_s), the student's ids where they count and -100 elsewhere and
+    where a document begins; and `spans`. In packed rows positions begin anew with every document: an attention that
+    does not look at them needs `block_mask(spans.student_segments)`.
 
     Args:
         student: the student's `Vocab`, or a source of it.
