@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class SpanCollator:
     does not look at them needs `block_mask(spans.student_segments)`.
 
     Args:
-        student: the student's `Vocab`, or a source of it.
+        student: the student's `Vocab`, or a source of it. Workers that are spawned, not forked, need a source.
         teacher: the teacher's.
         bos: for texts, put the token that begins a text before each.
         eos: for texts, put the token that ends a text after each.
@@ -86,8 +87,15 @@ class SpanCollator:
             raise OptionError(f"pad_to_multiple_of is a positive number, got {self.pad_to_multiple_of}")
         if self.pack and (self.max_student_tokens is None or self.max_teacher_tokens is None):
             raise OptionError("packed rows need max_student_tokens and max_teacher_tokens")
-        object.__setattr__(self, "student", as_vocab(self.student))
-        object.__setattr__(self, "teacher", as_vocab(self.teacher))
+        assert self._vocabs  # a source that cannot be read is refused now, not by a worker
+
+    @cached_property
+    def _vocabs(self) -> tuple[Vocab, Vocab]:
+        return as_vocab(self.student), as_vocab(self.teacher)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Vocabularies cannot be pickled; a copy in another process reads its sources again.
+        return {name: value for name, value in vars(self).items() if name != "_vocabs"}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Makes a batch.
@@ -101,7 +109,7 @@ class SpanCollator:
         """
         spans = self.spans(rows)
         arrays: dict[str, NDArray[Any]] = {}
-        for side, vocab in (("student", self.student), ("teacher", self.teacher)):
+        for side, vocab in zip(("student", "teacher"), self._vocabs, strict=True):
             mask = getattr(spans, f"{side}_mask")
             arrays[f"{side}_input_ids"] = np.where(mask, getattr(spans, f"{side}_ids"), _pad_id(vocab))
             arrays[f"{side}_attention_mask"] = mask.astype(np.int64)
@@ -117,7 +125,7 @@ class SpanCollator:
 
     def spans(self, rows: Sequence[Mapping[str, Any]]) -> Spans:
         """The spans of a batch, as numpy arrays."""
-        made = self._aligned(rows, pair_tables(self.student, self.teacher))
+        made = self._aligned(rows, pair_tables(*self._vocabs))
         if not self.pack:
             return make_spans(in_rows(made, padding_side=self.padding_side, multiple=self.pad_to_multiple_of))
         assert self.max_student_tokens is not None
