@@ -1,15 +1,20 @@
 """The collator: rows of a data set to batches, padded or packed, aligned before or now."""
 
+import pickle
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from xtoken_align.errors import OptionError
-from xtoken_align.spans.align_texts import align_texts
+from xtoken_align.spans.align_texts import align_texts, aligned_texts
 from xtoken_align.spans.collate import SpanCollator, block_mask, positions
+from xtoken_align.spans.encode import Edges
+from xtoken_align.spans.layout import packed
+from xtoken_align.spans.tables import pair_tables
 from xtoken_align.vocab.vocab import Vocab
 
 Real = Callable[[str], Vocab]
@@ -177,7 +182,7 @@ def test_options_without_sense_are_refused_when_the_collator_is_made(
         ([{"student_ids": [1]}], "rows with ids need `teacher_ids`"),
         (
             [{"student_ids": [1], "teacher_ids": [1], "student_chunks": []}],
-            "`student_chunks` needs a value for every id",
+            "`student_chunks` needs a value",
         ),
         (
             [{"student_ids": [1], "teacher_ids": [1], "student_chunks": [0]}, {"student_ids": [1], "teacher_ids": [1]}],
@@ -191,15 +196,23 @@ def test_rows_of_no_known_form_are_refused(real: Real, rows: list[dict[str, obje
         collator(real)(rows)
 
 
-def test_a_document_longer_than_a_packed_row_is_refused(real: Real) -> None:
+def test_a_document_longer_than_a_packed_row_is_cut_to_it(real: Real) -> None:
     row = {"student_ids": [1] * 9, "teacher_ids": [1] * 9}
-    # Cut to the row it fits; the limit of one side alone is not enough.
     made = collator(real, pack=True, max_student_tokens=8, max_teacher_tokens=8)
     assert made([row])["student_input_ids"].shape == (1, 8)
 
 
-def test_a_loader_with_workers_takes_the_collator(real: Real) -> None:
-    from torch.utils.data import DataLoader
+def test_packing_refuses_a_document_longer_than_a_row(real: Real) -> None:
+    tables = pair_tables(real("llama-3"), real("qwen3"))
+    documents = aligned_texts(["a b c"], tables, Edges(), (None, None))
+    with pytest.raises(OptionError, match="3 student and 3 teacher tokens, a packed row at most 2 and 9"):
+        packed(documents, max_student_tokens=2, max_teacher_tokens=9, padding_side="right")
 
-    loader = DataLoader([{"text": text} for text in TEXTS], batch_size=2, collate_fn=collator(real))
-    assert [len(batch["spans"]) for batch in loader] == [2, 2]
+
+def test_a_data_loader_takes_the_collator_also_as_a_copy_for_another_process(real: Real) -> None:
+    copy = pickle.loads(pickle.dumps(SpanCollator(student="llama-3", teacher="qwen3")))
+    loader = DataLoader([{"text": text} for text in TEXTS], batch_size=2, collate_fn=copy)
+    expected = collator(real)([{"text": text} for text in TEXTS[2:]])
+    batches = list(loader)
+    assert np.array_equal(batches[1]["student_input_ids"], expected["student_input_ids"])
+    assert np.array_equal(batches[1]["spans"].student, expected["spans"].student)
