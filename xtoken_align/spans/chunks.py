@@ -60,18 +60,18 @@ def chunks_of(
         return _block(student_ids, student_counts, teacher_ids, teacher_counts, tables)
     offsets = offsets_of(student_counts), offsets_of(teacher_counts)
     cuts = _cuts(offsets[0] + offsets[1])
-    parts = []
+    student, teacher = np.empty(len(student_ids), dtype=np.int32), np.empty(len(teacher_ids), dtype=np.int32)
+    count, differs = np.empty(len(student_counts), dtype=np.int64), np.empty(len(student_counts), dtype=np.bool_)
     base = 0
     for first, last in pairwise(cuts):
-        (a, b), (c, d) = (side[[first, last]] for side in offsets)
-        part = _block(
-            student_ids[a:b], student_counts[first:last], teacher_ids[c:d], teacher_counts[first:last], tables
-        )
-        for chunk in (part.student, part.teacher):
-            np.add(chunk, base, out=chunk, where=chunk >= 0)
+        ours, theirs = (slice(*side[[first, last]].tolist()) for side in offsets)
+        units = slice(first, last)
+        part = _block(student_ids[ours], student_counts[units], teacher_ids[theirs], teacher_counts[units], tables)
+        for whole, where, chunk in ((student, ours, part.student), (teacher, theirs, part.teacher)):
+            np.add(chunk, (chunk >= 0) * np.int32(base), out=whole[where])
+        count[units], differs[units] = part.count, part.differs
         base += int(part.count.sum())
-        parts.append(part)
-    return Chunks(*(np.concatenate(column) for column in zip(*(vars(part).values() for part in parts), strict=True)))
+    return Chunks(student, teacher, count, differs)
 
 
 def _cuts(offsets: Numbers) -> list[int]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ..errors import OptionError
 from .chunks import Chunks
 from .make import Aligned
-from .units import End, Units, offsets_of, runs
+from .units import End, Units, kept, offsets_of, runs
 
 Numbers = NDArray[np.int64]
 
@@ -74,7 +74,7 @@ def _reordered(aligned: Aligned, order: Numbers) -> Aligned:
         moved = chunk[tokens]
         moved = np.where(moved >= 0, moved + (new - old).repeat(side.counts[order]), -1).astype(np.int32)
         units = Units(
-            side.ids[tokens], side.counts[order], side.rows[order], side.segments[order], side.places, side.shape
+            side.ids[tokens], side.counts[order], side.rows[order], side.segments[order], side.keep, side.shape
         )
         sides.append((units, moved, None if labelled is None else labelled[tokens]))
     (student, ours, our_labels), (teacher, theirs, their_labels) = sides
@@ -94,5 +94,4 @@ def _units(side: Units, rows: Numbers, segments: Numbers, padding_side: End, mul
     count = int(rows[-1]) + 1 if len(rows) else 0
     lengths = np.bincount(rows, side.counts, minlength=count).astype(np.int64)
     longest = -(-int(lengths.max(initial=0)) // multiple) * multiple
-    begins = np.arange(count) * longest + (longest - lengths if padding_side == "left" else 0)
-    return Units(side.ids, side.counts, rows, segments, runs(begins, lengths), (count, longest))
+    return Units(side.ids, side.counts, rows, segments, kept(lengths, longest, padding_side), (count, longest))

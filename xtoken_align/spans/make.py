@@ -52,22 +52,25 @@ def make_spans(aligned: Aligned) -> Spans:
     columns = np.arange(int(count.max(initial=0)))
     weights = np.zeros((rows, len(columns)), dtype=np.float32)
     weights[columns < count[:, None]] = weight
+    masks = student.mask, teacher.mask
     return Spans(
         student=_in_rows(student, chunks.student, bases),
         teacher=_in_rows(teacher, chunks.teacher, bases),
         count=count.astype(np.int32),
         weight=weights,
-        student_ids=student.spread(student.ids.astype(np.int64, copy=False), 0),
-        teacher_ids=teacher.spread(teacher.ids.astype(np.int64, copy=False), 0),
-        student_loss_mask=student.spread(_counted(student_labelled, student), 0).astype(np.bool_),
-        teacher_loss_mask=teacher.spread(_counted(teacher_labelled, teacher), 0).astype(np.bool_),
-        student_segments=student.spread(student.segments.repeat(student.counts).astype(np.int32)),
-        teacher_segments=teacher.spread(teacher.segments.repeat(teacher.counts).astype(np.int32)),
+        student_ids=student.spread(student.ids, 0),
+        teacher_ids=teacher.spread(teacher.ids, 0),
+        student_loss_mask=masks[0] if student_labelled is None else student.spread(student_labelled, fill=0),
+        teacher_loss_mask=masks[1] if teacher_labelled is None else teacher.spread(teacher_labelled, fill=0),
+        student_segments=_segments(student, masks[0]),
+        teacher_segments=_segments(teacher, masks[1]),
     )
 
 
-def _counted(labelled: Flags | None, side: Units) -> NDArray[np.int32]:
-    return np.ones(len(side.ids), dtype=np.int32) if labelled is None else labelled.astype(np.int32)
+def _segments(side: Units, mask: Flags) -> NDArray[np.int32]:
+    if not side.segments.any():
+        return mask.astype(np.int32) - np.int32(1)
+    return side.spread(side.segments.astype(np.int32).repeat(side.counts))
 
 
 def _chunked(chunk: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -75,6 +78,6 @@ def _chunked(chunk: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def _in_rows(side: Units, chunk: NDArray[np.int32], bases: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Chunk ids counted from 0 in every row, at their places."""
-    shift = bases[side.rows].repeat(side.counts).astype(np.int32)
-    return side.spread(np.where(chunk >= 0, chunk - shift, -1))
+    """Chunk ids counted from 0 in every row, where their tokens stand."""
+    rows = side.spread(chunk) - bases[:-1, None].astype(np.int32)
+    return np.maximum(rows, np.int32(-1), out=rows)
