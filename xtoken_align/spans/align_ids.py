@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import OptionError
 from ..read import as_vocab
 from .align import aligned
 from .make import Aligned, make_spans
@@ -61,6 +62,9 @@ def align_ids(
     >>> spans.student.tolist(), spans.teacher.tolist()  # begin of text, 123, full stop
     ([[-1, 0, 1]], [[0, 0, 0, 1]])
     """
+    if (student_segments is None) != (teacher_segments is None):
+        missing = "student_segments" if student_segments is None else "teacher_segments"
+        raise OptionError(f"{missing} are missing: both sides have the numbers of their documents, or neither has")
     tables = pair_tables(as_vocab(student), as_vocab(teacher))
     ours = units_of(
         student_ids, width=len(tables.student), mask=student_mask, segments=student_segments, side="student"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import index
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -18,6 +19,8 @@ from ..errors import OptionError
 Ids = NDArray[np.int64]
 
 End = Literal["left", "right"]
+
+_LAST_SEGMENT = 2**31 - 1
 
 T = TypeVar("T", np.bool_, np.int32, np.int64)
 
@@ -110,6 +113,8 @@ def units_of(ids: Any, *, width: int, mask: Any = None, segments: Any = None, si
         return Units(flat, counts, rows, np.zeros_like(rows), keep, shape)
     numbers = _array(segments, f"{side}_segments").reshape(-1)
     numbers = numbers if keep is None else numbers[keep]
+    if len(numbers) and int(numbers.max()) > _LAST_SEGMENT:
+        raise OptionError(f"{side}_segments go up to {_LAST_SEGMENT}, got {numbers.max()}")
     row_of = np.repeat(rows, counts)
     begins = np.ones(len(flat), dtype=np.bool_)
     begins[1:] = (row_of[1:] != row_of[:-1]) | (numbers[1:] != numbers[:-1])
@@ -170,9 +175,9 @@ def paired(student: Units, teacher: Units) -> tuple[Units, Units]:
 def values_of(values: Any, units: Units, name: str) -> NDArray[Any]:
     """A value per token of `units` from values in the shape of their ids."""
     if not hasattr(values, "shape") and len(values) == units.shape[0]:
-        ragged = _ragged(values, name)
-        if len(ragged[0]) == len(units.ids):
-            return ragged[0]
+        flat, lengths = _ragged(values, name)
+        if np.array_equal(lengths, np.bincount(units.rows, units.counts, minlength=units.shape[0])):
+            return flat
     flat = _like(values, units.shape, name).reshape(-1)
     return flat if units.keep is None else flat[units.keep]
 
@@ -183,14 +188,14 @@ def _flat(
     """Ids without padding, where they stand, tokens per row, and the batch's shape."""
     if hasattr(ids, "shape"):
         array = _array(ids, f"{side} ids")
-        if array.ndim != 2:
-            raise OptionError(f"{side} ids have {array.ndim} dimensions, expected (rows, tokens) or a list per row")
+    elif mask is None and segments is None:
+        flat, lengths = _ragged(ids, f"{side} ids")
+        longest = int(lengths.max(initial=0))
+        return flat, kept(lengths, longest, "right"), lengths, (len(lengths), longest)
     else:
-        if mask is None and segments is None:
-            flat, lengths = _ragged(ids, f"{side} ids")
-            longest = int(lengths.max(initial=0))
-            return flat, kept(lengths, longest, "right"), lengths, (len(lengths), longest)
         array = _array(ids, f"{side} ids")
+    if array.ndim != 2:
+        raise OptionError(f"{side} ids have {array.ndim} dimensions, expected (rows, tokens) or a list per row")
     shape = (array.shape[0], array.shape[1])
     keep = None
     if mask is not None:
@@ -198,19 +203,25 @@ def _flat(
     if segments is not None:
         own = _like(segments, shape, f"{side}_segments") >= 0
         keep = own if keep is None else keep & own
-    flat = array.reshape(-1).astype(np.int64, copy=False)
     if keep is None or keep.all():
+        # A copy: the spans keep the ids, and the caller may write into its own.
+        flat = array.reshape(-1).astype(np.int64)
         return flat, None, np.full(shape[0], shape[1], dtype=np.int64), shape
-    return flat[keep.reshape(-1)], keep.reshape(-1), np.count_nonzero(keep, axis=1).astype(np.int64), shape
+    counts = np.count_nonzero(keep, axis=1).astype(np.int64)
+    keep = keep.reshape(-1)
+    return array.reshape(-1)[keep].astype(np.int64, copy=False), keep, counts, shape
 
 
 def _ragged(rows: Sequence[Any], name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     try:
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         if len(rows) and hasattr(rows[0], "dtype"):
-            return np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]), lengths
+            return np.concatenate([_array(row, name).astype(np.int64, copy=False) for row in rows]), lengths
+        for row in rows:
+            # `fromiter` would cut the fraction off.
+            index(row[0] if len(row) else 0)
         return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum())), lengths
-    except TypeError as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise OptionError(f"{name} are (rows, tokens), or a list of whole numbers per row") from error
 
 
@@ -221,7 +232,7 @@ def _array(values: Any, name: str) -> NDArray[Any]:
         raise OptionError(
             f"{name}: rows of different lengths need no mask and no segments, or have to be padded"
         ) from error
-    if array.dtype.kind not in "iub":
+    if array.size and array.dtype.kind not in "iub":
         raise OptionError(f"{name} are whole numbers, got {array.dtype}")
     return array
 
