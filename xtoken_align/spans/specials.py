@@ -45,11 +45,23 @@ def matched(
     pairs = [(one[kept], other[kept])]
     for at in np.setdiff1d(np.arange(len(places)), even[whole]).tolist():
         first, second = bounds[0][at], bounds[2][at]
-        grid = same[np.ix_(student[first : bounds[1][at]], teacher[second : bounds[3][at]])]
-        chosen = np.array(in_order(grid), dtype=np.int64).reshape(-1, 2)
+        one_run, other_run = student[first : bounds[1][at]], teacher[second : bounds[3][at]]
+        if max(len(one_run), len(other_run)) > _LONGEST:
+            chosen = _at_equal_places(one_run, other_run, same)
+        else:
+            chosen = np.array(in_order(same[np.ix_(one_run, other_run)]), dtype=np.int64).reshape(-1, 2)
         pairs.append((chosen[:, 0] + first, chosen[:, 1] + second))
     left, right = (np.sort(np.concatenate(side)) for side in zip(*pairs, strict=True))
     return left, right
+
+
+def _at_equal_places(
+    student: NDArray[np.int32], teacher: NDArray[np.int32], same: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    # No grid of all by all: a picture may be thousands of specials.
+    size = min(len(student), len(teacher))
+    fit = same[student[:size], teacher[:size]].nonzero()[0]
+    return np.stack((fit, fit), axis=1)
 
 
 def in_order(grid: NDArray[np.bool_]) -> list[tuple[int, int]]:
