@@ -88,7 +88,7 @@ class Folding:
 
     def _fold(self, cluster: str, original: bytes) -> bytes:
         if cluster.isspace():
-            return b"" if self._drops_spaces else original
+            return b"" if self._drops_spaces else self._fold_space(cluster)
         if any("\udc80" <= character <= "\udcff" for character in cluster):
             return original
         for step in self._steps:
@@ -98,3 +98,9 @@ class Folding:
             if self._drops_spaces
             else cluster.encode("utf-8", "replace")
         )
+
+    def _fold_space(self, cluster: str) -> bytes:
+        for step in self._steps:
+            # Between letters, since some normalisers strip a text's edges.
+            cluster = step(f"x{cluster}x")[1:-1].replace("\u2581", " ")
+        return cluster.encode("utf-8", "replace")
