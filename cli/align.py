@@ -52,8 +52,7 @@ def command(teacher: str, student: str, file: str | None, text: str | None, **op
       ┊  between the tokens of a chunk     ⟨f0 9f⟩  bytes of an unfinished character
       ░  nothing here: the other side's tokens are in no chunk
 
-    What would not be seen is escaped, as \\n or \\u200d. A token that says the same on both sides, as one that begins a
-    text, is a chunk too.
+    What would not be seen is escaped, as \\n or \\u200d. Special tokens of one role at one place are a chunk too.
 
     \b
     Examples:

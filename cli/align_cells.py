@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 Range = tuple[int, int]
 
+_LAST_THAT_SPEAKS = 1
+"""`Kind.BYTE`: text and byte tokens stand for text, all later kinds do not."""
+
+_BLOCK = 1 << 12
+"""Ranges that become Python's numbers at a time: most texts are shown in part."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -79,10 +85,6 @@ class Side:
         return [b"".join(parts) for parts in said]
 
 
-_LAST_THAT_SPEAKS = 1
-"""`Kind.BYTE`: text and byte tokens stand for text, all later kinds do not."""
-
-
 def sides_of(spans: Spans, student: Vocab, teacher: Vocab) -> tuple[Side, Side]:
     """The two sides of the one text that was aligned."""
     count = int(spans.count[0])
@@ -95,10 +97,7 @@ def sides_of(spans: Spans, student: Vocab, teacher: Vocab) -> tuple[Side, Side]:
 def cells(student: Side, teacher: Side) -> Iterator[Cell]:
     """The cells in the order of the text; at one place the student's gap comes first."""
     at = [0, 0]
-    ends = [[len(student.ids)] * 2], [[len(teacher.ids)] * 2]
-    ours, theirs = (np.concatenate([side.ranges, end]) for side, end in zip((student, teacher), ends, strict=True))
-    for number in range(student.count + 1):
-        own, other = ours[number].tolist(), theirs[number].tolist()
+    for number, (own, other) in enumerate(zip(_places(student), _places(teacher), strict=True)):
         if own[0] > at[0]:
             yield Cell((at[0], own[0]), (at[1], at[1]), None)
         if other[0] > at[1]:
@@ -106,6 +105,20 @@ def cells(student: Side, teacher: Side) -> Iterator[Cell]:
         if number < student.count:
             yield Cell((own[0], own[1]), (other[0], other[1]), number)
         at = [own[1], other[1]]
+
+
+def count_cells(student: Side, teacher: Side) -> int:
+    """How many cells there are."""
+    places = (np.concatenate([side.ranges, [[len(side.ids)] * 2]]) for side in (student, teacher))
+    gaps = (np.count_nonzero(place[:, 0] > np.append(0, place[:-1, 1])) for place in places)
+    return student.count + sum(gaps)
+
+
+def _places(side: Side) -> Iterator[list[int]]:
+    """Every chunk's range, and an empty one where the tokens end."""
+    for begin in range(0, side.count, _BLOCK):
+        yield from side.ranges[begin : begin + _BLOCK].tolist()
+    yield [len(side.ids)] * 2
 
 
 def chunks_as_json(student: Side, teacher: Side) -> Iterator[dict[str, Any]]:

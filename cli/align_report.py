@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from ..coverage.render import percent
-from .align_cells import Side, cells, chunks_as_json
+from .align_cells import Side, cells, chunks_as_json, count_cells
 from .align_rows import Drawing
 from .align_tokens import Pen
 from .console import stdout_console
@@ -45,14 +46,18 @@ def draw(sides: Sides, found: SpanStatistics, *, limit: int | None) -> None:
     # Outside a terminal too, a width that was set is meant.
     columns = os.environ.get("COLUMNS", "")
     width = int(columns) if columns.isdecimal() and int(columns) else console.width
-    click.echo(f"{_names(sides)}: {_summary(found)}\n")
+    click.echo(f"{_names(sides)}: {_summary(found)}")
     drawing = Drawing(*sides, Pen(sys.stdout.encoding or "utf-8"), width)
-    every = cells(*sides)
-    for line in drawing.lines(islice(every, limit)):
-        console.print(line, soft_wrap=True)
-    rest = sum(1 for _ in every)
-    if rest:
-        click.echo(f"Note: {limit:,} of {limit + rest:,} chunks and gaps are shown: --all shows all.", err=True)
+    plain = console.no_color or console.color_system is None
+    for line in drawing.lines(islice(cells(*sides), limit)):
+        # Drawing colours takes most of the time, and there are none in a pipe.
+        if plain:
+            click.echo("".join(text for text, _ in line))
+        else:
+            console.print(Text.assemble(*line), soft_wrap=True)
+    total = count_cells(*sides)
+    if limit is not None and total > limit:
+        click.echo(f"Note: {limit:,} of {total:,} chunks and gaps are shown: --all shows all.", err=True)
 
 
 def print_statistics(sides: Sides, found: SpanStatistics) -> None:
@@ -81,7 +86,7 @@ def print_report(sides: Sides, found: SpanStatistics, *, stats_only: bool) -> No
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     if not stats_only:
         gaps = {name: side.gaps() for name, side in zip(names, sides, strict=True)}
-        lines += [f'  "chunks": [{",".join(_chunk_lines(sides))}\n  ]', f'  "gaps": {json.dumps(gaps)}']
+        lines += [f'  "chunks": [{",".join(_chunk_lines(sides))}]', f'  "gaps": {json.dumps(gaps)}']
     click.echo("{\n" + ",\n".join(lines) + "\n}")
 
 

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from rich.cells import cell_len, set_cell_size
-from rich.text import Text
 
 from .align_cells import Cell, Side
 from .align_tokens import Atom, Pen
 
 _STYLES = ("#1f2328 on #cfe3ff", "#1f2328 on #d3f2d0", "#1f2328 on #ffe9bd", "#1f2328 on #ead9ff")
 _GAP = "#ffffff on #b3261e"
-_SIGN = "#6a6f7a"
+_SIGN = "#59606b"
 _LEAST_WIDTH = 16
 _LONGEST_NAME = 16
+
+
+Line = list[tuple[str, str]]
+"""Stretches of a line, each with its style."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +64,24 @@ class Drawing:
         widest = min(max(map(cell_len, names)), _LONGEST_NAME)
         return set_cell_size(names[0], widest), set_cell_size(names[1], widest)
 
-    def lines(self, cells: Iterable[Cell]) -> Iterator[Text]:
-        """Two lines for each row, the student's over the teacher's, and an empty one between rows."""
+    def lines(self, cells: Iterable[Cell]) -> Iterator[Line]:
+        """Three lines for each row: an empty one, the student's, and the teacher's."""
         names = self.names
-        for number, row in enumerate(self._rows(cells)):
-            if number:
-                yield Text()
+        for row in self._rows(cells):
+            yield []
             for side in (0, 1):
                 yield self._line(names[side], row, side)
 
-    def _line(self, name: str, row: list[Piece], side: int) -> Text:
+    def _line(self, name: str, row: list[Piece], side: int) -> Line:
         signs = self.pen.signs
-        line = Text(f"{name} {signs.border}")
+        line = [(f"{name} {signs.border}", "")]
         for piece in row:
             atoms = piece.sides[side] or [Atom(signs.nothing * piece.width, is_sign=True)]
-            for atom in atoms:
-                line.append(atom.text, _dimmed(piece.style) if atom.is_sign else piece.style)
-            line.append(" " * (piece.width - _width(atoms)), piece.style)
+            dimmed = _dimmed(piece.style)
+            line += [(atom.text, dimmed if atom.is_sign else piece.style) for atom in atoms]
+            line.append((" " * (piece.width - _width(atoms)), piece.style))
             if piece.is_last:
-                line.append(signs.border)
+                line.append((signs.border, ""))
         return line
 
     def _rows(self, cells: Iterable[Cell]) -> Iterator[list[Piece]]:

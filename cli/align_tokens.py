@@ -104,13 +104,9 @@ def draw_token(pen: Pen, surface: bytes) -> tuple[Atom, ...]:
     >>> "".join(atom.text for atom in draw_token(Pen("utf-8"), b" \xe4\xbd\n"))
     '␣⟨e4 bd⟩\\n'
     """
-    text = surface.decode("utf-8", "surrogateescape")
     atoms: list[Atom] = []
-    for run in _RUNS.findall(text):
+    for run in _RUNS.findall(surface.decode("utf-8", "surrogateescape")):
         atoms += _bytes(run, pen.signs) if "\udc80" <= run[0] <= "\udcff" else _text(run, pen)
-    # A terminal that turns Arabic and Hebrew around would otherwise swap this token with a neighbour of its kind.
-    if pen.has(LEFT_TO_RIGHT) and any(unicodedata.bidirectional(letter) in {"R", "AL", "AN"} for letter in text):
-        atoms.append(Atom(LEFT_TO_RIGHT, is_sign=True))
     return tuple(atoms)
 
 
@@ -131,12 +127,20 @@ def _text(run: str, pen: Pen) -> list[Atom]:
             atoms.append(Atom(part.replace("…", ".."), is_sign=True))
         else:
             atoms.append(_character(part, pen))
+    # A terminal that turns Arabic and Hebrew around would otherwise swap this text with a neighbour of its kind.
+    if pen.has(LEFT_TO_RIGHT) and any(unicodedata.bidirectional(letter) in {"R", "AL", "AN"} for letter in run):
+        atoms.append(Atom(LEFT_TO_RIGHT, is_sign=True))
     return atoms
 
 
 def _character(part: str, pen: Pen) -> Atom:
     """A character with its marks, escaped where terminals disagree about its width or it could be taken for a sign."""
-    if not pen.has(part) or (not part.isascii() and part in astuple(pen.signs)) or _is_half_a_flag(part):
+    if (
+        not pen.has(part)
+        or part == pen.signs.border
+        or (not part.isascii() and part in astuple(pen.signs))
+        or _is_half_a_flag(part)
+    ):
         return Atom(_escaped(part), is_sign=True)
     if cell_len(part):
         return Atom(part, is_sign=False)
@@ -150,4 +154,4 @@ def _is_half_a_flag(part: str) -> bool:
 
 
 def _escaped(part: str) -> str:
-    return part.encode("ascii", "backslashreplace").decode()
+    return f"\\x{ord(part):02x}" if part.isascii() else part.encode("ascii", "backslashreplace").decode()
