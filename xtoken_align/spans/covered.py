@@ -110,4 +110,6 @@ def _closings(side: Placed, other: Placed, size: int) -> tuple[Numbers, Numbers]
     last, start = last[start >= 0], start[start >= 0]
     after = side.cover.cumsum()
     whole = after[last] - after[start] + side.cover[start] == side.end[last] - side.begin[start]
+    # Bytes of a character that a normaliser takes away cover nothing, and nothing is no chunk.
+    whole &= side.end[last] > side.begin[start]
     return start[whole], last[whole]

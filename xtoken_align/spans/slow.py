@@ -163,7 +163,7 @@ def _walk(ours: list[_Token], theirs: list[_Token]) -> tuple[list[int], list[int
         if begin not in begins[1]:
             continue
         runs = [_run(side, first[begin], ends) for side, first in zip(sides, begins, strict=True)]
-        if runs[0] and runs[1] and runs[0][-1][1].end == runs[1][-1][1].end:
+        if runs[0] and runs[1] and begin != runs[0][-1][1].end == runs[1][-1][1].end:
             for chunk, run in zip(chunks, runs, strict=True):
                 for at, _ in run:
                     chunk[at] = number
