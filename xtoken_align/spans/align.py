@@ -18,7 +18,11 @@ SaidPair = tuple[Said, Said]
 
 
 def aligned(
-    student: Units, teacher: Units, tables: PairTables, said: Callable[[int], SaidPair | None] = lambda _: None
+    student: Units,
+    teacher: Units,
+    tables: PairTables,
+    said: Callable[[int], SaidPair | None] = lambda _: None,
+    doubtful: NDArray[np.bool_] | None = None,
 ) -> Chunks:
     """Aligns the units of a batch.
 
@@ -27,12 +31,13 @@ def aligned(
         teacher: the teacher's, with the same units.
         tables: the pair's tables.
         said: what the two sides of a unit say, for a caller that knows more than the ids.
+        doubtful: bool (units,), units to ask `said` about even where one side's text is the beginning of the other's.
 
     Returns:
         Chunk ids that count up through all units.
     """
     fast = chunks_of(student.ids, student.counts, teacher.ids, teacher.counts, tables)
-    units = fast.differs.nonzero()[0]
+    units = (fast.differs if doubtful is None else fast.differs | doubtful).nonzero()[0]
     if not len(units):
         return fast
     return _careful(student, teacher, tables, fast, units, said)

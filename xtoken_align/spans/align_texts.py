@@ -91,7 +91,9 @@ def aligned_texts(
         other = _said(texts[unit], unit, theirs, tables, of_student=False)
         return None if one is None or other is None else (one, other)
 
-    return Aligned(*units, aligned(*units, tables, said))
+    # What is left of "abab" may begin as "abab" does.
+    doubtful = (ours.first > 0) | (theirs.first > 0)
+    return Aligned(*units, aligned(*units, tables, said, doubtful))
 
 
 def _said(text: str, unit: int, encoded: Encoded, tables: PairTables, *, of_student: bool) -> Said | None:

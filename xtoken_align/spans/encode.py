@@ -74,9 +74,9 @@ def encode(texts: Sequence[str], vocab: Vocab, edges: Edges, *, max_tokens: int 
     around = (begin is not None) + (end is not None)
     if max_tokens is not None and max_tokens <= around:
         raise OptionError(f"a maximum of {max_tokens} tokens leaves no room for text beside {around} around it")
-    strange = next((text for text in texts if not isinstance(text, str)), None)
-    if strange is not None:
-        raise OptionError(f"texts are a sequence of strings, got one of type {type(strange).__name__}")
+    strange = {type(text).__name__ for text in texts if not isinstance(text, str)}
+    if strange:
+        raise OptionError(f"texts are a sequence of strings, got one of type {min(strange)}")
     full = vocab.encode_batch(texts)
     lengths = np.fromiter(map(len, full), dtype=np.int64, count=len(full))
     kept, first, ends = lengths, np.zeros_like(lengths), np.full(len(full), end is not None)
