@@ -10,9 +10,11 @@ from ..readers.parsed import OffsetEncoder
 from ..vocab.vocab import Vocab
 from .resync import Said
 from .tables import PairTables
+from .units import runs
 
 Numbers = NDArray[np.int64]
 
+_SPACE = ord(" ")
 _MARKS = regex.compile(r"[\p{M}\p{Cf}]*")
 
 
@@ -33,8 +35,7 @@ def said_in(text: str, ids: Numbers, vocab: Vocab, tables: PairTables, *, first_
     own = ids + first_id
     data = text.encode("utf-8", "surrogatepass")
     lengths = tables.lengths[own].astype(np.int64)
-    surfaces = vocab.surfaces
-    if int(lengths.sum()) == len(data) and b"".join([surfaces[token] for token in ids.tolist()]) == data:
+    if int(lengths.sum()) == len(data) and tables.blob[runs(tables.begins[own], lengths)].tobytes() == data:
         end = lengths.cumsum()
         sharp = np.ones(len(ids), dtype=np.bool_)
         return _said(data, end - lengths, end, sharp, sharp, own, tables)
@@ -45,7 +46,7 @@ def said_in(text: str, ids: Numbers, vocab: Vocab, tables: PairTables, *, first_
         return None
     byte_at = _byte_positions(text)
     begin, end = byte_at[placed[:, 1]], byte_at[placed[:, 2]]
-    _take_spaces(data, begin, end, vocab, ids)
+    _take_spaces(data, begin, end, own, tables)
     return _said(data, *_one_by_one(begin, end), own, tables)
 
 
@@ -58,22 +59,24 @@ def _byte_positions(text: str) -> Numbers:
     return at
 
 
-def _take_spaces(data: bytes, begin: Numbers, end: Numbers, vocab: Vocab, ids: Numbers) -> None:
-    """Gives a token whose surface has a space at its edge the space that its characters leave out."""
+def _take_spaces(data: bytes, begin: Numbers, end: Numbers, own: Numbers, tables: PairTables) -> None:
+    """Gives tokens what their characters leave out beside them: a space of their surface, marks that modify them."""
+    text = np.frombuffer(data, dtype=np.uint8)
     before = np.append(0, end[:-1])
+    short = (begin > before) & tables.spaced[own]
+    short[short] = (text[begin[short] - 1] == _SPACE) & (text[begin[short]] != _SPACE)
+    begin -= short
     after = np.append(begin[1:], len(data))
-    surfaces = vocab.surfaces
-    for at in (begin > before).nonzero()[0].tolist():
-        if surfaces[int(ids[at])].startswith(b" ") and data[begin[at] - 1] == ord(" ") != data[begin[at]]:
-            begin[at] -= 1
-    for at in (after > end).nonzero()[0].tolist():
+    open_ = after > end
+    open_[open_] = text[end[open_]] >= 0x80
+    for at in open_.nonzero()[0].tolist():
         # Marks that a normaliser strips go with the character that they modify.
         marks = _MARKS.match(data[end[at] : after[at]].decode("utf-8", "replace"))
         end[at] += len(marks[0].encode()) if marks else 0
-        if end[at] == after[at]:
-            continue
-        if surfaces[int(ids[at])].endswith(b" ") and data[end[at]] == ord(" ") != data[end[at] - 1]:
-            end[at] += 1
+    last = tables.begins[own] + tables.lengths[own] - 1
+    short = (after > end) & (tables.lengths[own] > 0) & (tables.blob[last] == _SPACE)
+    short[short] = (text[end[short]] == _SPACE) & (text[end[short] - 1] != _SPACE)
+    end += short
 
 
 def _one_by_one(begin: Numbers, end: Numbers) -> tuple[Numbers, Numbers, NDArray[np.bool_], NDArray[np.bool_]]:

@@ -14,6 +14,7 @@ from .fold import Folding
 from .specials import matched
 from .stretches import Stretch, common_stretches
 from .tables import PairTables
+from .units import runs
 
 Numbers = NDArray[np.int64]
 
@@ -59,12 +60,7 @@ def said_by(ids: Numbers, tables: PairTables, *, trim: bool, fold: bool = True) 
     """
     lengths = tables.lengths[ids].astype(np.int64)
     begins = tables.begins[ids]
-    text = b"".join(
-        [
-            tables.blob[begin : begin + length].tobytes()
-            for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True)
-        ]
-    )
+    text = tables.blob[runs(begins, lengths)].tobytes()
     if trim and lengths.any():
         text = text[1:]
         lengths[(lengths > 0).argmax()] -= 1
