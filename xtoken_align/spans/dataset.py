@@ -1,0 +1,239 @@
+"""Aligning data sets that are larger than memory, batch by batch, and spans from the columns that this leaves.
+
+A data set is aligned once, in as many processes as there are cores; training then reads columns of numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._version import __version__
+from ..errors import OptionError, SourceError
+from ..read import read_vocab
+from ..vocab.vocab import Vocab
+from .align_chats import aligned_chats
+from .align_texts import aligned_texts
+from .chat_render import Template, renderer
+from .chunks import Chunks
+from .encode import Edges
+from .layout import in_rows
+from .make import Aligned, make_spans
+from .spans import Spans
+from .tables import PairTables, pair_tables
+from .units import End, Units, check_side, offsets_of, units_of, values_of
+
+Ragged = tuple[NDArray[Any], NDArray[np.int64]]
+"""Values, row after row, and where each row begins; one more offset than rows."""
+
+_READ: dict[str, Vocab] = {}
+"""The vocabularies that this process has read, by what is in them; a forked worker finds them read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignColumns:
+    """Aligns the texts or chats of a data set: what `datasets.Dataset.map(..., batched=True)` calls.
+
+    It makes the columns `student_ids`, `teacher_ids`, `student_chunks` and `teacher_chunks` (each token's chunk,
+    counted from 0 in every row, -1 outside every chunk), for chats `student_loss_mask` and `teacher_loss_mask` too.
+    `SpanCollator` takes rows of them, `spans_from_columns` makes `Spans` of them.
+
+    It travels to other processes, where each vocabulary is read once. What `datasets` keeps under the settings' hash is
+    found again while settings, vocabularies and the library's version are the same.
+
+    Args:
+        student: a source of the student as `read_vocab` takes it; not a `Vocab`, which cannot travel.
+        teacher: a source of the teacher.
+        column: the column of texts, or of chats: lists of messages with a `role` and a `content`.
+        bos: for texts, put the token that begins a text before each.
+        eos: for texts, put the token that ends a text after each.
+        max_student_tokens: cut to so many tokens.
+        max_teacher_tokens: the same of the teacher.
+        truncation_side: where to cut, `left` or `right`.
+        student_template: for chats; see `align_chats`.
+        teacher_template: the same of the teacher.
+        template_options: further variables of both Jinja templates.
+        loss_roles: whose messages count in the loss.
+        student_options: further options of `read_vocab`: `logits`, `pattern`, `revision`.
+        teacher_options: the same of the teacher.
+
+    Raises:
+        OptionError: an option has a value that makes no sense.
+        SourceError: a source cannot be found or fetched, or another process finds another tokenizer there.
+
+    >>> align = AlignColumns(student="llama-3", teacher="qwen3")
+    >>> batch = align({"text": ["x = 123", "of 2026"]})  # dataset.map(align, batched=True, num_proc=2, ...)
+    >>> batch["student_chunks"][0].tolist(), batch["teacher_chunks"][0].tolist()  # begin and end of text included
+    ([-1, 0, 1, 2, 3, 4], [0, 1, 2, 3, 3, 3, 4])
+    """
+
+    student: Any
+    teacher: Any
+    column: str = "text"
+    bos: bool = True
+    eos: bool = True
+    max_student_tokens: int | None = None
+    max_teacher_tokens: int | None = None
+    truncation_side: End = "right"
+    student_template: Template | None = None
+    teacher_template: Template | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    loss_roles: Sequence[str] = ("assistant",)
+    student_options: Mapping[str, Any] = field(default_factory=dict)
+    teacher_options: Mapping[str, Any] = field(default_factory=dict)
+    contents: tuple[str, str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_side("truncation_side", self.truncation_side)
+        contents = []
+        for side in ("student", "teacher"):
+            source = _portable(getattr(self, side), side)
+            object.__setattr__(self, side, source)
+            vocab = read_vocab(source, **getattr(self, f"{side}_options"))
+            contents.append(_content(vocab))
+            _READ.setdefault(contents[-1], vocab)
+        object.__setattr__(self, "contents", tuple(contents))
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[NDArray[Any]]]:
+        """Aligns a batch.
+
+        Args:
+            batch: columns; other ones than `column` are not looked at.
+
+        Returns:
+            Columns of int32 arrays, of bool arrays the loss masks, one per row.
+
+        Raises:
+            OptionError: the column is missing, or a row has neither a text nor a chat.
+        """
+        if self.column not in batch:
+            raise OptionError(f"there is no column `{self.column}` among {sorted(batch)}: name it with `column`")
+        return {name: _rows(ragged) for name, ragged in self.columns(batch[self.column]).items()}
+
+    def columns(self, entries: Sequence[Any]) -> dict[str, Ragged]:
+        """The columns of some texts or chats, each as one array with offsets."""
+        made = self._aligned(entries)
+        bases = offsets_of(made.chunks.count)[:-1]
+        sides: dict[str, tuple[Any, ...]] = {
+            "student": (made.student, made.chunks.student, made.student_labelled),
+            "teacher": (made.teacher, made.chunks.teacher, made.teacher_labelled),
+        }
+        columns: dict[str, Ragged] = {}
+        for side, (units, chunks, labelled) in sides.items():
+            own = np.where(chunks >= 0, chunks - bases.repeat(units.counts), -1)
+            columns[f"{side}_ids"] = units.ids.astype(np.int32), units.offsets
+            columns[f"{side}_chunks"] = own.astype(np.int32), units.offsets
+            if labelled is not None:
+                columns[f"{side}_loss_mask"] = labelled, units.offsets
+        return columns
+
+    def tables(self) -> PairTables:
+        """What aligning needs to know of both vocabularies; they are read unless this process has read them."""
+        return pair_tables(self._vocab("student", self.contents[0]), self._vocab("teacher", self.contents[1]))
+
+    def _vocab(self, side: str, content: str) -> Vocab:
+        if content not in _READ:
+            source = getattr(self, side)
+            vocab = read_vocab(source, **getattr(self, f"{side}_options"))
+            if _content(vocab) != content:
+                raise SourceError(
+                    f"{vocab.name} is not what it was where the {side} was named: all processes need the same "
+                    "tokenizer files and the same version of the library"
+                )
+            _READ[content] = vocab
+        return _READ[content]
+
+    def _aligned(self, entries: Sequence[Any]) -> Aligned:
+        limits = (self.max_student_tokens, self.max_teacher_tokens)
+        texts = {isinstance(entry, str) for entry in entries}
+        if len(texts) > 1 or any(entry is None for entry in entries):
+            raise OptionError(f"a row of `{self.column}` is no text: leave out the rows that have none")
+        tables = self.tables()
+        if texts <= {True}:
+            edges = Edges(bos=self.bos, eos=self.eos, truncation_side=self.truncation_side)
+            return aligned_texts(entries, tables, edges, limits)
+        renders = (
+            renderer(tables.student, self.student_template, "student", self.template_options),
+            renderer(tables.teacher, self.teacher_template, "teacher", self.template_options),
+        )
+        return aligned_chats(entries, tables, renders, self.loss_roles, limits, self.truncation_side)
+
+
+def spans_from_columns(batch: Mapping[str, Any], *, padding_side: End = "right") -> Spans:
+    """The spans of rows that `AlignColumns` has aligned; no vocabulary is needed.
+
+    Args:
+        batch: the columns that `AlignColumns` makes, a sequence of whole numbers per row.
+        padding_side: where shorter rows are padded, `left` or `right`.
+
+    Returns:
+        The spans, a row per row.
+
+    Raises:
+        OptionError: a column is missing, or columns do not fit each other.
+
+    >>> columns = {"student_ids": [[9, 4, 7]], "student_chunks": [[-1, 0, 1]]}
+    >>> columns |= {"teacher_ids": [[5, 6, 8]], "teacher_chunks": [[0, 0, 1]]}
+    >>> spans_from_columns(columns).weight.tolist()  # nothing predicts the teacher's first token
+    [[0.0, 1.0]]
+    """
+    check_side("padding_side", padding_side)
+    student, our_chunks, our_labels = _side(batch, "student")
+    teacher, their_chunks, their_labels = _side(batch, "teacher")
+    if len(student.counts) != len(teacher.counts):
+        raise OptionError(f"student columns have {len(student.counts)} rows, teacher columns {len(teacher.counts)}")
+    count = np.zeros(len(student.counts), dtype=np.int64)
+    for units, chunks in ((student, our_chunks), (teacher, their_chunks)):
+        np.maximum.at(count, np.arange(len(count)).repeat(units.counts), chunks + 1)
+    bases = offsets_of(count)
+    numbered = [
+        np.where(chunks >= 0, chunks + bases[:-1].repeat(units.counts), -1).astype(np.int32)
+        for units, chunks in ((student, our_chunks), (teacher, their_chunks))
+    ]
+    filled = [np.bincount(chunks[chunks >= 0], minlength=int(bases[-1])) > 0 for chunks in numbered]
+    if not (filled[0] & filled[1]).all():
+        raise OptionError("a chunk stands on one side alone: cut rows with the limits of AlignColumns or SpanCollator")
+    found = Chunks(numbered[0], numbered[1], count, np.zeros(len(count), dtype=np.bool_))
+    return make_spans(in_rows(Aligned(student, teacher, found, our_labels, their_labels), padding_side=padding_side))
+
+
+def _side(batch: Mapping[str, Any], side: str) -> tuple[Units, NDArray[np.int64], NDArray[np.bool_] | None]:
+    """A side's ids, chunks and loss mask, a value per token."""
+    missing = [f"{side}_{name}" for name in ("ids", "chunks") if f"{side}_{name}" not in batch]
+    if missing:
+        raise OptionError(f"there is no column `{missing[0]}` among {sorted(batch)}")
+    units = units_of(list(batch[f"{side}_ids"]), width=1 << 31, side=side)
+    chunks = values_of(list(batch[f"{side}_chunks"]), units, f"{side}_chunks").astype(np.int64)
+    mask = batch.get(f"{side}_loss_mask")
+    return units, chunks, None if mask is None else values_of(list(mask), units, f"{side}_loss_mask").astype(np.bool_)
+
+
+def _portable(source: Any, side: str) -> Any:
+    """A source that other processes can read, in whatever folder they run."""
+    if isinstance(source, Vocab):
+        raise OptionError(f"a `Vocab` cannot travel to other processes: give the source that the {side} was read from")
+    if not isinstance(source, (str, os.PathLike)):
+        return source
+    path = Path(source)
+    return str(path.absolute()) if path.exists() else os.fspath(source)
+
+
+def _content(vocab: Vocab) -> str:
+    """SHA-256 over all of a vocabulary that decides columns, and the library's version."""
+    roles = repr(sorted((role, tuple(ids)) for role, ids in vocab.roles.items()))
+    facts = (__version__, vocab.fingerprint, roles, str(vocab.chat_template))
+    return hashlib.sha256("\0".join(facts).encode() + vocab.kinds.tobytes()).hexdigest()
+
+
+def _rows(ragged: Ragged) -> list[NDArray[Any]]:
+    values, offsets = ragged
+    bounds = offsets.tolist()
+    return [values[begin:end] for begin, end in pairwise(bounds)]

@@ -1,0 +1,88 @@
+"""The same on Ray Data: actors that read the vocabularies once and then align block after block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import MissingExtraError, OptionError
+from .dataset import AlignColumns
+
+
+class AlignBlocks:
+    """What an actor runs: made once per worker, called with a pyarrow table for every batch.
+
+    Args:
+        align: what to align, and how.
+        keep: columns that stay beside the new ones.
+    """
+
+    def __init__(self, align: AlignColumns, keep: Sequence[str] = ()) -> None:
+        self._align = align
+        self._keep = list(keep)
+        # Read before the first batch comes.
+        align.tables()
+
+    def __call__(self, table: Any) -> Any:
+        """Aligns a batch.
+
+        Args:
+            table: pyarrow table.
+
+        Returns:
+            A pyarrow table of the columns that stay and those that `AlignColumns` makes.
+
+        Raises:
+            OptionError: a column is missing, or a row has neither a text nor a chat.
+        """
+        import pyarrow as pa
+
+        align = self._align
+        missing = [name for name in (align.column, *self._keep) if name not in table.column_names]
+        if missing:
+            raise OptionError(f"there is no column `{missing[0]}` among {table.column_names}")
+        made = table.select(self._keep)
+        for name, (values, offsets) in align.columns(table.column(align.column).to_pylist()).items():
+            lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
+            made = made.append_column(name, lists)
+        return made
+
+
+def align_ray(
+    dataset: Any, align: AlignColumns, *, workers: int, keep: Sequence[str] = (), batch_size: int = 256
+) -> Any:
+    """Aligns a Ray data set with actors of one core each; like all of Ray Data, it runs when the result is read.
+
+    Args:
+        dataset: `ray.data.Dataset`.
+        align: what to align, and how.
+        workers: how many actors; each holds both vocabularies.
+        keep: columns that stay beside the new ones.
+        batch_size: rows that an actor takes at once.
+
+    Returns:
+        `ray.data.Dataset` with the columns of `AlignColumns`.
+
+    Raises:
+        OptionError: there is no worker.
+        MissingExtraError: ray is not installed.
+
+    >>> align = AlignColumns(student="llama-3", teacher="qwen3", max_student_tokens=512)
+    >>> align_ray([{"text": "Hello"}], align, workers=0)
+    Traceback (most recent call last):
+    xtoken_align.errors.OptionError: at least one worker aligns, got 0
+    """
+    if workers < 1:
+        raise OptionError(f"at least one worker aligns, got {workers}")
+    try:
+        from ray.data import ActorPoolStrategy
+    except ImportError as error:
+        raise MissingExtraError("Aligning on Ray Data", "ray") from error
+    return dataset.map_batches(
+        AlignBlocks,
+        fn_constructor_args=(align, tuple(keep)),
+        batch_format="pyarrow",
+        batch_size=batch_size,
+        compute=ActorPoolStrategy(size=workers),
+        num_cpus=1,
+    )
