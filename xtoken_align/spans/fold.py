@@ -102,7 +102,8 @@ class Folding:
     def _cells(self, text: str) -> _Cells:
         """One cell where nothing changes, else one for every user-perceived character."""
         original = text.encode("utf-8", "surrogateescape")
-        if self._folded(text) == original:
+        # Half a character leaves itself as it is, not all around it.
+        if not _NOT_UTF8.search(text) and self._folded(text) == original:
             size = np.array([len(original)], dtype=np.int64)
             return _Cells(size, size, np.zeros(1, dtype=np.bool_), np.frombuffer(original, dtype=np.uint8))
         clusters = _CLUSTER.findall(text)
