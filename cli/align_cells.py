@@ -110,7 +110,7 @@ def cells(student: Side, teacher: Side) -> Iterator[Cell]:
 def count_cells(student: Side, teacher: Side) -> int:
     """How many cells there are."""
     places = (np.concatenate([side.ranges, [[len(side.ids)] * 2]]) for side in (student, teacher))
-    gaps = (np.count_nonzero(place[:, 0] > np.append(0, place[:-1, 1])) for place in places)
+    gaps = (int(np.count_nonzero(place[:, 0] > np.append(0, place[:-1, 1]))) for place in places)
     return student.count + sum(gaps)
 
 
