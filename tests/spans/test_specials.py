@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +31,7 @@ def longest(grid: np.ndarray, row: int = 0, column: int = 0) -> int:
 def test_pairs_are_the_longest_list_that_ascends_on_both_sides(grid: np.ndarray) -> None:
     pairs = in_order(grid)
     assert all(grid[pair] for pair in pairs)
-    assert all(a[0] < b[0] and a[1] < b[1] for a, b in zip(pairs, pairs[1:], strict=False))
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(pairs))
     assert len(pairs) == longest(grid)
 
 
