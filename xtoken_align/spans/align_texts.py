@@ -99,7 +99,8 @@ def aligned_texts(
 def _said(text: str, unit: int, encoded: Encoded, tables: PairTables, *, of_student: bool) -> Said | None:
     """What a side says of a text, with the tokens around it."""
     vocab, first_id = (tables.student, 0) if of_student else (tables.teacher, len(tables.student))
-    ids = np.array(encoded.full[unit], dtype=np.int64)
+    begin = int(encoded.whole_counts[:unit].sum())
+    ids = encoded.whole[begin : begin + int(encoded.whole_counts[unit])]
     said = said_in(text, ids, vocab, tables, first_id=first_id)
     if said is None:
         return None

@@ -69,7 +69,7 @@ def make_spans(aligned: Aligned) -> Spans:
 
 def _segments(side: Units, mask: Flags) -> NDArray[np.int32]:
     if not side.segments.any():
-        return mask.astype(np.int32) - np.int32(1)
+        return np.subtract(mask, 1, dtype=np.int32)
     return side.spread(side.segments.astype(np.int32).repeat(side.counts))
 
 
@@ -79,5 +79,6 @@ def _chunked(chunk: NDArray[np.int32]) -> NDArray[np.int32]:
 
 def _in_rows(side: Units, chunk: NDArray[np.int32], bases: NDArray[np.int64]) -> NDArray[np.int32]:
     """Chunk ids counted from 0 in every row, where their tokens stand."""
-    rows = side.spread(chunk) - bases[:-1, None].astype(np.int32)
+    rows = side.spread(chunk) if side.keep is not None else side.spread(chunk).copy()
+    rows -= bases[:-1, None].astype(np.int32)
     return np.maximum(rows, np.int32(-1), out=rows)

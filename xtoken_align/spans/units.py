@@ -50,7 +50,9 @@ class Units:
         """(rows, columns), a value per token at its place, `fill` elsewhere."""
         if self.keep is None:
             return values.reshape(self.shape)
-        out = np.full(self.shape[0] * self.shape[1], fill, dtype=values.dtype)
+        size = self.shape[0] * self.shape[1]
+        # Zeros cost nothing where they are not touched, and most of a batch of texts of all lengths is padding.
+        out = np.full(size, fill, dtype=values.dtype) if fill else np.zeros(size, dtype=values.dtype)
         out[self.keep] = values
         return out.reshape(self.shape)
 
