@@ -112,4 +112,8 @@ def _closings(side: Placed, other: Placed, size: int) -> tuple[Numbers, Numbers]
     whole = after[last] - after[start] + side.cover[start] == side.end[last] - side.begin[start]
     # Bytes of a character that a normaliser takes away cover nothing, and nothing is no chunk.
     whole &= side.end[last] > side.begin[start]
-    return start[whole], last[whole]
+    start, last = start[whole], last[whole]
+    # Nor do they belong to the chunk that has ended before them.
+    new = np.ones(len(last), dtype=np.bool_)
+    new[1:] = side.end[last[1:]] > side.end[last[:-1]]
+    return start[new], last[new]
