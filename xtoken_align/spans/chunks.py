@@ -96,6 +96,9 @@ def _block(
         tail = chunk >= laid.until[1:].repeat(laid.counts)
         rest = rest[~tail[rest]]
         differs |= laid.tails_differ()
+        if tables.student.ends_words or tables.teacher.ends_words:
+            # The longer text may have nothing more than a space that its last word invents.
+            differs |= laid.totals[0] != laid.totals[1]
     if len(rest):
         differs |= laid.different(rest)
     chunk[laid.middle :] -= laid.until[laid.units]

@@ -37,7 +37,8 @@ def slow_chunks(
     1. Text and byte tokens say their surfaces; everything else says nothing. A dummy prefix that the other side does
        not have is no text.
     2. What the two texts have in common is the axis: one stretch where one text is the beginning of the other, else the
-       common stretches of the two texts as both normalisers leave them.
+       common stretches of the two texts as both normalisers leave them. Where surfaces of word ends carry a space that
+       the text may not have, the beginning of a text is not enough.
     3. A token is on the axis if it lies inside one stretch. Specials that correspond and stand at one place are too;
        between two stretches, all that one side alone says counts as one place.
     4. A chunk goes from a beginning that both sides have to the next end that both sides have, without a hole on
@@ -56,7 +57,8 @@ def slow_chunks(
     _trim(sides, (student, teacher))
     texts = [b"".join(token.text for token in side) for side in sides]
     shorter = min(map(len, texts))
-    one_text = texts[0][:shorter] == texts[1][:shorter]
+    compared = max(map(len, texts)) if student.ends_words or teacher.ends_words else shorter
+    one_text = texts[0][:compared] == texts[1][:compared]
     if one_text:
         folded = [_unfolded(text) for text in texts]
         stretches = [(0, 0, shorter)] if shorter else []
