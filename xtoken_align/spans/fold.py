@@ -143,7 +143,7 @@ class Folding:
 
 @dataclass(frozen=True, eq=False)
 class _Cells:
-    """Stretches of a text that fold on their own: bytes before and after, whether they changed, and the folded bytes."""
+    """Stretches of a text that fold on their own: bytes before and after, whether changed, and the folded bytes."""
 
     sizes: NDArray[np.int64]
     made: NDArray[np.int64]
