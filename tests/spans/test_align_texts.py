@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from families import FAMILIES_AND_WORDY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from span_checks import any_text, check, chunk_rows, expected_rows, id_rows, surfaces_of, vocab
 
 from xtoken_align import Vocab
 from xtoken_align.errors import OptionError
+from xtoken_align.spans.align_ids import align_ids
 from xtoken_align.spans.align_texts import align_texts
 from xtoken_align.spans.offsets import said_in
 from xtoken_align.spans.tables import pair_tables
@@ -168,6 +170,54 @@ def test_line_feeds_that_a_normaliser_turns_into_spaces_cost_nothing(real: Real)
     text = "def f(x):\n    return x\n 12345\nfoo\n\nbar"
     statistics = align_texts([text], student=real("j2"), teacher=real("qwen3")).statistics()
     assert (statistics.student_gaps, statistics.teacher_gaps) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "text", "expected"),
+    [
+        ("clip", "gpt2", "the", ([0], [0])),
+        ("clip", "gpt2", "the cat sat", ([0, 1, 2], [0, 1, 2])),
+        ("gpt1", "llama2", "the cat sat", ([0, 1, 2], [0, 1, 2])),
+        ("bert-uncased", "gpt2", "the cat sat", ([0, 1, 2], [0, 1, 2])),
+        ("bert-uncased", "gpt2", "Hello World.", ([0, 1, 2], [0, 1, 2])),
+        ("bert-uncased", "llama2", "Hello World.", ([0, 1, 2], [0, 1, 2])),
+        # A space by itself is no text for either; marks before which a space stands are.
+        ("clip", "gpt2", "cat (7) <div>", ([0, 1, 2, 3, 4, 5, 6], [0, -1, 1, 2, 3, 4, 5, 6])),
+        ("bert-uncased", "gpt2", "cat (7) <div>", ([0, 1, 2, 3, 4, 5, 6], [0, -1, 1, 2, 3, 4, 5, 6])),
+    ],
+)
+def test_spaces_that_surfaces_invent_cost_nothing(
+    student: str, teacher: str, text: str, expected: tuple[list[int], list[int]]
+) -> None:
+    ours, theirs = FAMILIES_AND_WORDY[student].vocab(), FAMILIES_AND_WORDY[teacher].vocab()
+    spans = align_texts([text], student=ours, teacher=theirs)
+    assert chunk_rows(spans) == expected
+    ids = id_rows(spans)
+    assert chunk_rows(align_ids([ids[0]], [ids[1]], student=ours, teacher=theirs)) == expected
+    assert chunk_rows(align_texts([text], student=theirs, teacher=ours)) == expected[::-1]
+
+
+@pytest.mark.parametrize("name", ["deberta", "t5", "albert"])
+def test_a_character_that_a_normaliser_removes_moves_nothing_else(name: str) -> None:
+    # The offsets of `tokenizers` are wrong behind it.
+    formed, plain = FAMILIES_AND_WORDY[name].vocab(), FAMILIES_AND_WORDY["llama2"].vocab()
+    spans = align_texts(["\x07(7)"], student=formed, teacher=plain)
+    said = [surfaces_of(side, ids) for side, ids in zip((formed, plain), id_rows(spans), strict=True)]
+    chunks = [dict(zip(own, texts, strict=True)) for own, texts in zip(chunk_rows(spans), said, strict=True)]
+    for side in chunks:
+        side.pop(-1, None)
+    assert len(chunks[0]) >= 3
+    assert {number: text.strip() for number, text in chunks[0].items()} == chunks[1]
+
+
+def test_bytes_that_a_normaliser_takes_away_are_in_no_chunk() -> None:
+    taking = vocab(["a", "b"], change=lambda text: text.replace("é", ""))
+    plain = vocab(["a", b"\xc3", b"\xa9", "b"])
+    assert chunk_rows(align_texts(["aéb"], student=taking, teacher=plain)) == ([0, 1], [0, -1, -1, 1])
+    assert chunk_rows(align_ids([[0, 0]], [[0, 1, 2, 3, 0]], student=taking, teacher=plain)) == (
+        [0, 1],
+        [0, -1, -1, -1, 1],
+    )
 
 
 @given(text=any_text())
