@@ -1,6 +1,5 @@
 """Ray Data gives the same spans: two workers on a cluster of this machine alone, which ends with the test."""
 
-import json
 import os
 import secrets
 import subprocess
@@ -12,32 +11,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xtoken_align.errors import MissingExtraError, OptionError
+from xtoken_align.errors import MissingExtraError, OptionError, XTokenWarning
 from xtoken_align.spans.dataset import AlignColumns
-from xtoken_align.spans.ray_data import AlignBlocks, align_ray
+from xtoken_align.spans.ray_data import AlignBlocks, _warn_of_waiting, align_ray
 from xtoken_align.vocab.vocab import Vocab
 
 Real = Callable[[str], Vocab]
 TEXTS = ["Hello 123, world", "", "naïve 😊", "x = 4567\n"] * 10
 
-# A process of its own: Ray installs handlers, threads and warning filters in the one that starts it.
+# A process of its own: Ray installs handlers, threads and warning filters in the one that starts it. Reading and
+# writing are tasks that need a core, beside two workers on two cores.
 CLUSTER = """
-import json, os, sys
+import json, sys
 import ray
 from ray import data
-from xtoken_align.errors import OptionError
 from xtoken_align.spans.dataset import AlignColumns
 from xtoken_align.spans.ray_data import align_ray
 
-texts, place = json.load(sys.stdin), sys.argv[1]
+place, given, made = sys.argv[1:]
 ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", object_store_memory=100_000_000,
          log_to_driver=False, configure_logging=False, _temp_dir=place)
 data.DataContext.get_current().enable_progress_bars = False
 try:
     align = AlignColumns(student="llama-3", teacher="qwen3")
-    rows = data.from_items([{"text": text, "number": number} for number, text in enumerate(texts)])
-    aligned = align_ray(rows, align, workers=2, keep=["number"], batch_size=8)
-    print(json.dumps(sorted(aligned.take_all(), key=lambda row: row["number"])))
+    align_ray(data.read_parquet(given), align, workers=2, keep=["number"], batch_size=8).write_parquet(made)
 finally:
     ray.shutdown()
 """
@@ -70,8 +67,13 @@ def running(place: str) -> list[str]:
     return found
 
 
-def test_two_workers_align_as_one_process_does(align: AlignColumns, place: str) -> None:
+def test_two_workers_align_as_one_process_does(align: AlignColumns, place: str, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray has no build for this Python or system")
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    numbers = list(range(len(TEXTS)))
+    parquet.write_table(pa.table({"text": TEXTS, "number": numbers}), tmp_path / "given.parquet", row_group_size=10)
     environment = {
         **os.environ,
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -79,8 +81,7 @@ def test_two_workers_align_as_one_process_does(align: AlignColumns, place: str) 
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     done = subprocess.run(
-        [sys.executable, "-c", CLUSTER, place],
-        input=json.dumps(TEXTS),
+        [sys.executable, "-c", CLUSTER, place, str(tmp_path / "given.parquet"), str(tmp_path / "made")],
         capture_output=True,
         text=True,
         check=False,
@@ -88,13 +89,19 @@ def test_two_workers_align_as_one_process_does(align: AlignColumns, place: str) 
         env=environment,
     )
     assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)
-    assert [row.pop("number") for row in rows] == list(range(len(TEXTS)))
+    rows = sorted(parquet.read_table(tmp_path / "made").to_pylist(), key=lambda row: row["number"])
+    assert [row.pop("number") for row in rows] == numbers
     columns = align({"text": TEXTS})
     assert all(row.keys() == columns.keys() for row in rows)
     for name, column in columns.items():
         assert [row[name] for row in rows] == [entry.tolist() for entry in column]
     assert not running(place)
+
+
+def test_workers_that_leave_no_core_for_reading_are_warned_of() -> None:
+    with pytest.warns(XTokenWarning, match="take 2 of 2 cores"):
+        _warn_of_waiting(2, 2)
+    _warn_of_waiting(1, 2)
 
 
 def test_a_block_keeps_the_columns_asked_for(align: AlignColumns) -> None:

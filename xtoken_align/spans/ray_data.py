@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import MissingExtraError, OptionError
+from ..errors import MissingExtraError, OptionError, XTokenWarning
 from .dataset import AlignColumns
 
 
@@ -49,16 +50,24 @@ class AlignBlocks:
 
 
 def align_ray(
-    dataset: Any, align: AlignColumns, *, workers: int, keep: Sequence[str] = (), batch_size: int = 256
+    dataset: Any,
+    align: AlignColumns,
+    *,
+    workers: int,
+    keep: Sequence[str] = (),
+    batch_size: int = 256,
+    cores: float = 0.5,
 ) -> Any:
-    """Aligns a Ray data set with actors of one core each; like all of Ray Data, it runs when the result is read.
+    """Aligns a Ray data set with actors; like all of Ray Data, it runs when the result is read.
 
     Args:
         dataset: `ray.data.Dataset`.
         align: what to align, and how.
         workers: how many actors; each holds both vocabularies.
-        keep: columns that stay beside the new ones.
+        keep: columns that stay beside the new ones. Ray does not keep the order of rows: keep what tells them apart.
         batch_size: rows that an actor takes at once.
+        cores: what Ray sets aside for an actor, which keeps a core busy. Tasks that read and write need a core each and
+            wait for ever where the actors have all, hence only half.
 
     Returns:
         `ray.data.Dataset` with the columns of `AlignColumns`.
@@ -75,14 +84,29 @@ def align_ray(
     if workers < 1:
         raise OptionError(f"at least one worker aligns, got {workers}")
     try:
+        import ray
         from ray.data import ActorPoolStrategy
     except ImportError as error:
         raise MissingExtraError("Aligning on Ray Data", "ray") from error
+    cluster: Any = ray
+    if cluster.is_initialized():
+        _warn_of_waiting(workers * cores, cluster.cluster_resources().get("CPU", 0))
     return dataset.map_batches(
         AlignBlocks,
         fn_constructor_args=(align, tuple(keep)),
         batch_format="pyarrow",
         batch_size=batch_size,
         compute=ActorPoolStrategy(size=workers),
-        num_cpus=1,
+        num_cpus=cores,
     )
+
+
+def _warn_of_waiting(taken: float, cores: float) -> None:
+    """Warns where actors leave no core for reading and writing; a cluster may still grow."""
+    if taken > cores - 1:
+        warnings.warn(
+            f"the workers take {taken:g} of {cores:g} cores, and tasks that read and write need one: without it Ray "
+            "waits; take fewer `workers` or a smaller part of `cores` for each",
+            XTokenWarning,
+            stacklevel=3,
+        )
