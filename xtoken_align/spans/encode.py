@@ -99,7 +99,8 @@ def encode(texts: Sequence[str], vocab: Vocab, edges: Edges, *, max_tokens: int 
     around = (begin is not None) + (end is not None)
     if max_tokens is not None and max_tokens <= around:
         raise OptionError(f"a maximum of {max_tokens} tokens leaves no room for text beside {around} around it")
-    strange = {type(text).__name__ for text in texts if not isinstance(text, str)}
+    kinds: set[type] = set(map(type, texts))
+    strange = {kind.__name__ for kind in kinds if not issubclass(kind, str)}
     if strange:
         raise OptionError(f"texts are a sequence of strings, got one of type {min(strange)}")
     whole, lengths = encode_flat(texts, vocab)
