@@ -307,3 +307,10 @@ def test_arrays_that_cannot_be_written_to_become_tensors_without_a_warning() -> 
     ids = np.array([[A, B]])
     ids.flags.writeable = False
     assert align(ids, ids).torch().student_ids.tolist() == [[A, B]]
+
+
+def test_no_chunk_reaches_over_what_differs() -> None:
+    one, other = vocab(["he", "yXf", "oo", "!"]), vocab(["h", "eyYfo", "o", "!"])
+    # Both sides have a boundary before "hey" and after "foo", and none between that compares.
+    spans = align_ids([[0, 1, 2, 3]], [[0, 1, 2, 3]], student=one, teacher=other)
+    assert chunk_rows(spans) == ([-1, -1, -1, 0], [-1, -1, -1, 0])
