@@ -59,8 +59,8 @@ def logits(draw: st.DrawFn, *shape: int) -> torch.Tensor:
 
 @st.composite
 def batches(draw: st.DrawFn) -> Batch:
-    samples, slots = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    student_length, teacher_length = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    samples, slots = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    student_length, teacher_length = (draw(st.sampled_from([5, 6, 7, 4, 3, 2, 1])) for _ in range(2))
     student_width, teacher_width = draw(st.integers(1, 6)), draw(st.integers(1, 6))
     cells = st.sampled_from([(i, j) for i in range(student_width) for j in range(teacher_width)])
     links = draw(st.lists(cells, max_size=10, unique=True))
@@ -74,7 +74,7 @@ def batches(draw: st.DrawFn) -> Batch:
         teacher_chunks=integers(draw, -1, slots - 1, samples, teacher_length).sort(dim=1).values,
         pair_valid=integers(draw, 0, 5, samples, slots) > 0,
         pair_is_correct=integers(draw, 0, 1, samples, slots) > 0,
-        sample_mask=integers(draw, 0, 3, samples) > 0,
+        sample_mask=integers(draw, 0, 5, samples) > 0,
         token_mask=integers(draw, 0, 2, samples, student_length) > 0,
         rows=torch.tensor([i for i, _ in links], dtype=torch.int64),
         columns=torch.tensor([j for _, j in links], dtype=torch.int64),

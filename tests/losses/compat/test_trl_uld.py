@@ -82,6 +82,14 @@ def test_the_merge_of_two_positions(merge: str, expected: list[float]) -> None:
     assert merged[0].tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("merge", "other"), [("observed", 1), ("bayesian", 0)])
+def test_the_other_tokens_of_a_merge_have_a_least_probability(merge: str, other: int) -> None:
+    log_q = torch.tensor([[0.5, 0.5], [0.5, 0.5]], dtype=torch.float64).log()
+    log_q[other] = torch.tensor([0.0, -40.0])
+    merged = merge_groups(log_q, torch.tensor([1, 1]), torch.tensor([0, 2]), merge=merge)
+    assert merged[0].tolist() == pytest.approx([0.5e-8, 0.5e-8], rel=1e-9)
+
+
 @pytest.mark.parametrize(("merge", "expected"), [("observed", 0.5), ("bayesian", 0.0)])
 def test_two_perfect_predictors_of_one_text(merge: str, expected: float) -> None:
     """The student writes one token for the teacher's two. After the text both are undecided between two ids."""
