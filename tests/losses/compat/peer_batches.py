@@ -72,10 +72,10 @@ def batches(draw: st.DrawFn) -> Batch:
         teacher_ids=integers(draw, 0, teacher_width - 1, samples, teacher_length),
         student_chunks=integers(draw, -1, slots - 1, samples, student_length).sort(dim=1).values,
         teacher_chunks=integers(draw, -1, slots - 1, samples, teacher_length).sort(dim=1).values,
-        pair_valid=integers(draw, 0, 5, samples, slots) > 0,
-        pair_is_correct=integers(draw, 0, 1, samples, slots) > 0,
-        sample_mask=integers(draw, 0, 5, samples) > 0,
-        token_mask=integers(draw, 0, 2, samples, student_length) > 0,
+        pair_valid=integers(draw, 0, 5, samples, slots) < 5,
+        pair_is_correct=integers(draw, 0, 1, samples, slots) < 1,
+        sample_mask=integers(draw, 0, 5, samples) < 5,
+        token_mask=integers(draw, 0, 2, samples, student_length) < 2,
         rows=torch.tensor([i for i, _ in links], dtype=torch.int64),
         columns=torch.tensor([j for _, j in links], dtype=torch.int64),
         weights=torch.tensor(weights, dtype=torch.float64),
@@ -85,7 +85,7 @@ def batches(draw: st.DrawFn) -> Batch:
 def _side(draw: st.DrawFn, samples: int, length: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Ids, labels and byte offsets; answers may be empty, begin at 0, or have a gap."""
     ids = integers(draw, 0, width - 1, samples, length)
-    labels = torch.where(integers(draw, 0, 3, samples, length) > 0, ids, -100)
+    labels = torch.where(integers(draw, 0, 3, samples, length) < 3, ids, -100)
     begins = integers(draw, 0, length, samples)
     labels = torch.where(torch.arange(length) >= begins.unsqueeze(1), labels, -100)
     ends = [list(accumulate(row)) for row in integers(draw, 0, 3, samples, length).tolist()]
