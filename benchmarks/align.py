@@ -2,8 +2,9 @@
 
     python benchmarks/align.py [--quick] [--only ids texts peers datasets] [--json]
 
-Tokens are those of both sides together. All but `datasets` counts processor time of one core. Texts are the sources and
-documents of the installed standard library and packages, drawn with a fixed seed. Exits with 1 where a budget is missed.
+Tokens are those of both sides together. All but `datasets` counts processor time of one core. Texts are sources and
+documents of the installed standard library and packages, drawn with a fixed seed. Exits with 1 where a budget is
+missed.
 """
 
 from __future__ import annotations
