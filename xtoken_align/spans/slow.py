@@ -161,11 +161,13 @@ def _walk(ours: list[_Token], theirs: list[_Token]) -> tuple[list[int], list[int
     ends = {token.end for _, token in sides[0]} & {token.end for _, token in sides[1]}
     chunks = [[-1] * len(ours), [-1] * len(theirs)]
     number = 0
-    for begin in begins[0]:
+    for begin in sorted(filter(None, begins[0])):
         if begin not in begins[1]:
             continue
         runs = [_run(side, first[begin], ends) for side, first in zip(sides, begins, strict=True)]
-        if runs[0] and runs[1] and begin != runs[0][-1][1].end == runs[1][-1][1].end:
+        closed = [run[-1][1].end if run else None for run in runs]
+        # Bytes of a character that a normaliser takes away end where they begin.
+        if closed[0] is not None and closed[0] == closed[1] and begin < closed[0]:
             for chunk, run in zip(chunks, runs, strict=True):
                 for at, _ in run:
                     chunk[at] = number
