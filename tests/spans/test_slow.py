@@ -109,3 +109,20 @@ def test_texts_around_a_difference_are_aligned_as_the_slow_twin_aligns_them(
     head: list[int], tail: list[int], middles: tuple[list[int], list[int]], pair: tuple[Vocab, Vocab]
 ) -> None:
     agree([head + middles[0] + tail], [head + middles[1] + tail], *pair)
+
+
+S, C3, A9 = len(LETTERS), 8, 9
+"""`<s>` and the two bytes of é."""
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ([C3, A9, S, 0], [S, 0]),
+        ([0, S, C3, A9], [1, 0, S, C3, A9]),
+        ([0, 0], [0, C3, A9, 1, 0]),
+        ([S, C3, A9, S], [C3, A9, S]),
+    ],
+)
+def test_bytes_that_a_normaliser_takes_away_beside_specials_and_ends(ours: list[int], theirs: list[int]) -> None:
+    agree([ours, theirs], [theirs, ours], MARKED[0], MARKED[2])
