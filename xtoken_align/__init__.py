@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .spans.align_ids import align_ids
     from .spans.align_texts import align_texts
     from .spans.collate import SpanCollator
+    from .spans.dataset import AlignColumns
     from .spans.spans import Spans
     from .store.get_or_build import get_or_build
     from .store.load import load
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .vocab.vocab import Vocab
 
 _HOMES = {
+    "AlignColumns": "spans.dataset",
     "Compat": "compare.compat",
     "Diff": "compare.diff",
     "Mapping": "mapping.mapping",
@@ -49,6 +51,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AlignColumns",
     "Compat",
     "Diff",
     "Mapping",

@@ -238,6 +238,8 @@ def test_a_dummy_prefix_is_no_text_unless_both_sides_begin_with_a_space() -> Non
         ((1, 3), (1, 2)): ([0, 1], [0, 1]),
         ((2, 0, 3), (1, 2)): ([0, 0, 1], [0, 1]),
         ((0, 3), (1, 2)): ([-1, 0], [-1, 0]),
+        # The prefix before a text that begins with a space itself.
+        ((2, 1, 3), (1, 2)): ([-1, 0, 1], [0, 1]),
     }
     for (ours, theirs), expected in pairs.items():
         assert chunk_rows(align_ids([ours], [theirs], student=prefixed, teacher=plain)) == expected

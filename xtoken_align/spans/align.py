@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .chunks import Chunks, chunks_of
 from .covered import Placed, chunks_of_placed
-from .resync import Said, place, said_by
+from .resync import Said, has_dummy_prefix, place, said_by, surfaces_of
 from .tables import PairTables
 from .units import Units, offsets_of, runs
 
@@ -69,18 +69,12 @@ def _careful(
 
 
 def _said(ours: Numbers, theirs: Numbers, tables: PairTables) -> SaidPair:
-    spaced = [_begins_with_space(ids, tables) for ids in (ours, theirs)]
-    # A space that both sides begin with is no dummy prefix.
+    texts = [surfaces_of(ids, tables).tobytes() for ids in (ours, theirs)]
     trims = (
-        spaced[0] and not spaced[1] and tables.student.encoder.dummy_prefix,
-        spaced[1] and not spaced[0] and tables.teacher.encoder.dummy_prefix,
+        tables.student.encoder.dummy_prefix and has_dummy_prefix(texts[0], texts[1]),
+        tables.teacher.encoder.dummy_prefix and has_dummy_prefix(texts[1], texts[0]),
     )
     return said_by(ours, tables, trim=trims[0]), said_by(theirs, tables, trim=trims[1])
-
-
-def _begins_with_space(ids: Numbers, tables: PairTables) -> bool:
-    spoken = (tables.lengths[ids] > 0).nonzero()[0]
-    return len(spoken) > 0 and bool(tables.spaced[ids[spoken[0]]])
 
 
 def _merged(

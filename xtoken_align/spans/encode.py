@@ -97,6 +97,8 @@ def encode(texts: Sequence[str], vocab: Vocab, edges: Edges, *, max_tokens: int 
     begin = vocab.roles.get("bos", (None,))[0] if edges.bos else None
     end = vocab.roles.get("eos", (None,))[0] if edges.eos else None
     around = (begin is not None) + (end is not None)
+    if max_tokens is not None and not isinstance(max_tokens, int):
+        raise OptionError(f"a maximum of tokens is a whole number, got {max_tokens!r}")
     if max_tokens is not None and max_tokens <= around:
         raise OptionError(f"a maximum of {max_tokens} tokens leaves no room for text beside {around} around it")
     kinds: set[type] = set(map(type, texts))

@@ -49,6 +49,28 @@ def folding_of(tables: PairTables) -> Folding:
     return Folding(tables.student, tables.teacher)
 
 
+def surfaces_of(ids: Numbers, tables: PairTables) -> NDArray[np.uint8]:
+    """The bytes of tokens' surfaces, uint8; `ids` as `PairTables` counts them."""
+    return tables.blob[runs(tables.begins[ids], tables.lengths[ids])]
+
+
+def has_dummy_prefix(text: bytes, other: bytes) -> bool:
+    """Whether a text has one space at its beginning that the other side's text has not.
+
+    >>> [has_dummy_prefix(b" a b", other) for other in (b"a b", b" a b", b" a")]
+    [True, False, False]
+    >>> has_dummy_prefix(b"  a", b" a")
+    True
+    """
+    if not text.startswith(b" ") or not other.startswith(b" "):
+        return text.startswith(b" ")
+    size = min(len(text), len(other))
+    if text[:size] == other[:size]:
+        return False
+    size = min(len(text) - 1, len(other))
+    return text[1 : size + 1] == other[:size]
+
+
 def said_by(ids: Numbers, tables: PairTables, *, trim: bool, fold: bool = True) -> Said:
     """What tokens say, folded as the pair's normalisers fold.
 
@@ -59,8 +81,7 @@ def said_by(ids: Numbers, tables: PairTables, *, trim: bool, fold: bool = True) 
         fold: whether to fold at all.
     """
     lengths = tables.lengths[ids].astype(np.int64)
-    begins = tables.begins[ids]
-    text = tables.blob[runs(begins, lengths)].tobytes()
+    text = surfaces_of(ids, tables).tobytes()
     if trim and lengths.any():
         text = text[1:]
         lengths[(lengths > 0).argmax()] -= 1

@@ -10,6 +10,7 @@ import numpy as np
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
 from .fold import Folded, Folding
+from .resync import has_dummy_prefix
 from .specials import in_order
 from .stretches import Stretch, common_stretches
 
@@ -91,11 +92,11 @@ def _tokens(ids: Sequence[int], vocab: Vocab) -> list[_Token]:
 
 
 def _trim(sides: tuple[list[_Token], list[_Token]], vocabs: tuple[Vocab, Vocab]) -> None:
-    first = [next((token for token in side if token.text), None) for side in sides]
-    spaced = [token is not None and token.text.startswith(b" ") for token in first]
-    for side, token in enumerate(first):
-        if token is not None and spaced[side] and not spaced[1 - side] and vocabs[side].encoder.dummy_prefix:
-            token.text = token.text[1:]
+    texts = [b"".join(token.text for token in side) for side in sides]
+    for side, vocab in enumerate(vocabs):
+        if vocab.encoder.dummy_prefix and has_dummy_prefix(texts[side], texts[1 - side]):
+            first = next(token for token in sides[side] if token.text)
+            first.text = first.text[1:]
 
 
 def _unfolded(text: bytes) -> Folded:
