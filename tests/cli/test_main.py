@@ -138,6 +138,8 @@ def test_an_interrupted_build_says_so_and_leaves_no_file(
 ) -> None:
     before = (
         "import os, signal\n"
+        # Where the tests run in the background of a shell, SIGINT is ignored from the start.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"import xtoken_align.{module} as module\n"
         f"original = module.{function}\n"
         f"def interrupted(*arguments, **options):\n"

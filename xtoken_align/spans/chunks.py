@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from .units import Ids, offsets_of, runs
 
 Numbers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+
+T = TypeVar("T", np.int32, np.int64)
 
 _BLOCK = 1 << 16
 """Tokens looked at together: what they need stays in the processor's second-level cache."""
@@ -93,9 +96,12 @@ def _block(
     chunk = laid.chunk
     differs = np.zeros(laid.units, dtype=np.bool_)
     if laid.uneven:
-        tail = chunk >= laid.until[1:].repeat(laid.counts)
-        rest = rest[~tail[rest]]
-        differs |= laid.tails_differ()
+        first = laid.tails()
+        tails = runs(first, laid.offsets[1:] - first)
+        open_ = np.zeros(len(chunk), dtype=np.bool_)
+        open_[tails] = True
+        rest = rest[~open_[rest]]
+        differs |= laid.tails_differ(first)
         if tables.student.ends_words or tables.teacher.ends_words:
             # The longer text may have nothing more than a space that its last word invents.
             differs |= laid.totals[0] != laid.totals[1]
@@ -104,7 +110,7 @@ def _block(
     chunk[laid.middle :] -= laid.until[laid.units]
     count = laid.until[1 : laid.units + 1] - laid.until[: laid.units]
     if laid.uneven:
-        chunk[tail] = -1
+        chunk[tails] = -1
     if differs.any():
         kept = np.where(differs, 0, count)
         shift = (offsets_of(count) - offsets_of(kept))[:-1].astype(np.int32)
@@ -143,7 +149,7 @@ class _Laid:
             self._drop_gaps()
         self.middle = int(self.offsets[self.units])
         self.ends = self.lengths.cumsum(dtype=np.int64)
-        reached = np.concatenate((_ZERO, self.ends))[self.offsets]
+        reached = self._until(self.ends)
         self.totals = (reached[1:] - reached[:-1]).reshape(2, self.units)
         self.uneven = bool((self.totals[0] != self.totals[1]).any())
         if self.uneven:
@@ -217,7 +223,7 @@ class _Laid:
             axis.take(self.ends[here], out=met[here], mode="clip")
         common = met != 0
         self.chunk = common.cumsum(dtype=np.int32)
-        self.until = np.concatenate((_ZERO, self.chunk))[self.offsets]
+        self.until = self._until(self.chunk)
         self.chunk -= common
         rest: Numbers = (met != self.numbers).nonzero()[0]
         return rest
@@ -233,16 +239,20 @@ class _Laid:
             differs[self.offsets.searchsorted(wrong_tokens, side="right") - 1] = True
         return differs
 
-    def tails_differ(self) -> Flags:
+    def tails(self) -> Numbers:
+        """Tokens, int64 (sides,): the first after the last chunk of a side."""
+        some = self.until[1:] > self.until[:-1]
+        first = self.offsets[:-1].copy()
+        # It is the first before which so many chunks are closed.
+        first[some] = self.chunk.searchsorted(self.until[1:][some])
+        return first
+
+    def tails_differ(self, first: Numbers) -> Flags:
         """Units, bool (units,), where what follows the last chunk is not one text, as far as both sides go."""
         shorter = self.totals.min(axis=0)
         base, least = np.concatenate((self.base, self.base)), np.concatenate((shorter, shorter))
         some = self.until[1:] > self.until[:-1]
-        first = self.offsets[:-1].copy()
-        # The last common end of a side is the first token after which that many are closed.
-        first[some] = self.chunk.searchsorted(self.until[1:][some])
-        ends = np.append(self.ends, 0)
-        reached = np.where(some, ends[first - 1] - base, 0)
+        reached = np.where(some, self.ends[np.where(some, first - 1, 0)] - base, 0)
         left = least - reached
         stop = np.empty_like(first)
         for half in (slice(0, self.units), slice(self.units, 2 * self.units)):
@@ -250,12 +260,21 @@ class _Laid:
             stop[half] = begin + self.ends[begin:end].searchsorted(base[half] + least[half]) + 1
         counts = np.where(left > 0, np.minimum(stop, self.offsets[1:]) - first, 0)
         said = self._said(runs(first, counts))
-        lengths = np.where(counts > 0, ends[first + counts - 1] - base - reached, 0)
+        spoken = counts > 0
+        lengths = np.zeros_like(left)
+        lengths[spoken] = self.ends[(first + counts - 1)[spoken]] - (base + reached)[spoken]
         texts = said[runs(offsets_of(lengths)[:-1], left)]
         wrong = texts[: len(texts) // 2] != texts[len(texts) // 2 :]
         differs = np.zeros(self.units, dtype=np.bool_)
         differs[np.arange(self.units).repeat(left[: self.units])[wrong]] = True
         return differs
+
+    def _until(self, values: NDArray[T]) -> NDArray[T]:
+        """A running sum over the tokens as it stands before every side, and after the last."""
+        made = np.zeros(len(self.offsets), dtype=values.dtype)
+        some = self.offsets > 0
+        made[some] = values[self.offsets[some] - 1]
+        return made
 
     def _said(self, tokens: Numbers) -> NDArray[np.uint8]:
         """uint8, the bytes of tokens, one after another."""
