@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import OptionError
-from .options import batch_of_logits, same_shape
+from ..options import batch_of_logits, same_shape
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import OptionError
+from ..options import same_shape
 from .ids import other_ids
-from .options import same_shape
 
 RELAXED_WEIGHT = 0.6
 """The least top weight of a row whose token has a counterpart under the relaxed rule (NeMo-RL 2026, `xtoken_loss`)."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import OptionError
+from ..options import positive, same_shape, size
 from .chunks import Side, compute_dtype, rows_at, sum_in_chunks, valid_chunks
 from .nemo_pairs import Pairs, check_links
-from .options import positive, same_shape, size
 
 # The peer adds these so that nothing divides by 0 or takes log 0; they show from the tenth decimal on.
 _EPSILON = 1e-10

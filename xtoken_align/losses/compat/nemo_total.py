@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import OptionError
+from ..options import same_shape, weight
 from .chunks import compute_dtype, rows_at
-from .options import same_shape, weight
 
 _LABEL_EPSILON = 1e-8
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import OptionError
+from ..options import one_of, positive, same_shape
 from .chunks import Side, compute_dtype, rows_at, sum_in_chunks, valid_chunks
-from .options import one_of, positive, same_shape
 
 ALM_MODES = ("none", "append_space")
 # Keeps 1 - exp(l) above 0 for a chunk that is certain.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import OptionError
-from .options import one_of, same_shape
+from ..options import one_of, same_shape
 
 MERGES = ("observed", "bayesian")
 IGNORED = -100

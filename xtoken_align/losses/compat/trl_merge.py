@@ -6,8 +6,8 @@ import math
 
 import torch
 
+from ..options import one_of
 from .ids import other_ids
-from .options import one_of
 from .trl_groups import MERGES
 
 # The peer's floor, both of the scalar factors of a merge and of the matched probabilities.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import OptionError
+from ..options import batch_of_logits, one_of, positive, same_shape, share, weight
 from .chunks import compute_dtype, rows_at
-from .options import batch_of_logits, one_of, positive, same_shape, share, weight
 from .trl_groups import IGNORED, MERGES, Groups, Runs, answer_groups
 from .trl_merge import matched_part, merge_groups, sorted_distance, unmatched_part
 

@@ -1,0 +1,112 @@
+"""What the plain functions share: logits as rows (N, V), one result per row, reductions as in `torch.nn.functional`."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import OptionError
+from .kernel import Index, Recipe, Wanted, Weights
+from .operator import attach, compare_batch
+from .options import one_of, positive
+from .rows import Source
+
+BLOCK_ROWS = 32
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def compare_rows(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    recipe: Recipe,
+    *,
+    weight: torch.Tensor | None,
+    reduction: str,
+) -> torch.Tensor:
+    """Compares row with row.
+
+    Args:
+        student_logits: floats (N, V_s).
+        teacher_logits: floats (N, V_t).
+        recipe: what is compared.
+        weight: floats (N,), what each row's value is multiplied by; 1 by default.
+        reduction: "none", "sum", or "mean": the sum divided by that of the weights.
+
+    Returns:
+        Scalar, or floats (N,) for "none", with the student's graph.
+
+    Raises:
+        OptionError: for shapes that do not belong together, or an unknown reduction.
+    """
+    one_of("reduction", reduction, REDUCTIONS)
+    check_rows(student_logits, teacher_logits)
+    rows = len(student_logits)
+    device = student_logits.device
+    source = Source(states=student_logits.detach(), width=student_logits.shape[1])
+    every = torch.arange(rows, device=device)
+    found = compare_batch(
+        source,
+        Source(states=teacher_logits.detach(), width=teacher_logits.shape[1]),
+        recipe,
+        Index(every, every, None, None, None, (), block_edges(rows)),
+        Weights(row_weights(student_logits, weight), student_logits.new_zeros(())),
+        wanted(student_logits),
+    )
+    values = found.value * row_weights(student_logits, weight)
+    values = attach(values, [student_logits], [found.states], every)
+    return reduce(values, weight, reduction)
+
+
+def check_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> None:
+    """Refuses logits that are not two matrices of N rows."""
+    if student_logits.dim() != 2 or teacher_logits.dim() != 2 or len(student_logits) != len(teacher_logits):
+        raise OptionError(
+            "student_logits and teacher_logits must have shapes (N, V_s) and (N, V_t), but they have shapes "
+            f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
+        )
+
+
+def check_width(name: str, values: torch.Tensor, logits: torch.Tensor, meaning: str) -> None:
+    """Refuses an array over a vocabulary of another width than the logits'."""
+    if tuple(values.shape) != (logits.shape[-1],):
+        raise OptionError(
+            f"{name} must have shape {meaning} = ({logits.shape[-1]},), the width of the logits, but it has shape "
+            f"{tuple(values.shape)}"
+        )
+
+
+def temperature_of(value: float) -> float:
+    """A temperature, checked."""
+    return positive("temperature", value)
+
+
+def row_weights(logits: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    """Floats (N,) in the dtype of the values."""
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    if weight is None:
+        return logits.new_ones(len(logits), dtype=dtype)
+    if tuple(weight.shape) != (len(logits),):
+        raise OptionError(f"weight must have shape (N,) = ({len(logits)},), but it has shape {tuple(weight.shape)}")
+    return weight.detach().to(dtype)
+
+
+def wanted(logits: torch.Tensor) -> Wanted:
+    """The gradient of logits, where they have a graph."""
+    return Wanted(states=logits.requires_grad and torch.is_grad_enabled(), weight=False, bias=False, links=False)
+
+
+def block_edges(rows: int) -> torch.Tensor:
+    """Blocks of rows that are chunks each."""
+    bounds = [*range(0, rows, BLOCK_ROWS), rows]
+    return torch.tensor(bounds, dtype=torch.int64).unsqueeze(1).repeat(1, 5)
+
+
+def reduce(values: torch.Tensor, weight: torch.Tensor | None, reduction: str) -> torch.Tensor:
+    """Values that already carry their weights, reduced."""
+    if reduction == "none":
+        return values
+    if reduction == "sum":
+        return values.sum()
+    if weight is None:
+        return values.sum() / max(len(values), 1)
+    total = weight.to(values.dtype).sum()
+    return values.sum() / torch.where(total > 0, total, 1.0)

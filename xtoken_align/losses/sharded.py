@@ -1,0 +1,118 @@
+"""Logits whose vocabulary is spread over ranks (DTensor): each rank gets whole rows of its share of the chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import OptionError
+from ..spans.spans import Predictions
+from .batch import Batch
+from .forms import Logits
+from .plan import IGNORED, Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """The ranks among which a batch is divided."""
+
+    mesh: Any
+    rank: int
+    ranks: int
+
+    def chunks(self, predictions: Predictions, rank: int) -> Predictions:
+        """One rank's chunks: a range of them."""
+        first, last = (len(predictions) * (rank + step) // self.ranks for step in (0, 1))
+        sides = {}
+        for side in ("student", "teacher"):
+            offsets = getattr(predictions, f"{side}_offsets")
+            rows = slice(int(offsets[first]), int(offsets[last]))
+            sides[side] = getattr(predictions, side)[rows]
+            sides[f"{side}_tokens"] = getattr(predictions, f"{side}_tokens")[rows]
+            sides[f"{side}_offsets"] = offsets[first : last + 1] - offsets[first]
+        return Predictions(weight=predictions.weight[first:last], **sides)
+
+    def labels(self, labels: NDArray[np.int64] | None, rank: int) -> NDArray[np.int64] | None:
+        """One rank's labels: a range of positions, -100 elsewhere."""
+        if labels is None:
+            return None
+        first, last = (len(labels) * (rank + step) // self.ranks for step in (0, 1))
+        own = np.full_like(labels, IGNORED)
+        own[first:last] = labels[first:last]
+        return own
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Values summed over the ranks, without a graph."""
+        total = values.detach().clone()
+        torch.distributed.all_reduce(total, group=self.mesh.get_group())
+        return total
+
+
+def shares_of(*sides: object) -> Shares | None:
+    """The ranks over which a side's vocabulary is spread; None where all is on this rank.
+
+    Raises:
+        OptionError: logits are spread in another way than by their last dimension.
+    """
+    from torch.distributed.tensor import DTensor
+
+    found = None
+    for side in sides:
+        logits = side.logits if isinstance(side, Logits) else side
+        if not isinstance(logits, DTensor):
+            continue
+        if len(logits.placements) != 1 or not logits.placements[0].is_shard(logits.dim() - 1):
+            raise OptionError(
+                "distributed logits must be sharded by their last dimension, the vocabulary, over one mesh dimension, "
+                f"but their placements are {logits.placements}; take the local part of the others first"
+            )
+        mesh = logits.device_mesh
+        found = Shares(mesh, mesh.get_local_rank(), mesh.size())
+    return found
+
+
+def take_rows(side: Any, shares: Shares, rows: list[NDArray[np.int64]]) -> Any:
+    """Logits (1, rows, V) of this rank's rows.
+
+    Args:
+        side: logits, spread over the ranks or whole on each.
+        shares: the ranks.
+        rows: every rank's rows.
+    """
+    from torch.distributed.tensor import DTensor, Shard
+
+    logits = side.logits if isinstance(side, Logits) else side
+    if not isinstance(logits, torch.Tensor):
+        raise OptionError("beside distributed logits the other side must be logits too, not hidden states or a TopK")
+    own = torch.from_numpy(rows[shares.rank])
+    if not isinstance(logits, DTensor):
+        return Logits(logits.flatten(0, 1).index_select(0, own.to(logits.device)).unsqueeze(0))
+    # Every rank sends the same number of rows to each other one; what is missing is filled up with row 0.
+    most = max(1, *map(len, rows))
+    order = np.concatenate([np.pad(part, (0, most - len(part))) for part in rows])
+    local = logits.to_local().flatten(0, 1)
+    picked = local.index_select(0, torch.from_numpy(order).to(local.device))
+    spread = DTensor.from_local(
+        picked,
+        logits.device_mesh,
+        [Shard(1)],
+        run_check=False,
+        shape=torch.Size((len(order), logits.shape[-1])),
+        stride=(logits.shape[-1], 1),
+    )
+    whole = spread.redistribute(placements=[Shard(0)]).to_local()
+    return Logits(whole[: max(1, len(own))].unsqueeze(0))
+
+
+def local_rows(batch: Batch, rows: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Batch:
+    """The batch with rows counted among this rank's student and teacher rows."""
+    plan: Plan = replace(
+        batch.plan,
+        student_rows=np.searchsorted(rows[0], batch.plan.student_rows),
+        teacher_rows=np.searchsorted(rows[1], batch.plan.teacher_rows),
+    )
+    return replace(batch, plan=plan)
