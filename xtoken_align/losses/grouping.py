@@ -54,7 +54,7 @@ def make_grouping(group: torch.Tensor, count: int, outside: torch.Tensor | None 
     tokens = (group >= 0).nonzero().squeeze(1)
     head = group.new_full((count,), len(group)).scatter_reduce(0, group[tokens], tokens, "amin")
     member = tokens[head[group[tokens]] != tokens]
-    shared, slot = group[member].unique(return_inverse=True)
+    shared, slot = torch.unique(group[member], return_inverse=True)
     none = group.new_zeros(0)
     return Grouping(
         group=torch.where(group < 0, count, group),

@@ -113,7 +113,7 @@ def _check_pairs(pairs: torch.Tensor, *live: torch.Tensor) -> None:
                 f"the {name} ids of pairs must lie between 0 and {len(mask) - 1}, but they run from {int(ids.min())} "
                 f"to {int(ids.max())}"
             )
-        if len(ids.unique()) != len(ids):
+        if len(torch.unique(ids)) != len(ids):
             raise OptionError(f"a {name} id stands in several pairs; pairs must be one to one")
         if not bool(mask[ids].all()):
             raise OptionError(f"a {name} id of the pairs has no probability according to the mask of live tokens")

@@ -169,9 +169,14 @@ def run(student: Source, teacher: Source, recipe: Recipe, index: Index, weights:
     dtype = compute_dtype(student.states)
     chunks = len(weights.chunk)
     device = student.states.device
+    zeros = torch.zeros(chunks, dtype=dtype, device=device)
     out = Pass(
-        *(torch.zeros(size, dtype=dtype, device=device) for size in ((chunks,), (), (chunks,), (chunks,), (chunks,))),
-        compared=torch.zeros(chunks, dtype=dtype, device=device),
+        value=zeros,
+        cross_entropy=zeros.new_zeros(()),
+        agrees=torch.zeros_like(zeros),
+        dropped=torch.zeros_like(zeros),
+        empty=torch.zeros_like(zeros),
+        compared=torch.zeros_like(zeros),
         states=None,
         weight=None,
         bias=None,

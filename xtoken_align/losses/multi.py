@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
@@ -75,7 +76,7 @@ class MultiTeacherLoss(torch.nn.Module):
                 teacher_ids=ids[number],
                 num_chunks_in_batch=chunks[number],
                 num_items_in_batch=num_items_in_batch,
-                kd_factor=self.weights[number],
+                share=self.weights[number],
             )
             for number, loss in enumerate(self.losses)
         ]
@@ -98,7 +99,7 @@ class MultiTeacherLoss(torch.nn.Module):
     def step_scale(self) -> None:
         """As `XTokenLoss.step_scale`, for every teacher."""
         for loss in self.losses:
-            loss.step_scale()
+            cast(XTokenLoss, loss).step_scale()
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Calls `step_scale` after every step of the optimiser."""

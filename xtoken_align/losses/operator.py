@@ -85,7 +85,7 @@ class _Attached(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, slope: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, slope: torch.Tensor) -> Any:
         rows_of, *gradients = ctx.saved_tensors
         if rows_of is not None:
             slope = torch.cat([slope, slope.new_zeros(1)])[rows_of].unsqueeze(1)

@@ -80,7 +80,7 @@ def _nemo_rl(
             temperature=options.temperature,
             vocab_topk=8192 if options.top_k is None else options.top_k,
         ).loss
-    pairs = find_pairs(*links, mapping.matrix.shape, xtoken_loss=options.kind == "h-kl")
+    pairs = find_pairs(links[0], links[1], links[2], mapping.matrix.shape, xtoken_loss=options.kind == "h-kl")
     return gold(
         student,
         teacher,
@@ -102,7 +102,7 @@ def _trl(
         links = [
             torch.from_numpy(array) for array in (mapping.matrix.rows, mapping.matrix.indices, mapping.matrix.data)
         ]
-        matched = find_pairs(*links, mapping.matrix.shape).common.to(student.device)
+        matched = find_pairs(links[0], links[1], links[2], mapping.matrix.shape).common.to(student.device)
     return uld_on_groups(
         student,
         teacher,

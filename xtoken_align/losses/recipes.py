@@ -31,7 +31,7 @@ def make_recipe(mapping: Mapping, options: LossOptions) -> Recipe:
     if options.kind in ("partition-kl", "c-kl"):
         bins = (torch.from_numpy(part.astype(np.int64)) for part in mapping.bins())
         masked = [torch.where(mask, part, MASKED) for part, mask in zip(bins, live, strict=True)]
-        made = recipe_of_bins(*masked, options.temperature)
+        made = recipe_of_bins(masked[0], masked[1], options.temperature)
     elif options.kind == "p-kl":
         made = recipe_of_projection(_projection(mapping, options, *live), options.temperature, options.top_k)
     elif options.kind in ("h-kl", "gold"):
@@ -66,7 +66,7 @@ def _projection(
     if weighted:
         rows, columns, weights = mapping.matrix.rows, mapping.matrix.indices, mapping.matrix.data
     else:
-        rows = np.flatnonzero(first >= 0)
+        rows = np.flatnonzero(first >= 0).astype(np.int32)
         columns, weights = first[rows], np.ones(len(rows), dtype=np.float32)
     target = np.full(len(teacher_live), -1, dtype=np.int64)
     if options.unreached == "reroute":

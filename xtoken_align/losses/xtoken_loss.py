@@ -131,6 +131,8 @@ class XTokenLoss(torch.nn.Module):
         teacher_ids: torch.Tensor | None = None,
         num_chunks_in_batch: Count | None = None,
         num_items_in_batch: Count | None = None,
+        *,
+        share: float = 1.0,
     ) -> LossOutput:
         """One batch.
 
@@ -145,6 +147,7 @@ class XTokenLoss(torch.nn.Module):
             num_chunks_in_batch: what KD is divided by, counted over accumulation steps and ranks; by default the
                 chunks of this call with a weight, misfits included (`len(spans.predictions())`).
             num_items_in_batch: what CE is divided by; by default the labels of this call.
+            share: multiplies KD once more; teachers that share a student have one each.
 
         Returns:
             The loss and its parts. Without a chunk and a label the loss is 0, with a graph.
@@ -167,10 +170,8 @@ class XTokenLoss(torch.nn.Module):
             for given, own in ((num_chunks_in_batch, len(predictions)), (num_items_in_batch, found))
         )
         factor = torch.ones((), dtype=torch.float64) if self.scale is None else self.scale.factor.clone()
-        kd_factor, ce_factor = (
-            self.options.kd_weight * factor / chunks,
-            self.options.ce_weight / torch.as_tensor(items, dtype=torch.float64),
-        )
+        kd_factor = share * self.options.kd_weight * factor / chunks
+        ce_factor = self.options.ce_weight / torch.as_tensor(items, dtype=torch.float64)
         shares = shares_of(student, teacher)
         result, misfits = self._result(student, teacher, predictions, wanted, kd_factor, ce_factor, shares)
         return self._output(result, misfits, (chunks, len(predictions)), (items, found), factor, shares)
@@ -246,6 +247,7 @@ class XTokenLoss(torch.nn.Module):
         likelihoods = [
             chunk_log_likelihoods(side, tensors, which, silent=one)
             for side, which, one in ((student, "student", silent[0]), (teacher, "teacher", silent[1]))
+            if not isinstance(side, TopK)
         ]
         values = alm(*likelihoods, reduction="none")
         nothing = self._planner.plan(_none_of(predictions), labels, block_rows=LOGIT_ROWS)
