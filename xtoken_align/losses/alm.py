@@ -51,7 +51,7 @@ def alm(
 def chunk_log_likelihoods(
     side: torch.Tensor | Logits | Hidden, predictions: Predictions, which: str, silent: torch.Tensor
 ) -> torch.Tensor:
-    """Floats (N,): the log-likelihood of each chunk's tokens, at most 0.
+    """Floats (N,): the log-likelihood of each chunk's tokens, at most 0; NaN where a position has no distribution.
 
     From hidden states the logits of all predicting positions are made at once: this baseline is not fused.
 
@@ -65,7 +65,11 @@ def chunk_log_likelihoods(
     logits = _logits_of(side, rows)
     scores = logits.to(compute_dtype(logits)).index_fill(1, silent, -torch.inf)
     own = getattr(predictions, f"{which}_tokens").long()
+    # A row without any mass would make NaN of its gradient too.
+    undefined = (scores == -torch.inf).all(dim=1)
+    scores = scores.masked_fill(undefined.unsqueeze(1), 0.0)
     log_probabilities = scores.log_softmax(dim=1).gather(1, own.unsqueeze(1)).squeeze(1)
+    log_probabilities = log_probabilities.masked_fill(undefined, torch.nan)
     offsets = getattr(predictions, f"{which}_offsets")
     chunk = torch.arange(len(offsets) - 1, device=rows.device).repeat_interleave(offsets.diff())
     return log_probabilities.new_zeros(len(offsets) - 1).index_add(0, chunk, log_probabilities).clamp_max(0)

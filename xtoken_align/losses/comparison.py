@@ -9,7 +9,7 @@ import torch
 
 from .divergence import divergence
 from .grouping import Grouping, log_masses, scores_gradient
-from .merging import Owners, mean_rows, rows_gradient
+from .merging import Owners, having_mass, mean_rows, rows_gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,8 @@ def compare(
         scores = student.index_select(1, comparison.links.token) + comparison.links.log_weight.to(student.dtype)
     masses = log_masses(scores, comparison.student)
     log_student_rows = _normalised(masses)
-    log_student = mean_rows(log_student_rows, student_owners)
+    defined = having_mass(log_student_rows, student_owners)
+    log_student = mean_rows(log_student_rows, defined)
     log_teacher, kept, rest = _teacher(teacher, comparison, teacher_owners, log_rest)
     out = divergence(
         log_teacher,
@@ -111,7 +112,7 @@ def compare(
     if coefficient is not None and out.gradient is not None:
         grouped = out.gradient.mul_((coefficient * factor).unsqueeze(1))
         if student_owners is not None:
-            rows = rows_gradient(grouped[:, :-1], log_student_rows, log_student, student_owners)
+            rows = rows_gradient(grouped[:, :-1], log_student_rows, log_student, defined)
             grouped = torch.cat([rows, rows.new_zeros(len(rows), 1)], dim=1)
         gradient = scores_gradient(grouped, scores, masses, comparison.student)
         if comparison.links is not None:

@@ -355,6 +355,10 @@ def _add_cross_entropy(
         if gradient is None:
             continue
         factor = (weight * labelled[rows]).unsqueeze(1)
+        undefined = log_probabilities[:, :1].isnan()
+        if scores.device.type != "cpu" or bool(undefined.any()):
+            # A row without any mass is NaN, which no factor of 0 takes away where there is no label.
+            log_probabilities.masked_fill_(undefined & ~labelled[rows].unsqueeze(1), 0.0)
         slope = log_probabilities.exp_().mul_(factor)
         slope.scatter_add_(1, target[rows], -factor)
         gradient[rows] += slope

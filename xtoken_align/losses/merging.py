@@ -21,6 +21,14 @@ class Owners:
     size: torch.Tensor
 
 
+def having_mass(log_rows: torch.Tensor, owners: Owners | None) -> Owners | None:
+    """The owners with the number of their rows that are distributions: a row at -inf throughout is none."""
+    if owners is None:
+        return None
+    defined = (log_rows > -math.inf).any(dim=1)
+    return Owners(owners.chunk, torch.zeros_like(owners.size).index_add_(0, owners.chunk, defined.long()).clamp_min_(1))
+
+
 def mean_rows(log_rows: torch.Tensor, owners: Owners | None) -> torch.Tensor:
     """Log of the mean of exp(log_rows) over each chunk's rows: (r, K) to (c, K); without owners every row is a chunk."""
     if owners is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import ast
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
@@ -21,7 +21,7 @@ def pack(value: Any) -> tuple[list[torch.Tensor], str]:
         tensor([2])
     """
     tensors: list[torch.Tensor] = []
-    return tensors, json.dumps(_shape(value, tensors))
+    return tensors, _written(value, tensors)
 
 
 def unpack(tensors: Sequence[torch.Tensor], text: str, classes: Sequence[type]) -> Any:
@@ -31,19 +31,23 @@ def unpack(tensors: Sequence[torch.Tensor], text: str, classes: Sequence[type]) 
 
 @lru_cache(maxsize=256)
 def _parsed(text: str) -> Any:
-    return json.loads(text)
+    return ast.literal_eval(text)
 
 
-def _shape(value: Any, tensors: list[torch.Tensor]) -> Any:
+def _written(value: Any, tensors: list[torch.Tensor]) -> str:
+    """A Python literal, put together in a way that `torch.compile` can follow."""
     if isinstance(value, torch.Tensor):
         tensors.append(value)
-        return {"tensor": len(tensors) - 1}
+        return f"{{'tensor': {len(tensors) - 1}}}"
     if is_dataclass(value) and not isinstance(value, type):
-        parts = {entry.name: _shape(getattr(value, entry.name), tensors) for entry in fields(value)}
-        return {"class": type(value).__name__, "fields": parts}
+        parts = [f"'{entry.name}': {_written(getattr(value, entry.name), tensors)}" for entry in fields(value)]
+        return f"{{'class': '{type(value).__name__}', 'fields': {{{', '.join(parts)}}}}}"
     if isinstance(value, tuple):
-        return {"tuple": [_shape(part, tensors) for part in value]}
-    return {"value": value}
+        return f"{{'tuple': [{', '.join([_written(part, tensors) for part in value])}]}}"
+    if isinstance(value, str | int | None):
+        return f"{{'value': {value!r}}}"
+    # numpy's floats are written in another way, which is no literal.
+    return f"{{'value': {float(value)!r}}}"
 
 
 def _rebuilt(shape: Any, tensors: Sequence[torch.Tensor], classes: dict[str, type]) -> Any:

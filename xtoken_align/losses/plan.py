@@ -74,7 +74,10 @@ def make_plan(
     student, student_offsets = _leading_rows(predictions.student, predictions.student_offsets, merge)
     teacher, teacher_offsets = _leading_rows(predictions.teacher, predictions.teacher_offsets, merge)
     bounds = _block_bounds(np.maximum(student_offsets, teacher_offsets), block_rows)
-    pending = np.full(int(student.max(initial=-1)) + 1, IGNORED) if labels is None else labels.copy()
+    if labels is None:
+        # Levels read no further than the row after a chunk's last one.
+        labels = np.full(int(predictions.student.max(initial=-1)) + 2, IGNORED)
+    pending = labels.copy()
     level_edges = [np.searchsorted(part.chunk, bounds) for part, _, _ in levels]
     rows: tuple[list[Ids], list[Ids]] = ([], [])
     slots: list[tuple[list[Ids], list[Ids]]] = [([], []) for _ in levels]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .merging import Owners, mean_rows, rows_gradient
+from .merging import Owners, having_mass, mean_rows, rows_gradient
 from .sorting import sorted_distance
 
 
@@ -61,11 +61,11 @@ def compare_whole(
 ) -> WholeBlock:
     """Compares the rows of a block; arguments as for `comparison.compare`."""
     log_rows = _log_softmax(student.index_select(1, whole.student_live))
+    student_owners = having_mass(log_rows, student_owners)
     log_mean = mean_rows(log_rows, student_owners)
     log_student = _tempered(log_mean, temperature)
-    log_teacher = _tempered(
-        mean_rows(_log_softmax(teacher.index_select(1, whole.teacher_live)), teacher_owners), temperature
-    )
+    log_teacher_rows = _log_softmax(teacher.index_select(1, whole.teacher_live))
+    log_teacher = _tempered(mean_rows(log_teacher_rows, having_mass(log_teacher_rows, teacher_owners)), temperature)
     probabilities = log_student.exp()
     # Without a teacher's distribution, or one of the student, there is no comparison.
     compared = (log_teacher > -math.inf).any(dim=1) & (log_student > -math.inf).any(dim=1)

@@ -249,7 +249,9 @@ class XTokenLoss(torch.nn.Module):
             for side, which, one in ((student, "student", silent[0]), (teacher, "teacher", silent[1]))
             if not isinstance(side, TopK)
         ]
-        values = alm(*likelihoods, reduction="none")
+        # A student that cannot say the chunk is infinitely far away, and without a distribution there is no likelihood.
+        known = (likelihoods[0] > -torch.inf) & ~likelihoods[1].isnan()
+        values = torch.where(known, alm(*(one.where(known, 0.0) for one in likelihoods), reduction="none"), 0.0)
         nothing = self._planner.plan(_none_of(predictions), labels, block_rows=LOGIT_ROWS)
         result = run_batch(student, teacher, recipe, nothing, chunk_factor=kd_factor, label_factor=ce_factor)
         weight = torch.from_numpy(predictions.weight).to(values)
@@ -260,7 +262,7 @@ class XTokenLoss(torch.nn.Module):
             agrees=zeros,
             dropped=zeros,
             empty=zeros,
-            compared=torch.ones_like(zeros),
+            compared=known.to(zeros),
         )
         return Result(result.loss + (values * weight).sum() * kd_factor.to(values), found, weight), 0
 

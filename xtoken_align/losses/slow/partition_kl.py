@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from ...mapping.mapping import Mapping
-from .batch import Batch, Chunk, live_ids
+from .batch import Batch, Chunk, TeacherRow, live_ids
 from .common import Outcomes, masses
+from .numbers import log_mass, log_sum
 from .options import SlowOptions
 from .value import Value, positions
 
@@ -28,6 +31,8 @@ class PartitionKL:
             student=[[token for token in student if self.student_bin[token] == name] for name in names],
             teacher=[[token for token in teacher if self.teacher_bin[token] == name] for name in names],
         )
+        self.students = [token for ids in self.outcomes.student for token in ids]
+        self.teachers = [token for ids in self.outcomes.teacher for token in ids]
 
     def is_misfit(self, chunk: Chunk) -> bool:
         """Whether the chunk's first tokens lie in different bins, or one in none that counts."""
@@ -38,9 +43,17 @@ class PartitionKL:
         """The chunk's value."""
         if self.is_misfit(chunk):
             return Value(misfit=True)
+        rows = [self._of_bins(batch.teacher(at)) for at in positions(chunk.teacher, self.options.merge)]
         made = masses(
             self.outcomes,
-            [batch.teacher(at) for at in positions(chunk.teacher, self.options.merge)],
-            [batch.student(at) for at in positions(chunk.student, self.options.merge)],
+            [row for row, _ in rows],
+            [batch.student(at, self.students) for at in positions(chunk.student, self.options.merge)],
         )
-        return Value(made.divergence(self.options.temperature), kept=made.kept)
+        return Value(made.divergence(self.options.temperature), kept=sum(kept for _, kept in rows) / len(rows))
+
+    def _of_bins(self, row: TeacherRow) -> tuple[TeacherRow, float]:
+        """A row in which only tokens in bins have a probability, and how much of it they had."""
+        total = log_sum([log_mass(row.log_probs, self.teachers), row.log_rest])
+        if total == -torch.inf:
+            return row, 0.0
+        return TeacherRow(row.log_probs - total, row.listed, row.log_rest - total), float(total.exp())
