@@ -14,12 +14,12 @@ from .chain import ChainTables, chain_levels
 from .forms import Hidden, Logits, Student, Teacher
 from .index import make_index
 from .kernel import Pass, Recipe, Wanted, Weights
-from .operator import attach, compare_batch
+from .operator import attach, compare_batch, gradients_of
 from .outputs import Metric
 from .plan import IGNORED, Plan, make_plan
 from .rows import compute_dtype, student_source, teacher_source
 
-LOGIT_ROWS = 32
+LOGIT_ROWS = 16
 """Rows of a block of logits: they stay in the cache."""
 HIDDEN_ROWS = 128
 """Rows of a block of hidden states: fewer make the head's products slow, more take memory and no less time."""
@@ -135,7 +135,7 @@ def run_batch(
     weight = torch.from_numpy(batch.weight).to(device, dtype)
     graph = torch.is_grad_enabled()
     wanted = Wanted(*(graph and one is not None and one.requires_grad for one in (*inputs, link_log_weight)))
-    found = compare_batch(
+    arguments = (
         source,
         teacher_source(teacher),
         recipe,
@@ -143,17 +143,15 @@ def run_batch(
         Weights(weight * chunk_factor.to(device, dtype), label_factor.to(device, dtype)),
         wanted,
     )
+    found = compare_batch(*arguments)
     value = (found.value * weight).sum() * chunk_factor.to(device, dtype)
     value = value + found.cross_entropy * label_factor.to(device, dtype)
     if not wanted.any:
         return Result(value, found, weight)
-    gradients = [found.states, found.weight, found.bias, found.links]
-    tensors = [*inputs, link_log_weight]
-    shaped = [
-        None if one is None or gradient is None else gradient.view(one.shape)
-        for one, gradient in zip(tensors, gradients, strict=True)
-    ]
-    return Result(attach(value, tensors, shaped), found, weight)
+    made = attach(
+        value, [*inputs, link_log_weight], gradients_of(found), lambda: gradients_of(compare_batch(*arguments))
+    )
+    return Result(made, found, weight)
 
 
 def _inputs(student: Student) -> list[torch.Tensor | None]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .comparison import Comparison
-from .grouping import make_grouping
+from .grouping import in_place, make_grouping
 
 MASKED = -2
 """The bin of a token that has no probability: padding and holes."""
@@ -55,7 +55,7 @@ class Bins:
 
     def resolved(self) -> Comparison:
         """The groups."""
-        student, teacher, count = self.numbers()
+        student, teacher, count = in_place(*self.numbers())
         return Comparison(
             student=make_grouping(student, count, self.student_bin != MASKED),
             teacher=make_grouping(teacher, count, self.teacher_bin != MASKED),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .divergence import divergence
-from .grouping import Grouping, log_masses, scores_gradient
+from .grouping import VOID, Grouping, log_masses, scores_gradient
 from .merging import Owners, having_mass, mean_rows, rows_gradient
 
 
@@ -76,6 +76,7 @@ def compare(
     teacher_owners: Owners | None = None,
     log_rest: torch.Tensor | None = None,
     coefficient: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> Block:
     """Compares the rows of a block.
 
@@ -90,6 +91,7 @@ def compare(
         log_rest: floats (r_t,), a cached teacher's mass on the unknown tokens.
         coefficient: floats (c,), what each chunk's value is multiplied by in the loss; the gradient is made where this
             is given.
+        out: floats (r_s, V_s), where to put the gradient.
     """
     scores = student
     if comparison.links is not None:
@@ -99,35 +101,39 @@ def compare(
     defined = having_mass(log_student_rows, student_owners)
     log_student = mean_rows(log_student_rows, defined)
     log_teacher, kept, rest = _teacher(teacher, comparison, teacher_owners, log_rest)
-    out = divergence(
+    factor = kept if comparison.weigh_by_kept else torch.ones_like(kept)
+    direct = out if student_owners is None and comparison.student.head is None and comparison.links is None else None
+    found = divergence(
         log_teacher,
         log_student,
         temperature=temperature,
         top_k=top_k,
         log_rest=rest,
-        wants_gradient=coefficient is not None,
+        weight=None if coefficient is None else coefficient * factor,
+        out=direct,
     )
-    factor = kept if comparison.weigh_by_kept else torch.ones_like(kept)
     gradient = link_gradient = None
-    if coefficient is not None and out.gradient is not None:
-        grouped = out.gradient.mul_((coefficient * factor).unsqueeze(1))
-        if student_owners is not None:
-            rows = rows_gradient(grouped[:, :-1], log_student_rows, log_student, defined)
-            grouped = torch.cat([rows, rows.new_zeros(len(rows), 1)], dim=1)
-        gradient = scores_gradient(grouped, scores, masses, comparison.student)
+    if found.gradient is not None:
+        grouped = rows_gradient(found.gradient, log_student_rows, log_student, defined)
+        shared = masses.index_select(1, comparison.student.shared)
+        gradient = scores_gradient(grouped, scores, shared, comparison.student)
         if comparison.links is not None:
             link_gradient = gradient.sum(dim=0)
             token = comparison.links.token.expand(gradient.shape)
             gradient = torch.zeros_like(student).scatter_add_(1, token, gradient)
+        if out is not None and gradient is not out:
+            gradient = out.copy_(gradient)
     empty = _mass_outside(student, masses, log_student_rows, comparison, student_owners)
-    dropped = 1 - kept * (1 - out.dropped)
-    return Block(out.value * factor, gradient, link_gradient, out.agrees, dropped, empty, out.compared)
+    dropped = 1 - kept * (1 - found.dropped)
+    return Block(found.value * factor, gradient, link_gradient, found.agrees, dropped, empty, found.compared)
 
 
 def _normalised(masses: torch.Tensor) -> torch.Tensor:
-    """log_softmax; a row without any mass, which would be NaN throughout, stays at -inf."""
+    """log_softmax; a row without any mass is at -inf."""
     rows = masses.log_softmax(dim=1)
-    undefined = rows[:, :1].isnan()
+    if not masses.shape[1]:
+        return rows
+    undefined = masses.amax(dim=1, keepdim=True) < VOID / 2
     if rows.device.type == "cpu" and not bool(undefined.any()):
         return rows
     return rows.masked_fill_(undefined, -math.inf)
@@ -154,8 +160,6 @@ def _teacher(
     if owners is not None:
         kept = kept.new_zeros(len(chunks)).index_add_(0, owners.chunk, kept) / owners.size
         chunks = _normalised(chunks)
-    elif chunks is logits or chunks is masses:
-        chunks = chunks.clone()
     if log_rest is None:
         return chunks, kept, None
     return chunks[:, :-1].contiguous(), kept, chunks[:, -1].contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,6 +90,32 @@ Student = torch.Tensor | Logits | Hidden
 
 Teacher = torch.Tensor | Logits | Hidden | TopK
 """What a teacher may hand in."""
+
+
+def check_positions(name: str, side: Student | Teacher, expected: Sequence[int]) -> None:
+    """Refuses a side, or labels, of another batch size or length than the spans': its rows would be read at wrong places.
+
+    Args:
+        name: of the side.
+        side: what it hands in; tensors without three dimensions are left to other checks.
+        expected: B and T of the spans.
+
+    Raises:
+        OptionError: the positions are others.
+    """
+    tensor = side
+    if isinstance(side, Hidden):
+        tensor = side.states
+    elif isinstance(side, Logits):
+        tensor = side.logits
+    elif isinstance(side, TopK):
+        tensor = side.ids
+    assert isinstance(tensor, torch.Tensor)
+    if tensor.dim() == 3 and tuple(tensor.shape[:2]) != tuple(expected):
+        raise OptionError(
+            f"{name} must have the spans' positions (B, T) = {tuple(expected)}, but has {tuple(tensor.shape[:2])}; give "
+            "every position of the sequences that were aligned, padding included"
+        )
 
 
 def _three_dimensional(name: str, tensor: torch.Tensor, meaning: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ import torch
 from ..errors import OptionError
 from .forms import Hidden
 from .heads import check_head, hidden_of, logit_factors, output_head
-from .operator import attach
 from .outputs import LossOutput
 
 Compute = Callable[[Hidden], LossOutput]
@@ -29,7 +29,7 @@ class Fusion:
         model: whose head it is.
         scale: of the logits, applied by the model.
         softcap: of the logits, applied by the model.
-        compute: the loss, while one is to be computed.
+        run: computes the loss from the hidden states, while one is to be computed.
         output: of the last call.
         checked: whether the model was seen to do to the head's result what its config says.
     """
@@ -38,7 +38,7 @@ class Fusion:
     model: weakref.ref[torch.nn.Module]
     scale: float
     softcap: float | None
-    compute: Compute | None = None
+    run: Callable[[torch.Tensor], torch.Tensor] | None = None
     output: LossOutput | None = None
     checked: bool = False
 
@@ -60,7 +60,7 @@ class FusedHead(torch.nn.Module):
     def forward(self, states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Logits (B, T, V); inside of `computing` ones (B, 1, 1), with the loss's graph."""
         state = self.fusion
-        if state.compute is None:
+        if state.run is None:
             logits: torch.Tensor = super().forward(states, *args, **kwargs)
             return logits
         if args or kwargs or state.output is not None:
@@ -68,10 +68,7 @@ class FusedHead(torch.nn.Module):
                 "while it computes a loss, the head must be called once and with hidden states alone, but it was "
                 "called again or with more; hand logits to the loss instead"
             )
-        output = state.compute(hidden_of(self, states, state.scale, state.softcap))
-        carrier, loss = _carried(output.loss, len(states))
-        state.output = replace(output, loss=loss)
-        return carrier
+        return state.run(states)
 
     @contextmanager
     def computing(self, compute: Compute) -> Iterator[None]:
@@ -84,16 +81,16 @@ class FusedHead(torch.nn.Module):
             OptionError: the model did not call its head, or does something to its logits that is not known.
         """
         state = self.fusion
-        if state.compute is not None:
+        if state.run is not None:
             raise OptionError("this head already computes a loss; leave the first computing() before entering another")
         model, handle = state.model(), None
-        if model is not None and not state.checked:
-            handle = model.register_forward_hook(lambda _module, _args, result: _check_factors(state, result))
-        state.compute, state.output = compute, None
+        if model is not None:
+            handle = model.register_forward_hook(_uncompiled(partial(_finish, state)))
+        state.run, state.output = _uncompiled(partial(_run, self, compute)), None
         try:
             yield
         finally:
-            state.compute = None
+            state.run = None
             if handle is not None:
                 handle.remove()
         if state.output is None:
@@ -125,8 +122,7 @@ def fuse_head(model: torch.nn.Module) -> FusedHead:
     The head gets a subclass of its class and stays the module that it was, so tied weights, PEFT's adapters, FSDP's
     hooks and the names in the state dict are untouched; outside of `computing` it returns logits as before. A softcap
     or a scale of the logits, which the model applies after its head, is read from the config and applied in the loss.
-    Labels go to the loss, not to the model. Fuse before DDP or FSDP wraps the model; under FSDP2 shard the layers too,
-    as is usual, not the whole model alone. Save the model by its state dict.
+    Labels go to the loss, not to the model. Fuse before DDP or FSDP wraps the model. Save it by its state dict.
 
     Args:
         model: has `get_output_embeddings`, as those of transformers; adapted by PEFT or not.
@@ -195,30 +191,65 @@ def _fused_class(cls: Any) -> type[FusedHead]:
     return type(f"Fused{cls.__name__}", (FusedHead, cls), {})
 
 
-def _carried(loss: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ones (rows, 1, 1) that stand between the loss that is returned and the one that was computed.
+def _run(head: FusedHead, compute: Compute, states: torch.Tensor) -> torch.Tensor:
+    """Computes the loss into the head's output and returns what stands for the logits."""
+    state = head.fusion
+    output = compute(hidden_of(head, states, state.scale, state.softcap))
+    ones = torch.ones((len(states), 1, 1), dtype=output.loss.dtype, device=output.loss.device)
+    carrier = _through(ones, output.loss)
+    state.output = replace(output, loss=_through(output.loss, carrier))
+    return carrier
 
-    Hooks on the head's result, by which FSDP2 knows that backward has reached the head, run so.
+
+def _uncompiled(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps the planning of a batch out of the graph of a compiled model."""
+    if "torch._dynamo" not in sys.modules:
+        # Nothing is compiled, and importing the compiler takes seconds.
+        return run
+    disabled: Callable[..., Any] = torch.compiler.disable(run)  # type: ignore[no-untyped-call]
+    return disabled
+
+
+class _Through(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        ctx.other = other.shape, other.dtype, other.device
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> Any:
+        shape, dtype, device = ctx.other
+        return slope, torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _through(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The value; its backward passes through `other` too, with a gradient of 0.
+
+    So hooks on `other` run before whatever it was made of, by which FSDP2 knows that backward has come to a module.
     """
-    one = torch.ones_like(loss)
-    carrier = attach(one, [loss], [one]).expand(rows, 1, 1)
-    first = torch.zeros(carrier.shape, dtype=carrier.dtype, device=carrier.device)
-    first[0] = 1
-    return carrier, attach(loss.detach(), [carrier], [first])
+    same: torch.Tensor = _Through.apply(value, other)  # type: ignore[no-untyped-call]
+    return same
 
 
-def _check_factors(state: Fusion, result: Any) -> None:
-    """Compares what has become of the head's ones with the factors that the loss was given."""
-    logits = getattr(result, "logits", None)
-    if not isinstance(logits, torch.Tensor) or state.output is None:
+def _finish(state: Fusion, _model: torch.nn.Module, _args: Any, result: Any) -> None:
+    """Looks at what has become of the head's ones, and lets backward begin there, where FSDP2 has a hook."""
+    logits = result[0] if type(result) is tuple else getattr(result, "logits", None)
+    if state.run is None or state.output is None or not isinstance(logits, torch.Tensor):
         return
+    if not state.checked:
+        _check_factors(state, logits.detach())
+        state.checked = True
+    state.output = replace(state.output, loss=_through(state.output.loss, logits))
+
+
+def _check_factors(state: Fusion, logits: torch.Tensor) -> None:
+    """Compares the ones with the factors that the loss was given."""
     expected = torch.tensor(state.scale, dtype=torch.float64)
     if state.softcap is not None:
         expected = (expected / state.softcap).tanh() * state.softcap
-    found = logits.detach().double().cpu()
+    found = logits.double().cpu()
     if not torch.allclose(found, expected.expand_as(found), rtol=100 * torch.finfo(logits.dtype).eps, atol=0):
         raise OptionError(
             f"the model makes {found.flatten()[0]:.6g} of a logit of 1 after its head, but the config says "
             f"{expected:.6g}; what it does there is unknown, so hand logits to the loss instead"
         )
-    state.checked = True

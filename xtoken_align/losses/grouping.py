@@ -1,4 +1,4 @@
-"""Sums of probabilities over groups of tokens, in log space, and their gradients: what bins and projections have in common."""
+"""Sums of probabilities over groups of tokens, in log space, and their gradients: what bins and projections share."""
 
 from __future__ import annotations
 
@@ -6,108 +6,149 @@ from dataclasses import dataclass
 
 import torch
 
+VOID = -1e30
+"""The log mass of a column that stands for nothing. It is finite, so that it is told from an impossible token, and so
+that the difference of two is no NaN."""
+
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
-    """Which group each of V tokens is in, as index arrays. Every group has a token.
+    """Which of K columns each of V tokens is in, as index arrays.
 
-    Most groups have one token, so each group has a *head* and only the other members are summed.
+    Most columns hold one token, so each has a *head* and only the other members are summed. Where the columns are the
+    tokens themselves (each group stands at its head's own place) nothing has to be gathered.
 
     Attributes:
-        group: int64 (V,), the group of each token, K for tokens in none.
-        head: int64 (K,), one token of each group.
-        member: int64 (M,), the other tokens that are in a group.
-        shared: int64 (G,), the groups that have other members.
-        slot: int64 (M,), the place in `shared` of each member's group.
-        outside: int64, the tokens that have a probability but no group.
-        leading: the groups are the first K tokens, in order; nothing is moved then.
+        group: int64 (V,), the column of each token, K for tokens in none.
+        head: int64 (K,), one token of each column, any for void ones; None where column k's head is token k.
+        void: int64, the columns without a token.
+        member: int64 (M,), the other tokens that are in a column.
+        shared: int64 (G,), the columns that have other members.
+        slot: int64 (M,), the place in `shared` of each member's column.
+        outside: int64, the tokens that have a probability but no column.
+        alone: int64, the tokens in no column, `outside` included.
+        count: K.
     """
 
     group: torch.Tensor
-    head: torch.Tensor
+    head: torch.Tensor | None
+    void: torch.Tensor
     member: torch.Tensor
     shared: torch.Tensor
     slot: torch.Tensor
     outside: torch.Tensor
-    leading: bool
-
-    @property
-    def count(self) -> int:
-        """K, the number of groups."""
-        return len(self.head)
+    alone: torch.Tensor
+    count: int
 
 
 def make_grouping(group: torch.Tensor, count: int, outside: torch.Tensor | None = None) -> Grouping:
     """Makes the index arrays.
 
     Args:
-        group: integers (V,), the group of each token, 0 to count - 1, or negative for none. Every group has a token.
+        group: integers (V,), the column of each token, 0 to count - 1, or negative for none.
         count: K.
-        outside: bool (V,), tokens in no group that have a probability all the same; none by default.
+        outside: bool (V,), tokens in no column that have a probability all the same; none by default.
 
     Example:
-        >>> made = make_grouping(torch.tensor([0, 1, -1, 0]), 2)
-        >>> made.head.tolist(), made.member.tolist(), made.shared.tolist(), made.slot.tolist()
-        ([0, 1], [3], [0], [0])
+        >>> made = make_grouping(torch.tensor([0, 1, -1, 0]), 3)
+        >>> made.head.tolist(), made.void.tolist(), made.member.tolist(), made.shared.tolist(), made.slot.tolist()
+        ([0, 1, 0], [2], [3], [0], [0])
     """
     group = group.long()
     tokens = (group >= 0).nonzero().squeeze(1)
-    head = group.new_full((count,), len(group)).scatter_reduce(0, group[tokens], tokens, "amin")
+    head = lowest_tokens(group, count)
+    void = (head == len(group)).nonzero().squeeze(1)
     member = tokens[head[group[tokens]] != tokens]
     shared, slot = torch.unique(group[member], return_inverse=True)
-    none = group.new_zeros(0)
+    own = torch.arange(count, device=head.device)
+    in_place = count == len(group) and bool(((head == own) | (head == len(group))).all())
     return Grouping(
         group=torch.where(group < 0, count, group),
-        head=head,
+        head=None if in_place else head.index_fill(0, void, 0),
+        void=void,
         member=member,
         shared=shared,
         slot=slot,
-        outside=none if outside is None else (outside & (group < 0)).nonzero().squeeze(1),
-        leading=bool(torch.equal(head, torch.arange(count, device=head.device))),
+        outside=group.new_zeros(0) if outside is None else (outside & (group < 0)).nonzero().squeeze(1),
+        alone=(group < 0).nonzero().squeeze(1),
+        count=count,
     )
 
 
-def log_masses(scores: torch.Tensor, grouping: Grouping) -> torch.Tensor:
-    """Log of the sums of exp(scores) over each group: floats (n, V) to (n, K), -inf where every score is.
+def lowest_tokens(group: torch.Tensor, count: int) -> torch.Tensor:
+    """int64 (count,): the lowest token of each group, V for a group without one."""
+    tokens = (group >= 0).nonzero().squeeze(1)
+    return group.new_full((count,), len(group)).scatter_reduce(0, group[tokens], tokens, "amin")
 
-    Each shared group is summed relative to its own largest score, so that none underflows beside a distant one.
+
+def in_place(student: torch.Tensor, teacher: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Groups of both sides renumbered so that each stands at its lowest student token's place, where that is cheaper.
+
+    Columns are then as many as the student's tokens: worth it where most of them are a group's head, since neither the
+    student's logits nor their gradient need to be gathered.
+
+    Args:
+        student: int64 (V_s,), negative for none.
+        teacher: int64 (V_t,).
+        count: how many groups there are; each has a student token.
     """
-    masses = scores[:, : grouping.count] if grouping.leading else scores.index_select(1, grouping.head)
+    if 2 * count < len(student):
+        return student, teacher, count
+    head = lowest_tokens(student, count)
+    moved = [torch.where(side >= 0, head[side.clamp_min(0)], side) if count else side for side in (student, teacher)]
+    return moved[0], moved[1], len(student)
+
+
+def log_masses(scores: torch.Tensor, grouping: Grouping, out: torch.Tensor | None = None) -> torch.Tensor:
+    """log of the sums of exp(scores) over each column: floats (n, V) to (n, K), a new tensor or `out`.
+
+    It is -inf where every score of a column is, `VOID` where there is none. Each shared column is summed relative to
+    its own largest score, so that none underflows beside a distant one.
+    """
+    if grouping.head is not None:
+        masses = torch.index_select(scores, 1, grouping.head, out=out)
+    else:
+        masses = scores.clone() if out is None else out.copy_(scores)
+    if len(grouping.void):
+        masses.index_fill_(1, grouping.void, VOID)
     if not len(grouping.member):
         return masses
     heads = masses.index_select(1, grouping.shared)
     members = scores.index_select(1, grouping.member)
     slot = grouping.slot.expand(members.shape)
-    top = heads.scatter_reduce(1, slot, members, "amax").clamp_min(torch.finfo(scores.dtype).min)
+    top = heads.scatter_reduce(1, slot, members, "amax").clamp_min_(torch.finfo(scores.dtype).min)
     total = (heads - top).exp_().scatter_add_(1, slot, members.sub_(top.gather(1, slot)).exp_())
-    masses = masses.clone() if grouping.leading else masses
     return masses.index_copy_(1, grouping.shared, top.add_(total.log_()))
 
 
 def scores_gradient(
-    gradient: torch.Tensor, scores: torch.Tensor, masses: torch.Tensor, grouping: Grouping
+    gradient: torch.Tensor, scores: torch.Tensor, shared: torch.Tensor, grouping: Grouping
 ) -> torch.Tensor:
-    """The gradient of scores from that of the groups' log masses: each member gets its share of its group's.
+    """The gradient of scores from that of the columns' log masses: each member gets its share of its column's.
 
     Args:
-        gradient: floats (n, K + 1), in the last column 0; finite, 0 where a mass is -inf.
+        gradient: floats (n, K), finite, 0 where a mass is -inf or void; may be overwritten.
         scores: floats (n, V).
-        masses: floats (n, K), from `log_masses`.
-        grouping: the groups.
+        shared: floats (n, G), the log masses of the shared columns.
+        grouping: the columns.
 
     Returns:
-        Floats (n, V), 0 for tokens in no group.
+        Floats (n, V), 0 for tokens in no column.
     """
-    if grouping.leading and not len(grouping.member):
-        spread = gradient.new_zeros(scores.shape)
-        spread[:, : grouping.count] = gradient[:, :-1]
-        return spread
-    spread = gradient.index_select(1, grouping.group)
-    if not len(grouping.member):
-        return spread
-    sharing = torch.cat([grouping.head[grouping.shared], grouping.member])
-    shared_by = torch.cat([grouping.shared, grouping.shared[grouping.slot]])
-    share = scores.index_select(1, sharing) - masses.index_select(1, shared_by).clamp_min_(
-        torch.finfo(scores.dtype).min
-    )
-    return spread.index_copy_(1, sharing, share.exp_().mul_(gradient.index_select(1, shared_by)))
+    shares = None
+    if len(grouping.member):
+        shared_by = torch.cat([grouping.shared, grouping.shared[grouping.slot]])
+        sharing = torch.cat([_heads(grouping), grouping.member])
+        whole = torch.cat([shared, shared.index_select(1, grouping.slot)], dim=1)
+        whole.clamp_min_(torch.finfo(scores.dtype).min)
+        shares = (scores.index_select(1, sharing) - whole).exp_().mul_(gradient.index_select(1, shared_by))
+    if grouping.head is None:
+        spread = gradient
+    else:
+        spread = torch.cat([gradient, gradient.new_zeros(len(gradient), 1)], dim=1).index_select(1, grouping.group)
+    return spread if shares is None else spread.index_copy_(1, sharing, shares)
+
+
+def _heads(grouping: Grouping) -> torch.Tensor:
+    """The heads of the columns that have other members."""
+    return grouping.shared if grouping.head is None else grouping.head[grouping.shared]

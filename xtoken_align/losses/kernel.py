@@ -12,7 +12,8 @@ import torch
 
 from .bins import Bins
 from .chain_levels import LevelBlock, compare_levels
-from .comparison import Comparison, compare
+from .comparison import Block, Comparison, compare
+from .direct import Buffers, can_compare_directly, compare_directly
 from .merging import Owners
 from .pairs import Pairs
 from .plan import IGNORED
@@ -20,7 +21,7 @@ from .projection import Projection
 from .rows import Gradients, Source, compute_dtype, new_gradients
 from .whole import Whole, compare_whole
 
-_ROWS_AT_ONCE = 32
+_ROWS_AT_ONCE = 8
 """How many chunks of a block are compared at a time, so that what is made for them stays in the cache."""
 
 
@@ -83,8 +84,9 @@ class Index:
         student_size: int64 (N,), None where each chunk has one row of level one on that side.
         teacher_size: int64 (N,), or None.
         levels: of the restricted student and of the restricted teacher; or empty.
-        edges: int64 (blocks + 1, 5) on the CPU: where student rows, teacher rows, chunks, and the chunks' rows of
-            level one on both sides begin.
+        edges: int64 (blocks + 1, 7) on the CPU: where student rows, teacher rows, chunks, and the chunks' rows of
+            level one on both sides begin; then the first position where a block's rows follow each other and stand in
+            no other block, student and teacher, else -1.
     """
 
     student_rows: torch.Tensor
@@ -182,13 +184,29 @@ def run(student: Source, teacher: Source, recipe: Recipe, index: Index, weights:
         bias=None,
         links=_zero_links(recipe, dtype) if wanted.links else None,
     )
-    gradients = new_gradients(student, weight=wanted.weight, bias=wanted.bias) if wanted.any else None
+    gradients = None
+    if wanted.any:
+        runs = (index.edges[:-1, 5] >= 0) * index.edges[:, 0].diff()
+        covered = int(runs.sum()) == len(student.states)
+        gradients = new_gradients(student, weight=wanted.weight, bias=wanted.bias, covered=covered)
+    lift = _lift(student, weights.chunk if index.labels is None else torch.cat([weights.chunk, weights.label[None]]))
+    if lift is not None:
+        weights = Weights(weights.chunk * lift, weights.label * lift)
+    buffers = Buffers()
     with torch.autocast(device.type, enabled=False):
         for number in range(len(index.edges) - 1):
-            _run_block(number, student, teacher, recipe, index, weights, gradients, out)
+            _run_block(number, student, teacher, recipe, index, weights, gradients, buffers, out)
     if gradients is None:
         return out
-    return _with_gradients(out, gradients)
+    return _with_gradients(out, gradients, lift)
+
+
+def _lift(student: Source, weights: torch.Tensor) -> torch.Tensor | None:
+    """What brings the largest weight near 1 where a head's products run in float16, in which less than 6e-8 is 0."""
+    if student.weight is None or student.states.dtype != torch.float16 or not len(weights):
+        return None
+    # A power of two, which changes no digit.
+    return torch.exp2(-weights.amax().clamp(1e-30, 1e30).log2().ceil())
 
 
 def resolved(recipe: Recipe) -> Recipe:
@@ -206,18 +224,24 @@ def _run_block(
     index: Index,
     weights: Weights,
     gradients: Gradients | None,
+    buffers: Buffers,
     out: Pass,
 ) -> None:
     begin, end = index.edges[number].tolist(), index.edges[number + 1].tolist()
     rows = index.student_rows[begin[0] : end[0]]
     others = index.teacher_rows[begin[1] : end[1]]
     dtype = out.value.dtype
-    scores = student.read(rows, dtype)
-    gradient = torch.zeros_like(scores) if gradients is not None else None
+    scores = student.read(rows, dtype, begin[5])
+    gradient = place = None
+    if gradients is not None:
+        place = gradients.place(len(rows), begin[5], dtype)
+        gradient = torch.empty_like(scores) if place is None else place
+        # A comparison writes the rows of level one.
+        gradient[end[3] - begin[3] if recipe.comparison is not None else 0 :] = 0
     if end[2] > begin[2]:
-        teachers, rest = teacher.read(others, dtype), teacher.log_rest(others, dtype)
+        teachers, rest = teacher.read(others, dtype, begin[6]), teacher.log_rest(others, dtype)
         for part in _parts(index, begin, end):
-            _compare_part(part, scores, teachers, rest, recipe, weights, gradient, out)
+            _compare_part(part, scores, teachers, rest, recipe, weights, gradient, buffers, out)
         for side, levels in enumerate(index.levels):
             block = _level_block(levels, number)
             if not len(block.chunk):
@@ -237,7 +261,7 @@ def _run_block(
             out.value.index_add_(0, chunk, value)
     if index.labels is not None:
         _add_cross_entropy(scores, index.labels[begin[0] : end[0]], weights.label, gradient, out)
-    if gradients is not None and gradient is not None:
+    if gradients is not None and gradient is not None and place is None:
         gradients.add(rows, scores, gradient)
 
 
@@ -284,29 +308,47 @@ def _compare_part(
     recipe: Recipe,
     weights: Weights,
     gradient: torch.Tensor | None,
+    buffers: Buffers,
     out: Pass,
 ) -> None:
     student, teacher = scores[part.student], teachers[part.teacher]
     coefficient = weights.chunk[part.chunks] if gradient is not None else None
     if isinstance(recipe.comparison, Comparison):
-        block = compare(
-            student,
-            teacher,
-            recipe.comparison,
-            temperature=recipe.temperature,
-            top_k=recipe.top_k,
-            student_owners=part.student_owners,
-            teacher_owners=part.teacher_owners,
-            log_rest=None if rest is None else rest[part.teacher],
-            coefficient=coefficient,
-        )
+        place = None if gradient is None else gradient[part.student]
+        block: Block | None = None
+        if (
+            rest is None
+            and part.student_owners is None
+            and can_compare_directly(student, recipe.comparison, temperature=recipe.temperature, top_k=recipe.top_k)
+        ):
+            block = compare_directly(
+                student,
+                teacher,
+                recipe.comparison,
+                buffers,
+                temperature=recipe.temperature,
+                top_k=recipe.top_k,
+                coefficient=coefficient,
+                out=place,
+            )
+        if block is None:
+            block = compare(
+                student,
+                teacher,
+                recipe.comparison,
+                temperature=recipe.temperature,
+                top_k=recipe.top_k,
+                student_owners=part.student_owners,
+                teacher_owners=part.teacher_owners,
+                log_rest=None if rest is None else rest[part.teacher],
+                coefficient=coefficient,
+                out=place,
+            )
         out.value[part.chunks] = block.value
         out.agrees[part.chunks] = block.agrees.to(out.value.dtype)
         out.dropped[part.chunks] = block.dropped
         out.empty[part.chunks] = block.empty
         out.compared[part.chunks] = block.compared.to(out.value.dtype)
-        if gradient is not None and block.gradient is not None:
-            gradient[part.student] = block.gradient
         if out.links is not None and block.link_gradient is not None:
             out.links.add_(block.link_gradient)
     if recipe.whole is not None:
@@ -320,9 +362,9 @@ def _compare_part(
             coefficient=coefficient,
         )
         out.value[part.chunks] += added.value
-        if recipe.comparison is None and recipe.whole.student_common is not None:
+        if recipe.comparison is None:
             out.agrees[part.chunks] = added.agrees.to(out.value.dtype)
-            out.compared[part.chunks] = 1
+            out.compared[part.chunks] = added.compared.to(out.value.dtype)
         if gradient is not None and added.gradient is not None:
             gradient[part.student] += added.gradient
 
@@ -370,7 +412,11 @@ def _zero_links(recipe: Recipe, dtype: torch.dtype) -> torch.Tensor | None:
     return torch.zeros_like(recipe.comparison.links.log_weight, dtype=dtype)
 
 
-def _with_gradients(out: Pass, gradients: Gradients) -> Pass:
+def _with_gradients(out: Pass, gradients: Gradients, lift: torch.Tensor | None) -> Pass:
+    if lift is not None:
+        for gradient in (gradients.states, gradients.weight, gradients.bias, out.links):
+            if gradient is not None:
+                gradient.div_(lift)
     return Pass(
         out.value,
         out.cross_entropy,

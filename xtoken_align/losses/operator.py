@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ..errors import OptionError
 from .bins import Bins
 from .comparison import Comparison, Links
 from .grouping import Grouping
@@ -63,12 +65,70 @@ def compare_batch(
     return Pass(*always, *(next(parts) if there else None for there in present))
 
 
+def gradients_of(found: Pass) -> list[torch.Tensor | None]:
+    """The gradients of a pass, in the order of `Wanted`."""
+    return [found.states, found.weight, found.bias, found.links]
+
+
 def _links(recipe: Recipe) -> Links | None:
     return recipe.comparison.links if isinstance(recipe.comparison, Comparison) else None
 
 
+class _Made:
+    """Gradients that were made beforehand, handed out once as they are and made anew if they are asked for again."""
+
+    def __init__(self, gradients: list[torch.Tensor | None], again: Callable[[], list[torch.Tensor | None]]) -> None:
+        self.gradients: list[torch.Tensor | None] | None = gradients
+        self.again = again
+
+    def take(self) -> list[torch.Tensor | None]:
+        """The gradients; the caller owns them and may change them."""
+        taken = self.again() if self.gradients is None else self.gradients
+        self.gradients = None
+        return taken
+
+
 class _Attached(torch.autograd.Function):
     """A value whose gradients were made beforehand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: torch.Tensor, rows_of: torch.Tensor | None, made: _Made, *inputs: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.rows_of, ctx.made = rows_of, made
+        ctx.inputs = [None if one is None else (one.dtype, one.shape) for one in inputs]
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> Any:
+        # PyTorch's own guard lets constants through where the loss itself is differentiated, as if they had no slope.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise OptionError(
+                "expected a backward without a graph of its own, got create_graph=True: the loss can be differentiated "
+                "once, since its gradient is made in the forward pass; leave create_graph out"
+            )
+        if ctx.rows_of is not None:
+            slope = torch.cat([slope, slope.new_zeros(1)])[ctx.rows_of].unsqueeze(1)
+        return (
+            None,
+            None,
+            None,
+            *(
+                None if gradient is None or kept is None else _scaled(gradient, slope, *kept)
+                for gradient, kept in zip(ctx.made.take(), ctx.inputs, strict=True)
+            ),
+        )
+
+
+def _scaled(gradient: torch.Tensor, slope: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+    """The gradient times the slope, in its own memory: it can be as large as the logits."""
+    if not (slope.device.type == "cpu" and slope.numel() == 1 and float(slope) == 1):
+        gradient.mul_(slope.to(gradient.dtype))
+    return gradient.to(dtype).view(shape)
+
+
+class _AttachedInGraph(torch.autograd.Function):
+    """The same for `torch.compile`, which follows tensors and not objects."""
 
     @staticmethod
     def forward(
@@ -80,18 +140,19 @@ class _Attached(torch.autograd.Function):
     ) -> torch.Tensor:
         inputs, gradients = inputs_and_gradients[:count], inputs_and_gradients[count:]
         ctx.save_for_backward(rows_of, *gradients)
-        ctx.dtypes = [None if one is None else one.dtype for one in inputs]
+        ctx.inputs = [None if one is None else (one.dtype, one.shape) for one in inputs]
         return value.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: torch.Tensor) -> Any:
         rows_of, *gradients = ctx.saved_tensors
         if rows_of is not None:
             slope = torch.cat([slope, slope.new_zeros(1)])[rows_of].unsqueeze(1)
         scaled = [
-            None if gradient is None else (gradient * slope.to(gradient.dtype)).to(dtype)
-            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+            None
+            if gradient is None or kept is None
+            else (gradient * slope.to(gradient.dtype)).to(kept[0]).view(kept[1])
+            for gradient, kept in zip(gradients, ctx.inputs, strict=True)
         ]
         return None, None, None, *scaled, *(None for _ in gradients)
 
@@ -100,6 +161,7 @@ def attach(
     value: torch.Tensor,
     inputs: list[torch.Tensor | None],
     gradients: list[torch.Tensor | None],
+    again: Callable[[], list[torch.Tensor | None]],
     rows_of: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Gives a value the graph of its inputs.
@@ -107,12 +169,17 @@ def attach(
     Args:
         value: scalar, or floats (N,) with `rows_of`.
         inputs: what it was computed from.
-        gradients: the gradient of the scalar by each input, of its shape; with `rows_of`, row r holds that of
-            value[rows_of[r]].
+        gradients: the gradient of the scalar by each input, of as many numbers; with `rows_of`, row r holds that of
+            value[rows_of[r]]. They are handed to autograd as they are.
+        again: makes the gradients once more, for a second backward through a graph that was kept.
         rows_of: int64 (rows,), the value that each row of the only input belongs to, N for none.
 
     Returns:
-        The value. It can be differentiated once: the gradients are constants.
+        The value. It can be differentiated once: the gradients are constants, and `create_graph=True` is refused.
     """
-    result: torch.Tensor = _Attached.apply(value, rows_of, len(inputs), *inputs, *gradients)  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():
+        arguments = (value, rows_of, len(inputs), *inputs, *gradients)
+        result: torch.Tensor = _AttachedInGraph.apply(*arguments)  # type: ignore[no-untyped-call]
+    else:
+        result = _Attached.apply(value, rows_of, _Made(gradients, again), *inputs)  # type: ignore[no-untyped-call]
     return result

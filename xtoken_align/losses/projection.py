@@ -8,7 +8,7 @@ import torch
 
 from .bins import MASKED
 from .comparison import Comparison, Links
-from .grouping import make_grouping
+from .grouping import in_place, make_grouping
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +43,14 @@ class Projection:
         count = int(reached.sum())
         moved = torch.where(target >= 0, number[target.clamp_min(0)], -1)
         teacher = torch.where(reached, number, moved)
-        teacher_grouping = make_grouping(teacher, count, target != MASKED)
         group = torch.full((len(self.student_live),), -1, dtype=torch.int64, device=rows.device)
         group[rows] = number[columns]
         empty = self.student_live & (group < 0)
-        if not self.weighted:
+        if not self.weighted or (len(torch.unique(rows)) == len(rows) and bool((self.weights[usable] == 1).all())):
+            group, teacher, count = in_place(group, teacher, count)
+            teacher_grouping = make_grouping(teacher, count, target != MASKED)
             return Comparison(make_grouping(group, count, empty), teacher_grouping, None, weigh_by_kept=True)
+        teacher_grouping = make_grouping(teacher, count, target != MASKED)
         links = make_grouping(number[columns], count)
         # `outside` counts tokens, all else of this grouping counts links.
         student = type(links)(**{**vars(links), "outside": empty.nonzero().squeeze(1)})

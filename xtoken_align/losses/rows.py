@@ -39,11 +39,18 @@ class Source:
     softcap: float | None = None
     width: int = 0
 
-    def read(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Floats (n, V): the logits of these rows; of a cached teacher log-probabilities, -inf where unknown."""
-        states = _select(self.states, rows)
+    def read(self, rows: torch.Tensor, dtype: torch.dtype, first: int = -1) -> torch.Tensor:
+        """Floats (n, V): the logits of these rows; of a cached teacher log-probabilities, -inf where unknown.
+
+        Args:
+            rows: int64 (n,).
+            dtype: of the result.
+            first: the first row where they follow each other, so that nothing need be copied; else -1. What is
+                returned is then not to be changed.
+        """
+        states = _select(self.states, rows, first)
         if self.ids is not None:
-            return _spread(_select(self.ids, rows), states.to(dtype), self.width)
+            return _spread(_select(self.ids, rows, first), states.to(dtype), self.width)
         if self.weight is None:
             return states.to(dtype)
         logits = torch.nn.functional.linear(states, self.weight, self.bias).to(dtype)
@@ -53,7 +60,7 @@ class Source:
 
     def log_rest(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         """Floats (n,): log of the mass on unknown tokens, None where all are known."""
-        return None if self.rest is None else _select(self.rest, rows).to(dtype).log()
+        return None if self.rest is None else _select(self.rest, rows, -1).to(dtype).log()
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +79,12 @@ class Gradients:
     weight: torch.Tensor | None = None
     bias: torch.Tensor | None = None
 
+    def place(self, count: int, first: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """Where the gradient of the logits of rows that follow each other can be written at once, else None."""
+        if first < 0 or self.source.weight is not None or self.states.dtype != dtype:
+            return None
+        return self.states[first : first + count]
+
     def add(self, rows: torch.Tensor, logits: torch.Tensor, gradient: torch.Tensor) -> None:
         """Adds the gradient of the logits (n, V) of some rows, which `read` returned; overwrites it."""
         source = self.source
@@ -86,7 +99,7 @@ class Gradients:
         inputs = gradient.to(source.states.dtype)
         self.states.index_add_(0, rows, (inputs @ source.weight).to(self.states.dtype))
         if self.weight is not None:
-            hidden = _select(source.states, rows)
+            hidden = source.states.index_select(0, rows)
             if inputs.dtype == self.weight.dtype:
                 self.weight.addmm_(inputs.t(), hidden)
             else:
@@ -116,14 +129,15 @@ def teacher_source(teacher: Teacher) -> Source:
     return _logits(teacher.logits if isinstance(teacher, Logits) else teacher, "the teacher")
 
 
-def new_gradients(source: Source, *, weight: bool, bias: bool) -> Gradients:
-    """Zeros to add to; the head's where it is trained."""
+def new_gradients(source: Source, *, weight: bool, bias: bool, covered: bool) -> Gradients:
+    """Zeros to add to; the head's where it is trained. Where every row is `covered` by a `place`, nothing is set to 0."""
     dtype = compute_dtype(source.states)
     # Of logits the gradient is as large as they are; bfloat16 has the range of float32, so nothing of it becomes 0.
     kept = source.states.dtype if source.weight is None and source.states.dtype == torch.bfloat16 else dtype
+    written = covered and source.weight is None and kept == dtype
     return Gradients(
         source,
-        torch.zeros_like(source.states, dtype=kept),
+        (torch.empty_like if written else torch.zeros_like)(source.states, dtype=kept),
         torch.zeros_like(source.weight, dtype=dtype) if weight and source.weight is not None else None,
         torch.zeros_like(source.bias, dtype=dtype) if bias and source.bias is not None else None,
     )
@@ -147,8 +161,8 @@ def _logits(logits: torch.Tensor, who: str) -> Source:
     return Source(states=logits.detach().flatten(0, 1), width=logits.shape[-1])
 
 
-def _select(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    return values.index_select(0, rows)
+def _select(values: torch.Tensor, rows: torch.Tensor, first: int) -> torch.Tensor:
+    return values.index_select(0, rows) if first < 0 else values[first : first + len(rows)]
 
 
 def _spread(ids: torch.Tensor, log_probs: torch.Tensor, width: int) -> torch.Tensor:

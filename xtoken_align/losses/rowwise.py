@@ -10,7 +10,7 @@ from .operator import attach, compare_batch
 from .options import one_of, positive
 from .rows import Source
 
-BLOCK_ROWS = 32
+BLOCK_ROWS = 8
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -43,7 +43,7 @@ def compare_rows(
     device = student_logits.device
     source = Source(states=student_logits.detach(), width=student_logits.shape[1])
     every = torch.arange(rows, device=device)
-    found = compare_batch(
+    arguments = (
         source,
         Source(states=teacher_logits.detach(), width=teacher_logits.shape[1]),
         recipe,
@@ -51,8 +51,9 @@ def compare_rows(
         Weights(row_weights(student_logits, weight), student_logits.new_zeros(())),
         wanted(student_logits),
     )
-    values = found.value * row_weights(student_logits, weight)
-    values = attach(values, [student_logits], [found.states], every)
+    found = compare_batch(*arguments)
+    values = found.value * arguments[4].chunk
+    values = attach(values, [student_logits], [found.states], lambda: [compare_batch(*arguments).states], every)
     return reduce(values, weight, reduction)
 
 
@@ -97,7 +98,7 @@ def wanted(logits: torch.Tensor) -> Wanted:
 def block_edges(rows: int) -> torch.Tensor:
     """Blocks of rows that are chunks each."""
     bounds = [*range(0, rows, BLOCK_ROWS), rows]
-    return torch.tensor(bounds, dtype=torch.int64).unsqueeze(1).repeat(1, 5)
+    return torch.tensor(bounds, dtype=torch.int64).unsqueeze(1).repeat(1, 7)
 
 
 def reduce(values: torch.Tensor, weight: torch.Tensor | None, reduction: str) -> torch.Tensor:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import OptionError
 from ..spans.spans import Predictions
 from .batch import Batch
-from .forms import Logits
+from .forms import Logits, TopK
 from .plan import IGNORED, Plan
 
 
@@ -51,6 +51,22 @@ class Shares:
         torch.distributed.all_reduce(total, group=self.mesh.get_group())
         return total
 
+    def replicated(self, values: torch.Tensor) -> torch.Tensor:
+        """The same values; their gradient is summed over the ranks, of which each reads only some of them."""
+        same: torch.Tensor = _SumOfGradients.apply(values, self)  # type: ignore[no-untyped-call]
+        return same
+
+
+class _SumOfGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, shares: Shares) -> torch.Tensor:
+        ctx.shares = shares
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return ctx.shares.sum(gradient), None
+
 
 def shares_of(*sides: object) -> Shares | None:
     """The ranks over which a side's vocabulary is spread; None where all is on this rank.
@@ -58,12 +74,10 @@ def shares_of(*sides: object) -> Shares | None:
     Raises:
         OptionError: logits are spread in another way than by their last dimension.
     """
-    from torch.distributed.tensor import DTensor
-
     found = None
     for side in sides:
-        logits = side.logits if isinstance(side, Logits) else side
-        if not isinstance(logits, DTensor):
+        logits: Any = side.logits if isinstance(side, Logits) else side
+        if not _is_spread(logits):
             continue
         if len(logits.placements) != 1 or not logits.placements[0].is_shard(logits.dim() - 1):
             raise OptionError(
@@ -76,21 +90,33 @@ def shares_of(*sides: object) -> Shares | None:
 
 
 def take_rows(side: Any, shares: Shares, rows: list[NDArray[np.int64]]) -> Any:
-    """Logits (1, rows, V) of this rank's rows.
+    """Logits (1, rows, V), or a cached teacher's tokens, of this rank's rows.
 
     Args:
-        side: logits, spread over the ranks or whole on each.
+        side: logits, spread over the ranks or whole on each, or a cached teacher, whole on each.
         shares: the ranks.
         rows: every rank's rows.
     """
-    from torch.distributed.tensor import DTensor, Shard
-
+    own = torch.from_numpy(rows[shares.rank])
+    if isinstance(side, TopK):
+        own = own.to(side.ids.device)
+        ids, log_probs, rest = (
+            values.flatten(0, 1).index_select(0, own).unsqueeze(0) for values in (side.ids, side.log_probs, side.rest)
+        )
+        return TopK(ids, log_probs, rest, side.width)
     logits = side.logits if isinstance(side, Logits) else side
     if not isinstance(logits, torch.Tensor):
-        raise OptionError("beside distributed logits the other side must be logits too, not hidden states or a TopK")
-    own = torch.from_numpy(rows[shares.rank])
-    if not isinstance(logits, DTensor):
-        return Logits(logits.flatten(0, 1).index_select(0, own.to(logits.device)).unsqueeze(0))
+        raise OptionError("beside distributed logits the other side must be logits or a TopK, not hidden states")
+    if not _is_spread(logits):
+        whole = shares.replicated(logits)
+        return Logits(whole.flatten(0, 1).index_select(0, own.to(logits.device)).unsqueeze(0))
+    return Logits(_exchanged(logits, rows)[: len(own)].unsqueeze(0))
+
+
+def _exchanged(logits: Any, rows: list[NDArray[np.int64]]) -> torch.Tensor:
+    """Floats (rows, V): this rank's rows, and others after them."""
+    from torch.distributed.tensor import DTensor, Shard
+
     # Every rank sends the same number of rows to each other one; what is missing is filled up with row 0.
     most = max(1, *map(len, rows))
     order = np.concatenate([np.pad(part, (0, most - len(part))) for part in rows])
@@ -104,8 +130,17 @@ def take_rows(side: Any, shares: Shares, rows: list[NDArray[np.int64]]) -> Any:
         shape=torch.Size((len(order), logits.shape[-1])),
         stride=(logits.shape[-1], 1),
     )
-    whole = spread.redistribute(placements=[Shard(0)]).to_local()
-    return Logits(whole[: max(1, len(own))].unsqueeze(0))
+    whole: torch.Tensor = spread.redistribute(placements=[Shard(0)]).to_local()
+    return whole
+
+
+def _is_spread(side: object) -> bool:
+    """Whether it is a DTensor; the module that has the class is not imported for an ordinary tensor."""
+    if type(side) is torch.Tensor or not isinstance(side, torch.Tensor) or not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(side, DTensor)
 
 
 def local_rows(batch: Batch, rows: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Batch:

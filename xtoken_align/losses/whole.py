@@ -42,11 +42,13 @@ class WholeBlock:
         value: floats (c,), T^2 times the sorted distance, plus the common part where it is asked for.
         gradient: floats (r, V_s), or None.
         agrees: bool (c,), the likeliest pair is one on both sides; False without pairs.
+        compared: bool (c,), both sides have a distribution.
     """
 
     value: torch.Tensor
     gradient: torch.Tensor | None
     agrees: torch.Tensor
+    compared: torch.Tensor
 
 
 def compare_whole(
@@ -88,12 +90,12 @@ def compare_whole(
             agrees = (common_student.argmax(dim=1) == common_teacher.argmax(dim=1)) & compared
     value = torch.where(compared, value * temperature**2, 0.0)
     if coefficient is None:
-        return WholeBlock(value, None, agrees)
+        return WholeBlock(value, None, agrees, compared)
     gradient.mul_((coefficient * compared * temperature).unsqueeze(1))
     gradient.sub_(probabilities.mul_(gradient.sum(dim=1, keepdim=True)))
     rows = rows_gradient(gradient, log_rows, log_mean, student_owners)
     full = torch.zeros_like(student).index_copy_(1, whole.student_live, rows)
-    return WholeBlock(value, full, agrees)
+    return WholeBlock(value, full, agrees, compared)
 
 
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:

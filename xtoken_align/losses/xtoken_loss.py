@@ -15,11 +15,11 @@ from .alm import alm, chunk_log_likelihoods
 from .batch import HIDDEN_ROWS, LOGIT_ROWS, Planner, Result, metrics_of, next_labels, run_batch
 from .chain import chain_tables
 from .comparison import Comparison
-from .forms import Hidden, Student, Teacher, TopK
+from .forms import Hidden, Student, Teacher, TopK, check_positions
 from .kernel import Recipe
 from .learned import LinkWeights
 from .operator import CLASSES
-from .options import LossOptions
+from .options import LossOptions, same_shape
 from .outputs import LossOutput
 from .packing import pack, unpack
 from .peers import peer_loss
@@ -155,6 +155,10 @@ class XTokenLoss(torch.nn.Module):
         Raises:
             OptionError: for shapes that do not belong together, or a form that the kind cannot read.
         """
+        check_positions("the student", student, spans.student.shape)
+        check_positions("the teacher", teacher, spans.teacher.shape)
+        if labels is not None:
+            same_shape("labels", labels, spans.student.shape, "(B, T_s)")
         predictions = _predictions(spans, student_ids, teacher_ids)
         if self.options.compat is not None:
             return peer_loss(self.mapping, self.options, student, teacher, spans, labels)
