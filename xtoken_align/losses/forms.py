@@ -93,7 +93,7 @@ Teacher = torch.Tensor | Logits | Hidden | TopK
 
 
 def check_positions(name: str, side: Student | Teacher, expected: Sequence[int]) -> None:
-    """Refuses a side, or labels, of another batch size or length than the spans': its rows would be read at wrong places.
+    """Refuses a side of another batch size or length than the spans': its rows would be read at wrong places.
 
     Args:
         name: of the side.
@@ -111,10 +111,11 @@ def check_positions(name: str, side: Student | Teacher, expected: Sequence[int])
     elif isinstance(side, TopK):
         tensor = side.ids
     assert isinstance(tensor, torch.Tensor)
-    if tensor.dim() == 3 and tuple(tensor.shape[:2]) != tuple(expected):
+    found = tuple(tensor.shape[:2])
+    if tensor.dim() == 3 and found != tuple(expected):
         raise OptionError(
-            f"{name} must have the spans' positions (B, T) = {tuple(expected)}, but has {tuple(tensor.shape[:2])}; give "
-            "every position of the sequences that were aligned, padding included"
+            f"{name} must have the spans' positions (B, T) = {tuple(expected)}, but has {found}; give every position "
+            "of the sequences that were aligned, padding included"
         )
 
 

@@ -100,7 +100,7 @@ def in_place(student: torch.Tensor, teacher: torch.Tensor, count: int) -> tuple[
 
 
 def log_masses(scores: torch.Tensor, grouping: Grouping, out: torch.Tensor | None = None) -> torch.Tensor:
-    """log of the sums of exp(scores) over each column: floats (n, V) to (n, K), a new tensor or `out`.
+    """Logarithms of the sums of exp(scores) over each column: floats (n, V) to (n, K), a new tensor or `out`.
 
     It is -inf where every score of a column is, `VOID` where there is none. Each shared column is summed relative to
     its own largest score, so that none underflows beside a distant one.

@@ -28,9 +28,9 @@ def h_kl(
 ) -> torch.Tensor:
     """T^2 (KL on the common pairs + sorted L1 on what is in no pair).
 
-    normalize "rest": the pairs and one rest, the mass of all other tokens, are two distributions P, Q at T = 1; KL(P' ||
-    Q') with P', Q' to the power 1 / T, normalised. "none", the paper's form: sum over pairs of exp(t)(t - s), s, t =
-    log softmax(z / T), which is no divergence and can be negative.
+    normalize "rest": the pairs and one rest, the mass of all other tokens, are two distributions P, Q at T = 1, and P',
+    Q' these to the power 1 / T, normalised: KL(P' || Q'). "none", the paper's form: sum over pairs of exp(t)(t - s), s,
+    t = log softmax(z / T), which is no divergence and can be negative.
     L1: sum over ranks r <= m of |r-th largest softmax(z_S / T) - r-th largest softmax(z_T / T)| of the tokens in no
     pair, m the least of the two remainders and `uncommon_top_k`.
 
@@ -93,6 +93,7 @@ def recipe_of_pairs(pairs: Pairs, temperature: float, *, normalize: str, limit: 
 
 
 def live_tokens(live: torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor:
+    """The mask of the tokens that have a probability; all by default."""
     if live is None:
         return torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
     if tuple(live.shape) != (logits.shape[-1],):

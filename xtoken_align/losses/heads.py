@@ -59,11 +59,13 @@ def check_head(head: torch.nn.Module) -> None:
     if lora is not None and _computes_as(head, lora.Linear):
         adapted: Any = head
         base = adapted.base_layer
-        if adapted.lora_variant:
+        # Versions of PEFT before lora_variant had one other kind of adapter, DoRA, and a switch for it.
+        variants = [type(one).__name__ for one in getattr(adapted, "lora_variant", {}).values()]
+        variants += ["DoRA" for used in getattr(adapted, "use_dora", {}).values() if used]
+        if variants:
             raise OptionError(
-                "the head's LoRA adapter must be a plain one, but it is a "
-                f"{type(next(iter(adapted.lora_variant.values()))).__name__}; leave the head out of target_modules, or "
-                "hand logits to the loss"
+                f"the head's LoRA adapter must be a plain one, but it is a {variants[0]}; leave the head out of "
+                "target_modules, or hand logits to the loss"
             )
     if not _computes_as(base, torch.nn.Linear):
         raise OptionError(

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ..errors import OptionError
-from ..mapping.storage import hash_of
 from ..mapping.mapping import Mapping
+from ..mapping.storage import hash_of
 from .comparison import Comparison
 from .kernel import Recipe
 
@@ -24,7 +24,7 @@ class LinkWeights(torch.nn.Module):
         recipe: the projection's index arrays.
 
     Raises:
-        OptionError: W has links that a loss cannot read, to tokens without a probability.
+        OptionError: no row has several links, or W has links that a loss cannot read, to tokens without a probability.
 
     Source: X-Token (arXiv:2605.21699, 2026), which trains them at a learning rate of 1e-2.
     """
@@ -34,7 +34,10 @@ class LinkWeights(torch.nn.Module):
     def __init__(self, mapping: Mapping, recipe: Recipe) -> None:
         super().__init__()
         if not isinstance(recipe.comparison, Comparison) or recipe.comparison.links is None:
-            raise OptionError("only a projection by weighted links can be learnt")
+            raise OptionError(
+                "learn_w needs a mapping with a row of several links, but each row has one at most, whose weight is 1; "
+                "leave learn_w out"
+            )
         links = recipe.comparison.links
         if len(links.token) != len(mapping.matrix.data):
             raise OptionError(

@@ -30,7 +30,7 @@ def having_mass(log_rows: torch.Tensor, owners: Owners | None) -> Owners | None:
 
 
 def mean_rows(log_rows: torch.Tensor, owners: Owners | None) -> torch.Tensor:
-    """Log of the mean of exp(log_rows) over each chunk's rows: (r, K) to (c, K); without owners every row is a chunk."""
+    """Log of the mean of exp(log_rows) over each chunk's rows, (r, K) to (c, K); without owners a row is a chunk."""
     if owners is None:
         return log_rows
     chunks = len(owners.size)

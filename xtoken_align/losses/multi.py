@@ -80,6 +80,12 @@ class MultiTeacherLoss(torch.nn.Module):
             )
             for number, loss in enumerate(self.losses)
         ]
+        ce = outputs[0].metrics.get("ce")
+        for other in self.losses[1:]:
+            # The labels went to the first loss alone, but every dynamic scale compares with their cross-entropy.
+            if isinstance(other, XTokenLoss) and other.scale is not None and other.training and ce is not None:
+                nothing = torch.zeros_like(ce[0])
+                other.scale.add((nothing, nothing), ce)
         metrics = {
             f"{name}/{number}": value
             for number, out in enumerate(outputs)
@@ -99,7 +105,7 @@ class MultiTeacherLoss(torch.nn.Module):
     def step_scale(self) -> None:
         """As `XTokenLoss.step_scale`, for every teacher."""
         for loss in self.losses:
-            cast(XTokenLoss, loss).step_scale()
+            cast("XTokenLoss", loss).step_scale()
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Calls `step_scale` after every step of the optimiser."""

@@ -1,4 +1,4 @@
-"""Frozen dataclasses of tensors and plain values as a list of tensors and a string, the arguments an operator can take."""
+"""Frozen dataclasses as a list of tensors and a string, which are arguments that an operator can take."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def _ranges(tokens: Ids, node_of: Ids, levels: list[Ids], width: int) -> PrefixT
     for first, last in zip(edges[1:-1].tolist(), edges[2:].tolist(), strict=True):
         level = slice(first, last)
         before = offsets_of(below[level])[:-1]
-        # Siblings stand side by side: how much of the level comes before a node, less what came before its first sibling.
+        # Siblings stand side by side: what of the level comes before a node, less what comes before the first sibling.
         eldest = np.searchsorted(parent[level], parent[level])
         begin[level] = begin[parent[level]] + own[parent[level]] + before - before[eldest]
     order = np.argsort(begin[at], kind="stable")

@@ -1,4 +1,4 @@
-"""The projection of P-KL: student tokens onto teacher columns, and where the columns go that no student token reaches."""
+"""The projection of P-KL: student tokens onto teacher columns, and where unreached columns go."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Projection:
         group = torch.full((len(self.student_live),), -1, dtype=torch.int64, device=rows.device)
         group[rows] = number[columns]
         empty = self.student_live & (group < 0)
-        if not self.weighted or (len(torch.unique(rows)) == len(rows) and bool((self.weights[usable] == 1).all())):
+        if not self.weighted or (bool((torch.bincount(rows) <= 1).all()) and bool((self.weights[usable] == 1).all())):
             group, teacher, count = in_place(group, teacher, count)
             teacher_grouping = make_grouping(teacher, count, target != MASKED)
             return Comparison(make_grouping(group, count, empty), teacher_grouping, None, weigh_by_kept=True)

@@ -130,7 +130,7 @@ def teacher_source(teacher: Teacher) -> Source:
 
 
 def new_gradients(source: Source, *, weight: bool, bias: bool, covered: bool) -> Gradients:
-    """Zeros to add to; the head's where it is trained. Where every row is `covered` by a `place`, nothing is set to 0."""
+    """Zeros to add to; the head's where it is trained. Where a `place` covers every row nothing is set to 0."""
     dtype = compute_dtype(source.states)
     # Of logits the gradient is as large as they are; bfloat16 has the range of float32, so nothing of it becomes 0.
     kept = source.states.dtype if source.weight is None and source.states.dtype == torch.bfloat16 else dtype

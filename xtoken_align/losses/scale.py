@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 LOWEST, HIGHEST = 0.1, 10.0
-"""The factor stays between these: a distillation loss near 0 would else be blown up until nothing but its noise counts."""
+"""The factor stays between these: else a distillation loss near 0 is blown up until nothing but its noise counts."""
 MOMENTUM = 0.9
 """What a running average keeps of itself at each optimiser step."""
 
@@ -14,8 +14,8 @@ class DynamicScale(torch.nn.Module):
     """The factor sg(CE / KD) of running averages, updated once per optimiser step.
 
     CE and KD are sums over all that was seen since the last step, on all ranks, divided by their counts; the averages
-    of these decay by 0.9 a step. The factor is clipped to [0.1, 10] and is 1 until the first step. All of it is saved in
-    the state.
+    of these decay by 0.9 a step. The factor is clipped to [0.1, 10] and is 1 until the first step. All of it is saved
+    in the state.
 
     Source: X-Token (arXiv:2605.21699, 2026), whose form takes each batch by itself; see `compat.nemo_total`.
     """

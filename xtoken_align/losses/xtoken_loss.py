@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -35,12 +36,12 @@ Count = int | float | torch.Tensor
 class XTokenLoss(torch.nn.Module):
     """Distils a teacher with another tokenizer.
 
-    loss = kd_weight * scale * KD + ce_weight * CE. KD is the mean over chunks of the kind's divergence, CE the mean over
-    labels of the student's cross-entropy.
+    loss = kd_weight * scale * KD + ce_weight * CE. KD is the mean over chunks of the kind's divergence, CE the mean
+    over labels of the student's cross-entropy.
 
     Args:
         mapping: of the two tokenizers.
-        kind: "partition-kl", "c-kl", "p-kl", "h-kl", "gold", "uld", "alm", or "auto": the mapping's own recommendation.
+        kind: "partition-kl", "c-kl", "p-kl", "h-kl", "gold", "uld", "alm", or "auto", the mapping's choice.
         temperature: T.
         merge: which of a chunk's predicting positions are read: "first", at which both models have read the same bytes,
             or "mean", the average of all.
@@ -104,6 +105,16 @@ class XTokenLoss(torch.nn.Module):
         self.scale = DynamicScale() if options.scale == "dynamic" and options.compat is None else None
         self.links = LinkWeights(mapping, recipe) if options.learn_w else None
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:  # noqa: FBT002 - as torch
+        """Moves the arrays, but leaves float64 as it is: W's weights and averages, in a model of any precision."""
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            made = fn(tensor)
+            return tensor.to(made.device) if tensor.dtype == torch.float64 != made.dtype else made
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     @property
     def kind(self) -> str:
         """The kind, `auto` decided."""
@@ -160,8 +171,15 @@ class XTokenLoss(torch.nn.Module):
         if labels is not None:
             same_shape("labels", labels, spans.student.shape, "(B, T_s)")
         predictions = _predictions(spans, student_ids, teacher_ids)
+        shares = shares_of(student, teacher)
+        if shares is not None and (self.kind == "alm" or self.options.compat is not None):
+            raise OptionError(
+                "alm and the compat forms read whole logits, but these are sharded by the vocabulary (kind "
+                f"{self.kind!r}, compat {self.options.compat!r}); gather them first or take another kind"
+            )
         if self.options.compat is not None:
-            return peer_loss(self.mapping, self.options, student, teacher, spans, labels)
+            options = replace(self.options, kd_weight=share * self.options.kd_weight)
+            return peer_loss(self.mapping, options, student, teacher, spans, labels)
         if isinstance(teacher, TopK) and self.kind not in ("partition-kl", "c-kl", "p-kl"):
             raise OptionError(
                 f"{self.kind} needs the teacher's whole distribution, but the teacher is a TopK; use partition-kl, "
@@ -176,7 +194,6 @@ class XTokenLoss(torch.nn.Module):
         factor = torch.ones((), dtype=torch.float64) if self.scale is None else self.scale.factor.clone()
         kd_factor = share * self.options.kd_weight * factor / chunks
         ce_factor = self.options.ce_weight / torch.as_tensor(items, dtype=torch.float64)
-        shares = shares_of(student, teacher)
         result, misfits = self._result(student, teacher, predictions, wanted, kd_factor, ce_factor, shares)
         return self._output(result, misfits, (chunks, len(predictions)), (items, found), factor, shares)
 
@@ -224,6 +241,8 @@ class XTokenLoss(torch.nn.Module):
             student, teacher = take_rows(student, shares, rows[0]), take_rows(teacher, shares, rows[1])
             batch = local_rows(plans[shares.rank], (rows[0][shares.rank], rows[1][shares.rank]))
         weights = None if self.links is None else self.links()
+        if weights is not None and shares is not None:
+            weights = shares.replicated(weights)
         result = run_batch(
             student,
             teacher,
