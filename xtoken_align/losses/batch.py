@@ -13,9 +13,9 @@ from ..spans.spans import Predictions
 from .chain import ChainTables, chain_levels
 from .forms import Hidden, Logits, Student, Teacher
 from .index import make_index
-from .kernel import Pass, Recipe, Wanted, Weights
 from .operator import attach, compare_batch, gradients_of
 from .outputs import Metric
+from .passes import Pass, Recipe, Wanted, Weights
 from .plan import IGNORED, Plan, make_plan
 from .rows import compute_dtype, student_source, teacher_source
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from ..errors import OptionError
-from .kernel import Recipe
 from .options import one_of, size
 from .pairs import Pairs
+from .passes import Recipe
 from .rowwise import compare_rows, temperature_of
 
 NORMALIZE = ("rest", "none")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..spans.units import offsets_of
-from .kernel import Index, LevelIndex
+from .passes import Index, LevelIndex
 from .plan import IGNORED, Plan, PlannedLevels
 
 

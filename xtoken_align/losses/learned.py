@@ -11,7 +11,7 @@ from ..errors import OptionError
 from ..mapping.mapping import Mapping
 from ..mapping.storage import hash_of
 from .comparison import Comparison
-from .kernel import Recipe
+from .passes import Recipe
 
 
 class LinkWeights(torch.nn.Module):

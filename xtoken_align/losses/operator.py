@@ -11,9 +11,10 @@ from ..errors import OptionError
 from .bins import Bins
 from .comparison import Comparison, Links
 from .grouping import Grouping
-from .kernel import Index, LevelIndex, Pass, Recipe, Wanted, Weights, run
+from .kernel import run
 from .packing import pack, unpack
 from .pairs import Pairs
+from .passes import Index, LevelIndex, Pass, Recipe, Wanted, Weights
 from .projection import Projection
 from .rows import Source, compute_dtype
 from .whole import Whole

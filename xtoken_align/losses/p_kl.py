@@ -6,8 +6,8 @@ import torch
 
 from ..errors import OptionError
 from .compat.nemo_pairs import check_links
-from .kernel import Recipe
 from .options import size
+from .passes import Recipe
 from .projection import Projection
 from .rowwise import check_width, compare_rows, temperature_of
 

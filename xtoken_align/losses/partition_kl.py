@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .bins import Bins
-from .kernel import Recipe
+from .passes import Recipe
 from .rowwise import check_width, compare_rows, temperature_of
 
 

@@ -69,63 +69,104 @@ def make_plan(
         merge: "first" reads a chunk's first predicting position on both sides, "mean" all.
         block_rows: about how many rows a block has.
         levels: levels with the tree of their restricted side, and whether that is the student's.
-        labels: int64 (B * T_s,), what the logits at each position are to predict, -100 for nothing.
+        labels: int64 (B * T_s), what the logits at each position are to predict, -100 for nothing.
     """
-    student, student_offsets = _leading_rows(predictions.student, predictions.student_offsets, merge)
-    teacher, teacher_offsets = _leading_rows(predictions.teacher, predictions.teacher_offsets, merge)
-    bounds = _block_bounds(np.maximum(student_offsets, teacher_offsets), block_rows)
-    if labels is None:
-        # Levels read no further than the row after a chunk's last one.
-        labels = np.full(int(predictions.student.max(initial=-1)) + 2, IGNORED)
-    pending = labels.copy()
-    level_edges = [np.searchsorted(part.chunk, bounds) for part, _, _ in levels]
-    rows: tuple[list[Ids], list[Ids]] = ([], [])
-    slots: list[tuple[list[Ids], list[Ids]]] = [([], []) for _ in levels]
-    block_labels: list[Ids] = []
-    for block, (first, last) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
-        here = [slice(int(edges[block]), int(edges[block + 1])) for edges in level_edges]
-        wanted: tuple[list[Ids], list[Ids]] = ([], [])
-        for (part, _, student_is_restricted), place in zip(levels, here, strict=True):
-            wanted[not student_is_restricted].append(part.restricted_row[place])
-            wanted[student_is_restricted].append(part.spoken_row[place])
-        block_rows_of = [
-            _with_further(leading[offsets[first] : offsets[last]], further)
-            for leading, offsets, further in zip(
-                (student, teacher), (student_offsets, teacher_offsets), wanted, strict=True
-            )
-        ]
-        for side in range(2):
-            rows[side].append(block_rows_of[side])
-        for (part, _, student_is_restricted), place, (restricted, spoken) in zip(levels, here, slots, strict=True):
-            restricted.append(_slots(block_rows_of[not student_is_restricted], part.restricted_row[place]))
-            spoken.append(_slots(block_rows_of[student_is_restricted], part.spoken_row[place]))
-        block_labels.append(pending[block_rows_of[0]])
-        pending[block_rows_of[0]] = IGNORED
-    alone = np.flatnonzero(pending != IGNORED)
-    for first in range(0, len(alone), block_rows):
-        rows[0].append(alone[first : first + block_rows])
-        rows[1].append(alone[:0])
-        block_labels.append(pending[rows[0][-1]])
-    blocks = len(rows[0])
-    edges = [offsets_of(np.array([len(part) for part in side], dtype=np.int64)) for side in rows]
-    edges += [_extended(bounds, blocks), *(_extended(part, blocks) for part in level_edges)]
+    student = _Side(*_leading_rows(predictions.student, predictions.student_offsets, merge))
+    teacher = _Side(*_leading_rows(predictions.teacher, predictions.teacher_offsets, merge))
+    bounds = _block_bounds(np.maximum(student.offsets, teacher.offsets), block_rows)
+    placed = [_Placed(part, tree, bounds, of_student=of_student) for part, tree, of_student in levels]
+    for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        student.add(first, last, [part.rows_of(student=True) for part in placed])
+        teacher.add(first, last, [part.rows_of(student=False) for part in placed])
+        for part in placed:
+            part.find_slots(student.blocks[-1], teacher.blocks[-1])
+    block_labels = _labels_of_blocks(student, teacher, labels, block_rows)
+    blocks = len(student.blocks)
+    edges = [side.edges() for side in (student, teacher)]
+    edges += [_extended(bounds, blocks), *(_extended(part.edges, blocks) for part in placed)]
     return Plan(
-        student_rows=_joined(rows[0]),
-        teacher_rows=_joined(rows[1]),
+        student_rows=_joined(student.blocks),
+        teacher_rows=_joined(teacher.blocks),
         labels=_joined(block_labels),
-        student_size=np.diff(student_offsets),
-        teacher_size=np.diff(teacher_offsets),
-        levels=tuple(
-            PlannedLevels(
-                part.chunk - bounds[np.searchsorted(bounds, part.chunk, side="right") - 1],
-                _joined(restricted),
-                _joined(spoken),
-                spell_out(tree, part.node),
-            )
-            for (part, tree, _), (restricted, spoken) in zip(levels, slots, strict=True)
-        ),
+        student_size=np.diff(student.offsets),
+        teacher_size=np.diff(teacher.offsets),
+        levels=tuple(part.planned() for part in placed),
         edges=np.stack(edges, axis=1),
     )
+
+
+class _Side:
+    """One side's rows, block by block.
+
+    Attributes:
+        leading: the rows of level one.
+        offsets: where each chunk's begin.
+        blocks: the rows of the blocks so far.
+    """
+
+    def __init__(self, leading: Ids, offsets: Ids) -> None:
+        self.leading, self.offsets = leading, offsets
+        self.blocks: list[Ids] = []
+
+    def add(self, first: int, last: int, further: list[Ids]) -> None:
+        """The rows of a block's chunks, and those of its further levels that are not among them."""
+        rows = self.leading[self.offsets[first] : self.offsets[last]]
+        if any(map(len, further)):
+            rows = np.concatenate([rows, np.setdiff1d(np.concatenate(further), rows)])
+        self.blocks.append(rows)
+
+    def edges(self) -> Ids:
+        """Where each block begins."""
+        return offsets_of(np.array([len(rows) for rows in self.blocks], dtype=np.int64))
+
+
+class _Placed:
+    """Levels restricted on one side, and where their rows stand in the blocks."""
+
+    def __init__(self, levels: Levels, tree: PrefixTree, bounds: Ids, *, of_student: bool) -> None:
+        self.levels, self.tree, self.bounds, self.of_student = levels, tree, bounds, of_student
+        self.edges = np.searchsorted(levels.chunk, bounds)
+        self.restricted: list[Ids] = []
+        self.spoken: list[Ids] = []
+
+    def rows_of(self, *, student: bool) -> Ids:
+        """The rows that the next block's levels read on one side."""
+        rows = self.levels.restricted_row if student == self.of_student else self.levels.spoken_row
+        block = len(self.restricted)
+        return rows[self.edges[block] : self.edges[block + 1]]
+
+    def find_slots(self, student: Ids, teacher: Ids) -> None:
+        """Looks up the next block's rows among those of the block."""
+        restricted, spoken = (student, teacher) if self.of_student else (teacher, student)
+        wanted = self.rows_of(student=self.of_student), self.rows_of(student=not self.of_student)
+        self.restricted.append(_slots(restricted, wanted[0]))
+        self.spoken.append(_slots(spoken, wanted[1]))
+
+    def planned(self) -> PlannedLevels:
+        """The levels with their slots."""
+        chunk = self.levels.chunk
+        within = chunk - self.bounds[np.searchsorted(self.bounds, chunk, side="right") - 1]
+        return PlannedLevels(
+            within, _joined(self.restricted), _joined(self.spoken), spell_out(self.tree, self.levels.node)
+        )
+
+
+def _labels_of_blocks(student: _Side, teacher: _Side, labels: Ids | None, block_rows: int) -> list[Ids]:
+    """Each row's label in the first block that reads it; rows that none reads get blocks of their own."""
+    if labels is None:
+        return [np.full(len(rows), IGNORED) for rows in student.blocks]
+    pending = labels.copy()
+    found = []
+    for rows in student.blocks:
+        found.append(pending[rows])
+        pending[rows] = IGNORED
+    alone = np.flatnonzero(pending != IGNORED)
+    for first in range(0, len(alone), block_rows):
+        rows = alone[first : first + block_rows]
+        student.blocks.append(rows)
+        teacher.blocks.append(alone[:0])
+        found.append(pending[rows])
+    return found
 
 
 def _leading_rows(rows: Ids, offsets: Ids, merge: str) -> tuple[Ids, Ids]:
@@ -142,12 +183,6 @@ def _block_bounds(offsets: Ids, block_rows: int) -> Ids:
         full = int(np.searchsorted(offsets, offsets[bounds[-1]] + block_rows, side="right")) - 1
         bounds.append(max(full, bounds[-1] + 1))
     return np.array(bounds)
-
-
-def _with_further(leading: Ids, further: list[Ids]) -> Ids:
-    if not any(map(len, further)):
-        return leading
-    return np.concatenate([leading, np.setdiff1d(np.concatenate(further), leading)])
 
 
 def _slots(rows: Ids, wanted: Ids) -> Ids:

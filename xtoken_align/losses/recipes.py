@@ -14,10 +14,10 @@ from ..mapping.mapping import Mapping
 from ..vocab.kinds import Kind
 from .bins import MASKED
 from .h_kl import recipe_of_pairs
-from .kernel import Recipe, resolved
 from .p_kl import recipe_of_projection
 from .pairs import Pairs, everything
 from .partition_kl import recipe_of_bins
+from .passes import Recipe, resolved
 from .projection import Projection
 from .uld import recipe_of_everything
 

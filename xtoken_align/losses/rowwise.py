@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from ..errors import OptionError
-from .kernel import Index, Recipe, Wanted, Weights
 from .operator import attach, compare_batch
 from .options import one_of, positive
+from .passes import Index, Recipe, Wanted, Weights
 from .rows import Source
 
 BLOCK_ROWS = 8
@@ -53,7 +53,8 @@ def compare_rows(
     )
     found = compare_batch(*arguments)
     values = found.value * arguments[4].chunk
-    values = attach(values, [student_logits], [found.states], lambda: [compare_batch(*arguments).states], every)
+    if found.states is not None:
+        values = attach(values, [student_logits], [found.states], lambda: [compare_batch(*arguments).states], every)
     return reduce(values, weight, reduction)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from .h_kl import live_tokens
-from .kernel import Recipe
 from .pairs import everything
+from .passes import Recipe
 from .rowwise import compare_rows, temperature_of
 from .whole import Whole
 

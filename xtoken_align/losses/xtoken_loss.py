@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch._compile import _disable_dynamo
 
 from ..errors import OptionError
 from ..mapping.mapping import Mapping
@@ -17,12 +18,12 @@ from .batch import HIDDEN_ROWS, LOGIT_ROWS, Planner, Result, metrics_of, next_la
 from .chain import chain_tables
 from .comparison import Comparison
 from .forms import Hidden, Student, Teacher, TopK, check_positions
-from .kernel import Recipe
 from .learned import LinkWeights
 from .operator import CLASSES
 from .options import LossOptions, same_shape
 from .outputs import LossOutput
 from .packing import pack, unpack
+from .passes import Recipe
 from .peers import peer_loss
 from .plan import IGNORED
 from .prefix_tree import Ids
@@ -132,6 +133,9 @@ class XTokenLoss(torch.nn.Module):
         made: Recipe = unpack(tensors, self._text, CLASSES)
         return made
 
+    # A graph of the planning would be made anew for every batch. `torch.compiler.disable` would say the same, but loads
+    # the compiler when this module is imported.
+    @_disable_dynamo
     def forward(
         self,
         student: Student,

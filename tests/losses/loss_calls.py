@@ -1,0 +1,97 @@
+"""Calling a loss and its slow twin on one batch, each with its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from random_batches import Case, random_case
+
+from xtoken_align.losses.forms import Teacher
+from xtoken_align.losses.outputs import LossOutput
+from xtoken_align.losses.slow.slow_loss import slow_loss
+from xtoken_align.losses.xtoken_loss import XTokenLoss
+
+KINDS = ("partition-kl", "c-kl", "p-kl", "h-kl", "gold", "uld", "alm")
+SORTED = ("h-kl", "gold", "uld")
+"""The kinds that sort: their gradient jumps where two probabilities are one."""
+
+
+case_of = cache(random_case)
+"""Cases are drawn once a process; whoever needs a leaf copies the logits."""
+
+
+def options_of(*kinds: str) -> list[dict[str, Any]]:
+    """Every way in which kinds can be asked for."""
+    found: list[dict[str, Any]] = []
+    for kind in kinds:
+        merges = ("first",) if kind in {"c-kl", "alm"} else ("first", "mean")
+        for merge in merges:
+            found.append({"kind": kind, "merge": merge})
+            if kind == "p-kl":
+                found += [{"kind": kind, "merge": merge, "top_k": 2}, {"kind": kind, "merge": merge, "top_k": 1000}]
+                found += [{"kind": kind, "merge": merge, "unreached": "drop"}]
+            if kind in {"h-kl", "gold"}:
+                found += [{"kind": kind, "merge": merge, "normalize": "none"}]
+                found += [{"kind": kind, "merge": merge, "uncommon_top_k": 2}]
+    return found
+
+
+def name_of(options: dict[str, Any]) -> str:
+    """The options in a test's name."""
+    return " ".join(str(value) for value in options.values())
+
+
+def possible_labels(case: Case) -> torch.Tensor:
+    """The labels that the student can say: of the others the cross-entropy is infinite."""
+    labels = case.labels.clone()
+    own = case.student_logits[:, :-1].gather(2, labels[:, 1:].clamp_min(0).unsqueeze(2)).squeeze(2)
+    labels[:, 1:][own == -torch.inf] = -100
+    return labels
+
+
+@dataclass(frozen=True, eq=False)
+class Called:
+    """What came of a call: the loss, its parts, and the gradients of the inputs."""
+
+    loss: torch.Tensor
+    kd: torch.Tensor
+    ce: torch.Tensor
+    gradients: tuple[torch.Tensor, ...]
+
+    @property
+    def gradient(self) -> torch.Tensor:
+        return self.gradients[0]
+
+
+def slow(case: Case, student: torch.Tensor, teacher: Teacher, **options: Any) -> Called:
+    """The slow twin, in float64."""
+    leaf = student.detach().double().requires_grad_()
+    teacher = teacher.double() if isinstance(teacher, torch.Tensor) else teacher
+    out = slow_loss(case.mapping, leaf, teacher, case.spans, **options)
+    return Called(out.loss.detach(), out.kd.detach(), out.ce.detach(), torch.autograd.grad(out.loss, leaf))
+
+
+def fast(case: Case, student: torch.Tensor, teacher: Teacher, *, labels: Any = None, **options: Any) -> Called:
+    """The fast loss on logits, in their dtype."""
+    leaf = student.detach().clone().requires_grad_()
+    out = XTokenLoss(case.mapping, **options)(leaf, teacher, case.spans, labels=labels)
+    return called(out, [leaf])
+
+
+def called(out: LossOutput, inputs: Sequence[torch.Tensor]) -> Called:
+    """Reads an output and differentiates it."""
+    return Called(out.loss.detach(), out.kd, out.ce, torch.autograd.grad(out.loss, inputs))
+
+
+def assert_same(one: Called, other: Called, *, rtol: float, atol: float) -> None:
+    """Values and gradients; a gradient's entries are compared with the largest of them."""
+    for name in ("loss", "kd", "ce"):
+        left, right = getattr(one, name).double(), getattr(other, name).double()
+        torch.testing.assert_close(left, right, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+    for left, right in zip(one.gradients, other.gradients, strict=True):
+        size = right.double().abs().max() if right.numel() else torch.zeros(())
+        torch.testing.assert_close(left.double(), right.double(), rtol=rtol, atol=atol + rtol * float(size))

@@ -1,0 +1,140 @@
+"""The fast losses are their slow twins: values and gradients, for all kinds and options, on odd batches."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from loss_calls import KINDS, SORTED, Called, assert_same, case_of, fast, name_of, options_of, possible_labels, slow
+from random_batches import FEATURES, Case, top_k_of
+
+from xtoken_align.losses.xtoken_loss import XTokenLoss
+
+BATCHES = 2 * len(FEATURES)
+BEST = (1, 3, 1000)
+"""Of how many tokens a teacher is known; the last is more than there are."""
+
+
+@cache
+def batch(seed: int) -> Case:
+    # Numbers that float32 has, so that all precisions read the same ones.
+    return case_of(seed, dtype=torch.float32, infinities=0.3 if seed % 5 == 4 else 0.0)
+
+
+def assert_twins(case: Case, truth: Called, teacher: Any, **options: Any) -> None:
+    """Both precisions against the truth."""
+    exact = fast(case, case.student_logits.double(), teacher, labels=possible_labels(case), **options)
+    # W's weights are float32, so a row of several sums to 1 up to 1e-7; the two divide by that sum at different places.
+    weighted = options["kind"] == "p-kl" and options["merge"] == "mean"
+    assert_same(exact, truth, rtol=1e-7 if weighted else 1e-9, atol=1e-10)
+    if isinstance(teacher, torch.Tensor):
+        single = fast(case, case.student_logits, teacher.float(), labels=possible_labels(case), **options)
+        assert_same(single, truth, rtol=1e-5, atol=2e-6)
+        assert single.gradient.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_and_gradients_are_the_slow_ones(kind: str) -> None:
+    every = options_of(kind)
+    found = 0
+    for seed in range(BATCHES):
+        case = batch(seed)
+        options = every[(seed + seed // len(FEATURES)) % len(every)] | {"temperature": 1.0 + (seed % 3) / 2}
+        truth = slow(case, case.student_logits, case.teacher_logits, labels=possible_labels(case), **options)
+        assert_twins(case, truth, case.teacher_logits.double(), **options)
+        found += bool(truth.kd)
+    assert found > BATCHES // 2
+
+
+@pytest.mark.parametrize("options", [one for one in options_of(*KINDS) if len(one) > 2], ids=name_of)
+def test_every_option_is_the_slow_ones(options: dict[str, Any]) -> None:
+    plain = {"kind": options["kind"], "merge": options["merge"]}
+    differs = 0
+    for seed in (2, 7, 38):
+        case = batch(seed)
+        truth = slow(
+            case, case.student_logits, case.teacher_logits, labels=possible_labels(case), temperature=2.0, **options
+        )
+        assert_twins(case, truth, case.teacher_logits.double(), temperature=2.0, **options)
+        other = fast(case, case.student_logits.double(), case.teacher_logits.double(), temperature=2.0, **plain)
+        differs += not torch.isclose(truth.kd, other.kd)
+    # An option changes something, unless it keeps more than there is.
+    assert differs or options.get("top_k") == 1000
+
+
+@pytest.mark.parametrize("kind", ["partition-kl", "c-kl", "p-kl"])
+def test_teachers_of_which_the_best_tokens_are_known_are_the_slow_ones(kind: str) -> None:
+    every = [one for one in options_of(kind) if one.get("top_k") != 1000]
+    for seed in range(BATCHES):
+        case = case_of(seed)
+        teacher = top_k_of(case, BEST[seed % len(BEST)])
+        options = every[(seed + seed // len(FEATURES)) % len(every)] | {"temperature": 1.0 + (seed % 2)}
+        truth = slow(case, case.student_logits, teacher, labels=possible_labels(case), **options)
+        assert_twins(case, truth, teacher, **options)
+
+
+@pytest.mark.parametrize("kind", ["partition-kl", "c-kl", "p-kl"])
+def test_a_teacher_that_lists_every_token_is_its_logits(kind: str) -> None:
+    for seed in range(len(FEATURES)):
+        case = case_of(seed)
+        one = fast(case, case.student_logits, top_k_of(case, 1000), kind=kind, temperature=2.0)
+        other = fast(case, case.student_logits, case.teacher_logits, kind=kind, temperature=2.0)
+        assert_same(one, other, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_factors_and_divisors_are_the_slow_ones(kind: str) -> None:
+    case = batch(2)
+    options = {"kind": kind, "kd_weight": 0.3, "ce_weight": 1.7}
+    given = {"num_chunks_in_batch": 31, "num_items_in_batch": 7.0}
+    truth = slow(case, case.student_logits, case.teacher_logits, labels=possible_labels(case), **options, **given)
+    leaf = case.student_logits.double().requires_grad_()
+    out = XTokenLoss(case.mapping, **options)(
+        leaf, case.teacher_logits.double(), case.spans, labels=possible_labels(case), **given
+    )
+    made = Called(out.loss.detach(), out.kd, out.ce, torch.autograd.grad(out.loss, leaf))
+    assert_same(made, truth, rtol=1e-9, atol=1e-10)
+    assert truth.ce > 0
+    as_tensors = {name: torch.tensor(value) for name, value in given.items()}
+    again = XTokenLoss(case.mapping, **options)(
+        leaf, case.teacher_logits.double(), case.spans, labels=possible_labels(case), **as_tensors
+    )
+    torch.testing.assert_close(again.loss, out.loss)
+
+
+def on_a_grid(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that bfloat16 has, no two of one row alike: what is sorted has one order in every precision."""
+    source = torch.Generator().manual_seed(1)
+    return tuple(  # type: ignore[return-value]
+        (torch.rand(*side.shape[:2], 128, generator=source).argsort(-1)[..., : side.shape[2]] - 64) / 16
+        for side in (case.student_logits, case.teacher_logits)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_rounded_once(kind: str, dtype: torch.dtype) -> None:
+    for seed, options in enumerate([*options_of(kind), *options_of(kind)]):
+        case = batch(seed)
+        student, teacher = on_a_grid(case)
+        truth = fast(case, student.double(), teacher.double(), labels=possible_labels(case), **options)
+        made = fast(case, student.to(dtype), teacher.to(dtype), labels=possible_labels(case), **options)
+        assert made.kd.dtype == torch.float32
+        torch.testing.assert_close(made.loss.double(), truth.loss, rtol=1e-5, atol=2e-6)
+        # The gradient alone is rounded, once by each of the at most three parts that read a position.
+        assert made.gradient.dtype == dtype
+        epsilon = torch.finfo(dtype).eps
+        torch.testing.assert_close(made.gradient.double(), truth.gradient, rtol=2 * epsilon, atol=epsilon / 50)
+
+
+def test_sorting_kinds_are_those_that_jump() -> None:
+    # With equal logits the order is anyone's, but not what it costs.
+    case = batch(6)
+    for kind in SORTED:
+        flat = [torch.zeros_like(side) for side in (case.student_logits, case.teacher_logits)]
+        truth = slow(case, flat[0], flat[1], kind=kind)
+        made = fast(case, flat[0], flat[1], kind=kind)
+        torch.testing.assert_close(made.kd.double(), truth.kd, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(made.gradient.sum().double(), truth.gradient.sum(), rtol=0, atol=1e-6)
