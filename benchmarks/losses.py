@@ -297,7 +297,7 @@ def trl_uld(pair: Pair, rows: int) -> Contender:
         uld_skip_student_eos=False,
         uld_skip_teacher_eos=False,
         use_extended_uld=False,
-        uld_token_merge_strategy="observed",
+        uld_token_merge_strategy="observed",  # noqa: S106 - no password
         uld_use_hybrid_loss=False,
         uld_hybrid_matched_weight=None,
         uld_hybrid_unmatched_weight=None,

@@ -12,6 +12,7 @@ COMMANDS = {
     "build": ("build", "Build the mapping from a student to a teacher."),
     "compat": ("compat", "Compare two tokenizers: do ids stand for the same tokens?"),
     "diff": ("diff", "Compare two mappings: what would a training run notice?"),
+    "distill": ("distill", "Distil a student from teachers, as a YAML file says."),
     "gc": ("gc", "Remove old versions from the store."),
     "inspect": ("inspect", "Report what a mapping covers and what it loses."),
     "list": ("list_mappings", "List the mappings in the store."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import re
+import textwrap
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -110,6 +111,13 @@ def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert mapping.W.shape == (128256, 151936)
     assert names["spans"].student.shape[0] == 1
     assert set(names["batch"]) >= {"student_input_ids", "teacher_input_ids", "labels", "spans"}
+    assert names["out"].kd > 0
+    assert names["student_logits"].grad.isfinite().all()
+
+
+def test_the_readmes_plain_loop_is_the_tested_one() -> None:
+    loop = (ROOT / "tests" / "training" / "plain_loop.py").read_text(encoding="utf-8").rstrip()
+    assert textwrap.indent(loop, "    ") in README
 
 
 def test_the_readmes_output_is_what_the_commands_print(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_teacher_of_which_little_or_nothing_is_known_is_no_trouble(kind: str) 
 @every_option
 def test_odd_vocabularies_are_no_trouble(options: dict[str, Any]) -> None:
     # One-sided rests, empty rows, unreached columns, no common token, an empty W.
-    for seed in range(len(FEATURES)):
+    for seed in range(0, 2 * len(FEATURES), 3):
         case = case_of(seed)
         leaf = case.student_logits.float().requires_grad_()
         loss = XTokenLoss(case.mapping, **options)

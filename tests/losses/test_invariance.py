@@ -17,7 +17,7 @@ from xtoken_align.losses.forms import Hidden
 from xtoken_align.losses.uld import uld
 from xtoken_align.losses.xtoken_loss import XTokenLoss
 
-SEEDS = (7, 10, 38)
+SEEDS = (10, 38)
 """Batches of several rows: with one-to-many, many-to-one and many-to-many chunks, misfits and levels."""
 
 OPTIONS = [one for kind in KINDS for one in options_of(kind)[:1] + options_of(kind)[-1:]]
@@ -57,7 +57,7 @@ def test_the_order_of_rows_changes_nothing(options: dict[str, Any]) -> None:
         assert_same(back, here, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("rows", [1, 5])
 @every_option
 def test_the_size_of_blocks_changes_nothing(
     options: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch
@@ -113,10 +113,9 @@ def test_the_size_of_blocks_of_rows_changes_nothing(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(uld(z, t, reduction="none"), whole, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("counted", [int, torch.tensor])
 @every_option
-def test_accumulating_steps_are_one_step(options: dict[str, Any], counted: Any) -> None:
-    for seed in SEEDS:
+def test_accumulating_steps_are_one_step(options: dict[str, Any]) -> None:
+    for seed, counted in zip(SEEDS, (int, torch.tensor), strict=True):
         case = several_rows(seed)
         whole = fast(case, case.student_logits, case.teacher_logits, labels=case.labels, **options)
         chunks = counted(len(case.spans.predictions()))

@@ -129,7 +129,9 @@ def test_gradients_are_those_of_finite_differences(loss: Loss, temperature: floa
     weight = torch.tensor([0.5, 2.0, 0.0], dtype=torch.float64)
     for reduction in ("none", "mean"):
         assert torch.autograd.gradcheck(
-            lambda given, how=reduction: loss(given, t, temperature=temperature, weight=weight, reduction=how), (z,)
+            lambda given, how=reduction: loss(given, t, temperature=temperature, weight=weight, reduction=how),
+            (z,),
+            fast_mode=reduction == "mean",
         )
 
 
@@ -141,11 +143,12 @@ def test_the_gradient_of_alm_is_that_of_finite_differences() -> None:
 
 @pytest.mark.parametrize("kind", ["partition-kl", "c-kl", "p-kl", "h-kl", "gold", "uld", "alm"])
 def test_the_modules_gradients_are_those_of_finite_differences(kind: str) -> None:
-    case = next(case for seed in range(2, 60) if (case := case_of(seed)).student_logits.numel() < 150)
+    case = case_of(25)
     loss = XTokenLoss(case.mapping, kind=kind, temperature=1.5, merge="first" if kind in {"c-kl", "alm"} else "mean")
     assert torch.autograd.gradcheck(
         lambda given: loss(given, case.teacher_logits, case.spans, labels=case.labels).loss,
         case.student_logits.clone().requires_grad_(),
+        fast_mode=True,
     )
 
 

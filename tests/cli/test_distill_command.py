@@ -1,0 +1,142 @@
+"""`distill` from the command line: what it prints, how it refuses, and being interrupted."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_results import Result
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+pytest.importorskip("datasets")
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def pair(tokenizers: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a teacher and a student with random weights."""
+    root, made = tmp_path_factory.mktemp("pair"), []
+    for number, source in enumerate(tokenizers):
+        folder = root / Path(source).name
+        shutil.copytree(source, folder)
+        width = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
+        torch.manual_seed(number)
+        sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+        config = transformers.LlamaConfig(vocab_size=width, bos_token_id=0, eos_token_id=1, **sizes)
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+        made.append(folder)
+    return made[0], made[1]
+
+
+@pytest.fixture
+def written(pair: tuple[Path, Path], tmp_path: Path) -> Callable[..., Path]:
+    """Writes a configuration of a short run."""
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the cat sat on the mat 12 120 201\n" * 30)
+
+    def write(**changes: Any) -> Path:
+        training = {"steps": 4, "batch_size": 2, "save_every": 2, "log_every": 2, "device": "cpu"}
+        values = {
+            "student": {"model": str(pair[1])},
+            "teachers": [{"model": str(pair[0])}],
+            "texts": [str(corpus)],
+            "longest_text": 40,
+            "output": str(tmp_path / "run"),
+            "training": {**training, "max_student_tokens": 16, "max_teacher_tokens": 24},
+            **changes,
+        }
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_it_ends_with_a_table_and_the_students_folder(invoke: Invoke, written: Any, tmp_path: Path) -> None:
+    done = invoke("distill", written())
+    assert done.code == 0
+    assert "step 4/4  loss " in done.err
+    assert "step 3/4" not in done.err
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["teacher", "loss", "mapping", "weight"]
+    assert lines[2].split()[0] == "master"
+    (kd,) = [line.split() for line in lines if line.startswith("kd ")]
+    assert len(kd) == 4
+    assert lines[-2].startswith("4 steps on 27 rows, measured on 3 held-out rows, ")
+    assert lines[-1] == f"Written to {tmp_path / 'run' / 'student'}"
+
+
+def test_as_json_and_quietly(invoke: Invoke, written: Any, tmp_path: Path) -> None:
+    made = invoke("distill", written(), "--json", "--steps", "2", "-o", tmp_path / "other")
+    found = json.loads(made.out)
+    assert (found["steps"], found["student"]) == (2, str(tmp_path / "other" / "student"))
+    assert found["before"].keys() == found["after"].keys()
+    again = invoke("distill", written(), "-q", "--steps", "2", "--output", tmp_path / "other")
+    assert (again.code, again.out, again.err) == (0, f"{tmp_path / 'other' / 'student'}\n", "")
+
+
+def test_an_interrupted_run_goes_on(
+    invoke: Invoke, written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xtoken_align.training.mixin import DistillationMixin
+
+    own, calls = DistillationMixin.compute_loss, []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        calls.append(gc.isenabled())
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return own(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillationMixin, "compute_loss", interrupted)
+        stopped = invoke("distill", written())
+    assert stopped.code == 1
+    assert "Interrupted: no file was left half-written." in stopped.err
+    assert all(calls)
+    assert not (tmp_path / "run" / "student").exists()
+    done = invoke("distill", written())
+    assert done.code == 0
+    assert "resumed at step 2" in done.out
+
+
+def test_a_configuration_is_checked_without_doing_anything(invoke: Invoke, written: Any, tmp_path: Path) -> None:
+    path = written()
+    done = invoke("distill", path, "--check")
+    assert (done.code, done.out) == (0, f"{path} is in order.\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_makes_no_sense_is_one_sentence_and_code_1(invoke: Invoke, written: Any) -> None:
+    done = invoke("distill", written(techers=[]))
+    assert done.code == 1
+    assert "did you mean 'teachers'?" in done.err
+    assert done.err.count("\n") == 1
+    assert invoke("distill", "nowhere.yaml").code == 1
+    assert invoke("distill").code == 2
+
+
+def test_its_help_and_a_mistake_load_nothing_heavy(execute: Invoke, written: Any) -> None:
+    report = "import atexit, sys\natexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))"
+    shown = execute("distill", "--help", before=report)
+    assert (shown.code, shown.err) == (0, "False\n")
+    refused = execute("distill", written(techers=[]), before=report)
+    assert refused.code == 1
+    assert refused.err.endswith("False\n")

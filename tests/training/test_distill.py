@@ -1,0 +1,240 @@
+"""`distill`: from folders and files to a student, in one piece or in several."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_world import World, far, make_llama, texts, weights, write_tokenizer
+from transformers import LlamaForCausalLM
+
+import xtoken_align
+from xtoken_align.errors import CorpusError, MismatchError, OptionError, SourceError
+from xtoken_align.training import mixin, models, run, run_folder
+from xtoken_align.training.cache.write import write_teacher_cache
+from xtoken_align.training.config import DistillConfig
+from xtoken_align.training.config_values import from_values
+from xtoken_align.training.distill import DistillResult, distill
+from xtoken_align.training.texts import make_rows, split
+
+pytest.importorskip("datasets")
+
+
+@pytest.fixture
+def start(world: World, tmp_path: Path) -> Callable[..., DistillResult]:
+    """Runs `distill` in the test's folder, with changes to a short configuration."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in texts(60)))
+
+    def begin(output: str = "run", **changes: Any) -> DistillResult:
+        return distill(config(output, **changes), store=world.store)
+
+    def config(output: str, **changes: Any) -> DistillConfig:
+        training = {
+            "steps": 6,
+            "batch_size": 4,
+            "learning_rate": 0.01,
+            "max_student_tokens": 24,
+            "max_teacher_tokens": 24,
+            "save_every": 2,
+            "keep": 1,
+            "log_every": 2,
+            "device": "cpu",
+            **changes.pop("training", {}),
+        }
+        values = {
+            "student": {"model": str(world.student)},
+            "teachers": [{"model": str(world.teacher)}],
+            "texts": [str(corpus)],
+            "output": str(tmp_path / output),
+            "holdout": 4,
+            "training": training,
+            **changes,
+        }
+        return from_values(DistillConfig, values)
+
+    begin.config = config
+    return begin
+
+
+def student(folder: Path) -> dict[str, torch.Tensor]:
+    return weights(LlamaForCausalLM.from_pretrained(folder / "student"))
+
+
+def test_a_student_is_distilled_and_measured(start: Any, world: World, tmp_path: Path) -> None:
+    result = start(training={"steps": 30, "learning_rate": 0.02})
+    assert (result.steps, result.rows, result.held_out, result.resumed) == (30, 56, 4, 0)
+    assert result.after["kd"] < 0.8 * result.before["kd"]
+    assert {"loss", "kd", "ce", "agreement"} <= result.training.keys()
+    assert [teacher["name"] for teacher in result.teachers] == ["teacher"]
+    made = xtoken_align.read_vocab(result.student)
+    assert made.fingerprint == xtoken_align.read_vocab(world.student).fingerprint
+    assert far(student(tmp_path / "run"), weights(world.load(world.student))) > 0
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "before.json",
+        "checkpoints",
+        "result.json",
+        "run.json",
+        "student",
+        "texts",
+    ]
+    json.dumps(result.to_dict())
+
+
+def test_a_run_that_has_ended_is_not_run_again(start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = start()
+    monkeypatch.setattr(run.Run, "finish", lambda *_: pytest.fail("it ran again"))
+    again = start(training={"log_every": 5})
+    assert {**again.to_dict(), "seconds": 0} == {**first.to_dict(), "seconds": 0}
+
+
+def die(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_call(count: int, call: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that kills its process at its n-th call."""
+    seen = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        seen.append(1)
+        return die() if len(seen) == count else call(*arguments, **options)
+
+    return counted
+
+
+MOMENTS: dict[str, tuple[Any, str, int]] = {
+    "while rows are read": (xtoken_align.training.texts, "pieces", 20),
+    "before it has measured": (run_folder, "write_atomically", 2),
+    "before its first checkpoint": (mixin.DistillationMixin, "compute_loss", 2),
+    "between two checkpoints": (mixin.DistillationMixin, "compute_loss", 4),
+    "in a checkpoint": (mixin, "finish_checkpoint", 2),
+    "while an old checkpoint is removed": (xtoken_align.training.checkpoints.shutil, "rmtree", 1),
+    "while the student is written": (models.shutil, "copyfile", 2),
+    "before the result is written": (run_folder, "write_atomically", 3),
+}
+
+
+def test_wherever_it_is_killed_the_student_is_the_same(start: Any, world: World, tmp_path: Path) -> None:
+    # A student that draws random numbers at every step.
+    shutil.copytree(world.student, tmp_path / "drawing")
+    settings = json.loads((tmp_path / "drawing" / "config.json").read_text())
+    (tmp_path / "drawing" / "config.json").write_text(json.dumps({**settings, "attention_dropout": 0.3}))
+    changes = {
+        "student": {"model": str(tmp_path / "drawing")},
+        "training": {"lmbda": 0.3, "max_new_tokens": 3, "prompt_tokens": 3},
+        "loss": {"scale": "dynamic"},
+    }
+    quiet = start("quiet", **changes)
+    expected = student(tmp_path / "quiet")
+    resumed = {}
+    for moment, (place, name, count) in MOMENTS.items():
+        child = os.fork()
+        if not child:
+            setattr(place, name, at_call(count, getattr(place, name)))
+            try:
+                start(moment, **changes)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, moment
+        assert not (tmp_path / moment / "result.json").exists()
+        result = start(moment, **changes)
+        assert far(student(tmp_path / moment), expected) == 0, moment
+        assert (result.before, result.after) == (quiet.before, quiet.after), moment
+        assert result.training == quiet.training
+        resumed[moment] = result.resumed
+    assert resumed == dict(zip(MOMENTS, (0, 0, 0, 2, 2, 4, 6, 6), strict=True))
+
+
+def test_another_run_in_the_same_folder_is_refused(start: Any, tmp_path: Path) -> None:
+    start()
+    with pytest.raises(MismatchError, match=r"config.training.learning_rate is 0.01 there, 0.02 here"):
+        start(training={"learning_rate": 0.02})
+    with (tmp_path / "corpus.jsonl").open("a") as file:
+        file.write('{"text": "more"}\n')
+    with pytest.raises(MismatchError, match=r"texts\..*corpus.jsonl is \d+ there, \d+ here"):
+        start()
+
+
+def test_another_tokenizer_in_the_students_folder_is_refused(start: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    write_tokenizer(folder, size=292)
+    make_llama(292, seed=1).save_pretrained(folder)
+    start(student={"model": str(folder)})
+    write_tokenizer(folder, size=292, digits=True)
+    with pytest.raises(MismatchError, match=r"student is '.*' there"):
+        start(student={"model": str(folder)})
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_adapters_are_merged_at_the_end(start: Any, world: World, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    start(lora={"rank": 2, "targets": ["q_proj"]}, training={"learning_rate": 0.1})
+    before, after = weights(world.load(world.student)), student(tmp_path / "run")
+    assert [name for name in before if not torch.equal(before[name], after[name])] == [
+        "model.layers.0.self_attn.q_proj.weight"
+    ]
+
+
+def test_a_cache_takes_the_teachers_place(start: Any, world: World, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    settings = start.config("any")
+    train, held_out = make_rows(settings, tmp_path / "rows")
+    rows = [*train, *held_out]
+    vocab = xtoken_align.read_vocab(world.teacher)
+    given = {"teacher": vocab, "top_k": 999, "dtype": "float32", "max_teacher_tokens": 24}
+    write_teacher_cache(world.load(world.teacher), rows, tmp_path / "cache", **given)
+    live = start("live", loss={"kind": "partition-kl"})
+    teachers = [{"cache": str(tmp_path / "cache"), "tokenizer": str(world.teacher)}]
+    kept = start("kept", loss={"kind": "partition-kl"}, teachers=teachers)
+    assert kept.after["kd"] == pytest.approx(live.after["kd"], abs=1e-4)
+
+
+def test_long_texts_become_rows_and_none_is_lost(start: Any, tmp_path: Path) -> None:
+    text = " ".join(f"line {number}\n" for number in range(200))
+    (tmp_path / "long.txt").write_text(text)
+    settings = start.config("any", texts=[str(tmp_path / "long.txt")], longest_text=40, holdout=0)
+    rows, held_out = make_rows(settings, tmp_path / "rows")
+    assert "".join(row["text"] for row in rows) == text
+    assert max(len(row["text"]) for row in rows) <= 40
+    assert len(held_out) == 0
+
+
+def test_rows_that_are_held_out_are_not_trained_on(start: Any, tmp_path: Path) -> None:
+    rows, _ = make_rows(start.config("any", holdout=0), tmp_path / "rows")
+    train, held_out = split(rows, 5, seed=1)
+    assert (len(train), len(held_out)) == (55, 5)
+    everything = [*train["text"], *held_out["text"]]
+    assert sorted(everything) == sorted(rows["text"])
+    assert len(split(rows, 32, seed=1)[1]) == 6
+    assert len(split(rows, 5, seed=1, processes=2)[1]) == 4
+    assert split(rows, 5, seed=2)[1]["text"] != held_out["text"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"loss": {"temprature": 1}}, OptionError, "'loss.temprature': did you mean 'loss.temperature'?"),
+        ({"loss": {"temperature": -1.0}}, OptionError, "temperature"),
+        ({"student": {"model": "./nowhere"}}, SourceError, "cannot load the model ./nowhere"),
+        ({"texts": ["nowhere.txt"]}, CorpusError, "there is no file nowhere.txt"),
+        ({"text_field": "body"}, CorpusError, "no text under 'body'"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(start: Any, changes: dict[str, Any], error: type[Exception], said: str) -> None:
+    with pytest.raises(error) as refusal:
+        start(**changes)
+    assert said in str(refusal.value)
+
+
+def test_files_without_text_are_refused(start: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(CorpusError, match="there is no text in"):
+        start(texts=[str(tmp_path / "empty.txt")])

@@ -1,0 +1,1 @@
+"""Training: teacher caches, and a trainer that distils through a mapping."""

@@ -1,0 +1,257 @@
+"""Reading a teacher cache: a teacher's best tokens for the rows of a batch, with no teacher in memory."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import MismatchError, OptionError
+from ...spans.units import Units, kept, units_of
+from ...vocab.vocab import Vocab
+from .rows import KEY_BYTES, key_of
+from .run import CachedRow
+from .settings import live_ids, read_manifest, shard_name
+from .shard import Shard
+from .truncation import Truncation
+
+if TYPE_CHECKING:
+    from ...losses.forms import TopK
+
+
+class TeacherCache:
+    """What `write_teacher_cache` has kept, row by row in the order of its corpus.
+
+    Everything is checked against what was written when it is read. It can travel to the workers of a data loader; a
+    process holds some open shards and, of each, the few rows that were decoded last.
+
+    Args:
+        folder: the cache's folder.
+        teacher: the vocabulary of the ids that rows will be asked for by; another one than the cache's is refused.
+        open_shards: how many shards stay open.
+
+    Attributes:
+        folder: the cache's folder.
+        settings: what the cache was made with.
+
+    Raises:
+        StoreError: there is no cache in the folder.
+        ArtifactError: its manifest is damaged.
+        MismatchError: it was made with another vocabulary.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, teacher: Vocab | None = None, open_shards: int = 8) -> None:
+        self.folder = Path(folder)
+        self.settings = read_manifest(self.folder)
+        self._most = max(open_shards, 1)
+        self._shards: OrderedDict[int, Shard] = OrderedDict()
+        self._lock = Lock()
+        self._index: tuple[NDArray[Any], NDArray[np.int64]] | None = None
+        if teacher is not None:
+            self._check(teacher)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files and locks stay where they are.
+        return {**vars(self), "_shards": OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=Lock())
+
+    def __len__(self) -> int:
+        return self.settings.rows
+
+    def __getitem__(self, row: int) -> CachedRow:
+        """What the teacher said of a row.
+
+        Raises:
+            IndexError: there is no such row.
+            StoreError: its shard is missing.
+            ArtifactError: its shard or the row is damaged.
+        """
+        place = row + len(self) if row < 0 else row
+        if not 0 <= place < len(self):
+            raise IndexError(f"row {row} of a cache of {len(self)} rows")
+        shard, within = divmod(int(place), self.settings.rows_per_shard)
+        with self._lock:
+            return self._shard(shard).row(within)
+
+    @property
+    def missing(self) -> list[int]:
+        """The numbers of shards that are not there."""
+        return [shard for shard in range(self.settings.shards) if not (self.folder / shard_name(shard)).is_file()]
+
+    def verify(self) -> Truncation:
+        """Reads everything.
+
+        Returns:
+            How much of the teacher's distributions the cache leaves out.
+
+        Raises:
+            StoreError: a shard is missing.
+            ArtifactError: a shard is damaged.
+        """
+        for shard in range(self.settings.shards):
+            Shard(self.folder, shard, self.settings).verify()
+        return self.truncation()
+
+    def truncation(self) -> Truncation:
+        """How much of the teacher's distributions the cache leaves out, from what its shards say of themselves.
+
+        Raises:
+            StoreError: a shard is missing.
+            ArtifactError: a shard is damaged.
+        """
+        facts = [Shard(self.folder, shard, self.settings).facts for shard in range(self.settings.shards)]
+        positions = sum(each.positions for each in facts)
+        return Truncation(
+            positions=positions,
+            mean_rest=sum(each.rest_sum for each in facts) / max(positions, 1),
+            max_rest=max((each.rest_max for each in facts), default=0.0),
+        )
+
+    def find(self, ids: Sequence[int] | NDArray[Any]) -> int:
+        """The first row that has these ids. The first call reads the keys of all shards: 24 bytes per row.
+
+        Raises:
+            OptionError: no row has.
+        """
+        with self._lock:
+            if self._index is None:
+                self._index = self._read_index()
+        keys, rows = self._index
+        wanted = np.frombuffer(key_of(np.asarray(ids)), dtype=keys.dtype)[0]
+        at = int(np.searchsorted(keys, wanted))
+        if at == len(keys) or keys[at] != wanted:
+            raise OptionError(
+                f"no cached row has these {len(ids)} ids: give rows that are tokenised and cut as the cached ones were "
+                f"(max_teacher_tokens {self.settings.max_teacher_tokens}), or cache this corpus"
+            )
+        return int(rows[at])
+
+    def top_k(
+        self,
+        rows: Sequence[int] | None = None,
+        *,
+        ids: Any = None,
+        mask: Any = None,
+        segments: Any = None,
+        length: int | None = None,
+        device: Any = None,
+    ) -> TopK:
+        """The teacher's side of a batch, as the losses take it.
+
+        Rows are named by their numbers, by their ids, or by both, and then checked: ids have to be those of the cached
+        row or, where they were cut on the right, its beginning. Of a batch of `SpanCollator`,
+
+            cache.top_k(ids=batch["teacher_input_ids"], mask=batch["teacher_attention_mask"])
+
+        puts everything where the batch has it. In packed rows, `segments=batch["spans"].teacher_segments` too: each
+        document is looked up by itself.
+
+        Args:
+            rows: the rows' numbers, for packed rows the documents'.
+            ids: integers (B, T), or a list of ids per row.
+            mask: (B, T), false at padding.
+            segments: integers (B, T), the number of each token's document in its row.
+            length: pad or cut to so many positions, where ids do not say it; by default the longest row's.
+            device: where the tensors go.
+
+        Returns:
+            `TopK` with ids int64 (B, T, K), log_probs float32 (B, T, K) and rest float32 (B, T). At padding the ids are
+            -1, the log-probabilities -inf and the rest 1.
+
+        Raises:
+            OptionError: a row was not cached, or is not the one that was.
+            StoreError: a shard is missing.
+            ArtifactError: a shard is damaged.
+        """
+        if ids is None:
+            if rows is None:
+                raise OptionError("rows are named by `rows`, their numbers, or by `ids`: got neither")
+            found = [self[int(row)] for row in rows]
+            counts = np.array([len(row.ids) for row in found], dtype=np.int64)
+            counts = counts if length is None else np.minimum(counts, length)
+            units = _right_padded(counts, int(counts.max(initial=0)) if length is None else length)
+        else:
+            units = units_of(ids, width=self.settings.logits, mask=mask, segments=segments, side="teacher")
+            found = self._found(units, rows)
+        return self._placed(found, units, device)
+
+    def _found(self, units: Units, rows: Sequence[int] | None) -> list[CachedRow]:
+        if rows is not None and len(rows) != len(units.counts):
+            raise OptionError(f"{len(rows)} row numbers for ids of {len(units.counts)} rows: give one for each")
+        found = []
+        for unit, (begin, count) in enumerate(zip(units.offsets[:-1], units.counts, strict=True)):
+            given = units.ids[begin : begin + count]
+            number = self.find(given) if rows is None else int(rows[unit])
+            row = self[number]
+            if not np.array_equal(row.ids[:count], given):
+                raise OptionError(
+                    f"row {number} was cached with other ids than those given: give the rows in the order in which "
+                    "they were cached, or leave out the numbers to find rows by their ids"
+                )
+            found.append(row)
+        return found
+
+    def _placed(self, found: Sequence[CachedRow], units: Units, device: Any) -> TopK:
+        import torch
+
+        from ...losses.forms import TopK
+
+        (height, width), most = units.shape, self.settings.top_k
+        keep = units.mask
+        arrays: tuple[NDArray[Any], ...] = (
+            np.full((height, width, most), -1, dtype=np.int64),
+            np.full((height, width, most), -np.inf, dtype=np.float32),
+            np.ones((height, width), dtype=np.float32),
+        )
+        if len(units.ids):
+            for array, name in zip(arrays, ("top_ids", "log_probs", "rest"), strict=True):
+                parts = [getattr(row, name)[:count] for row, count in zip(found, units.counts, strict=True)]
+                array[keep] = np.concatenate(parts)
+        ids, log_probs, rest = (torch.from_numpy(array).to(device) for array in arrays)
+        return TopK(ids=ids, log_probs=log_probs, rest=rest, width=self.settings.logits)
+
+    def _shard(self, shard: int) -> Shard:
+        if shard not in self._shards:
+            self._shards[shard] = Shard(self.folder, shard, self.settings)
+            while len(self._shards) > self._most:
+                self._shards.popitem(last=False)
+        self._shards.move_to_end(shard)
+        return self._shards[shard]
+
+    def _read_index(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        keys = b"".join(
+            key for shard in range(self.settings.shards) for key in Shard(self.folder, shard, self.settings).keys
+        )
+        made = np.frombuffer(keys, dtype=[("high", ">u8"), ("low", ">u8")])
+        assert made.dtype.itemsize == KEY_BYTES
+        order = np.lexsort((made["low"], made["high"]))
+        return made[order], order
+
+    def _check(self, teacher: Vocab) -> None:
+        own = self.settings
+        given = {"fingerprint": teacher.fingerprint, "logits": len(teacher), "live": int(live_ids(teacher).sum())}
+        different = [
+            f"{name} {getattr(own, name)} there, {value} here"
+            for name, value in given.items()
+            if getattr(own, name) != value
+        ]
+        if different:
+            raise MismatchError(
+                f"{self.folder} was cached from {own.name}, which is not {teacher.name} ({'; '.join(different)}): give "
+                "the vocabulary that the cache was made with, or cache this teacher"
+            )
+
+
+def _right_padded(counts: NDArray[np.int64], columns: int) -> Units:
+    """Places for rows of some lengths; which ids stand there is not looked at."""
+    rows = np.arange(len(counts))
+    ids = np.zeros(int(counts.sum()), dtype=np.int64)
+    return Units(ids, counts, rows, np.zeros_like(rows), kept(counts, columns, "right"), (len(rows), columns))

@@ -1,0 +1,67 @@
+"""The rows of a run: texts read once from files, kept on the disk, cut to what a row holds, some of them set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..corpus.pieces import pieces
+from ..corpus.texts import read_texts
+from ..errors import CorpusError, MissingExtraError
+from .config import DistillConfig
+
+
+def make_rows(config: DistillConfig, folder: Path, processes: int = 1) -> tuple[Any, Any]:
+    """The rows to train on and those to measure on, as data sets that are read from the disk.
+
+    Args:
+        config: the run's.
+        folder: where they are kept; what is there already is taken from there.
+        processes: among which those to measure on can be shared out.
+
+    Raises:
+        CorpusError: a file cannot be read, or there are no texts.
+        MissingExtraError: `datasets` is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("Training", "train") from error
+    sizes = {name: Path(name).stat().st_size for name in config.texts if Path(name).is_file()}
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.Dataset.from_generator(
+            _rows,
+            gen_kwargs={"given": (tuple(config.texts), tuple(sizes.items()), config.text_field, config.characters)},
+            features=datasets.Features({"text": datasets.Value("large_string")}),
+            cache_dir=str(folder),
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, CorpusError):
+            raise error.__cause__ from error
+        raise
+    return split(rows, config.holdout, config.training.seed, processes)
+
+
+def split(rows: Any, holdout: int, seed: int, processes: int = 1) -> tuple[Any, Any]:
+    """Rows to train on, in their order, and rows to measure on, drawn from all; a tenth of them at most."""
+    aside = min(holdout, len(rows) // 10)
+    aside -= aside % processes
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return rows.select(np.sort(order[aside:])), rows.select(np.sort(order[:aside]))
+
+
+def _rows(given: tuple[Any, ...]) -> Iterator[dict[str, str]]:
+    paths, _, field, characters = given
+    found = False
+    for text in read_texts(paths, field=field):
+        for piece in pieces(text, characters):
+            if piece.strip():
+                found = True
+                yield {"text": piece}
+    if not found:
+        # A data set without rows cannot be read back.
+        raise CorpusError(f"there is no text in {', '.join(paths)}: name files that have some")
