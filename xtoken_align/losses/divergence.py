@@ -107,6 +107,7 @@ def _with_best(
     out: torch.Tensor | None,
 ) -> Divergence:
     """The teacher's best outcomes of each row and one more that holds all others."""
+    agrees = _same_top(log_teacher, log_student)
     best = _best(log_teacher, count)
     teacher, student = log_teacher.gather(1, best), log_student.gather(1, best)
     others = log_teacher.scatter_(1, best, -math.inf)
@@ -120,6 +121,7 @@ def _with_best(
     # A rest of void columns alone is none.
     student[:, -1].masked_fill_(top.squeeze(1) < VOID / 2, -math.inf)
     found = _compare(teacher, student, temperature, weight)
+    found = replace(found, agrees=agrees & found.compared)
     if found.gradient is None:
         return found
     gradient = others.mul_(found.gradient[:, -1:] / total.clamp_min_(1))
@@ -135,6 +137,7 @@ def _with_rest(
     weight: torch.Tensor | None,
 ) -> Divergence:
     """The kept outcomes and one more that holds all others."""
+    agrees = _same_top(log_teacher, log_student)
     left = torch.logaddexp(torch.where(keep, -math.inf, log_teacher).logsumexp(dim=1), log_rest)
     student_left = torch.where(keep | (log_student < VOID / 2), -math.inf, log_student)
     student_rest = student_left.logsumexp(dim=1, keepdim=True)
@@ -142,6 +145,7 @@ def _with_rest(
     teacher = torch.cat([torch.where(keep, log_teacher, -math.inf), left.unsqueeze(1)], dim=1)
     teacher = teacher.log_softmax(dim=1).nan_to_num_(nan=-math.inf, neginf=-math.inf)
     found = _compare(teacher, outcomes, temperature, weight)
+    found = replace(found, agrees=agrees & found.compared)
     if found.gradient is None:
         return found
     share = student_left.sub_(student_rest.clamp_min(torch.finfo(log_student.dtype).min)).exp_()

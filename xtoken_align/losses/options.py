@@ -67,6 +67,15 @@ KINDS = ("auto", "p-kl", "h-kl", "partition-kl", "c-kl", "gold", "uld", "alm")
 PEERS = {"nemo-rl": ("p-kl", "h-kl", "gold"), "trl": ("uld", "gold"), "tokenkit": ("alm",)}
 """The peers whose numbers can be reproduced, and the kinds of loss that each has."""
 
+_READ_BY = {
+    "top_k": ("p-kl",),
+    "unreached": ("p-kl",),
+    "normalize": ("h-kl", "gold"),
+    "threshold": ("h-kl",),
+    "uncommon_top_k": ("h-kl", "gold"),
+}
+"""The options that some kinds alone have a use for."""
+
 
 @dataclass(frozen=True)
 class LossOptions:
@@ -115,8 +124,11 @@ class LossOptions:
             raise OptionError(
                 f"{self.kind} reads every position of a chunk by itself, so merge must be 'first', but it is 'mean'"
             )
-        if self.top_k is not None and self.kind != "p-kl":
-            raise OptionError(f"top_k belongs to p-kl, but the kind is {self.kind!r}; leave it out")
+        for name, kinds in _READ_BY.items():
+            if self.kind not in kinds and getattr(self, name) != getattr(LossOptions, name):
+                raise OptionError(
+                    f"{name} belongs to {' and '.join(kinds)}, but the kind is {self.kind!r}; leave it out"
+                )
         if self.learn_w and (self.kind != "p-kl" or self.merge != "mean" or self.compat is not None):
             raise OptionError(
                 "learn_w needs kind='p-kl' with merge='mean', since no other loss reads W's weights, but the kind is "

@@ -43,19 +43,37 @@ def compare_rows(
     device = student_logits.device
     source = Source(states=student_logits.detach(), width=student_logits.shape[1])
     every = torch.arange(rows, device=device)
+    # What divides the sum goes into the pass: a gradient that is right as it is needs not be read once more.
+    factors = row_weights(student_logits, weight) * _divisor(rows, weight, reduction)
     arguments = (
         source,
         Source(states=teacher_logits.detach(), width=teacher_logits.shape[1]),
         recipe,
         Index(every, every, None, None, None, (), block_edges(rows)),
-        Weights(row_weights(student_logits, weight), student_logits.new_zeros(())),
+        Weights(factors, student_logits.new_zeros(())),
         wanted(student_logits),
     )
     found = compare_batch(*arguments)
-    values = found.value * arguments[4].chunk
-    if found.states is not None:
-        values = attach(values, [student_logits], [found.states], lambda: [compare_batch(*arguments).states], every)
-    return reduce(values, weight, reduction)
+    values = found.value * factors
+    return attach(
+        values if reduction == "none" else values.sum(),
+        [student_logits],
+        [found.states],
+        lambda: [compare_batch(*arguments).states],
+        every if reduction == "none" else None,
+    )
+
+
+def _divisor(rows: int, weight: torch.Tensor | None, reduction: str) -> float | torch.Tensor:
+    """1 over what a sum is divided by."""
+    if reduction != "mean":
+        return 1.0
+    if weight is None:
+        return 1 / max(rows, 1)
+    total = weight.detach().double().sum()
+    return (1 / torch.where(total > 0, total, 1.0)).to(
+        torch.float64 if weight.dtype == torch.float64 else torch.float32
+    )
 
 
 def check_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> None:
