@@ -213,6 +213,9 @@ def logits_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[F
     for name, (kind, budget) in kinds.items():
         loss = XTokenLoss(pair.mapping, kind).to(pair.device)
         functions[name] = (batch_of(pair, spans, loss), budget)
+    own = torch.arange(student.shape[1], device=pair.device)
+    same = pair.logits(rows, "teacher", width=student.shape[1])
+    functions["a same-tokenizer teacher"] = (Contender(lambda: partition_kl(student, same, own, own), [student]), 1.1)
     for name, (contender, budget) in functions.items():
         time, memory = compare(meter, contender, base, runs)
         yield Figure(f"{name}, {rows} rows: time against an ordinary KL", time, "times", budget)

@@ -10,6 +10,7 @@ import torch
 from loss_calls import KINDS, SORTED, Called, assert_same, case_of, fast, name_of, options_of, possible_labels, slow
 from random_batches import FEATURES, Case, top_k_of
 
+from xtoken_align.losses import divergence, parts
 from xtoken_align.losses.xtoken_loss import XTokenLoss
 
 BATCHES = 2 * len(FEATURES)
@@ -103,6 +104,20 @@ def test_factors_and_divisors_are_the_slow_ones(kind: str) -> None:
         leaf, case.teacher_logits.double(), case.spans, labels=possible_labels(case), **as_tensors
     )
     torch.testing.assert_close(again.loss, out.loss)
+
+
+@pytest.mark.parametrize("options", options_of("partition-kl", "p-kl", "c-kl", "h-kl"), ids=name_of)
+def test_what_another_device_does_is_the_slow_ones_too(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The CPU has ways of its own, and looks at values where another device would have to wait for them.
+    monkeypatch.setattr(parts, "can_compare_directly", lambda *_, **__: False)
+    monkeypatch.setattr(divergence, "_may_be_infinite", lambda _: True)
+    monkeypatch.setattr(divergence, "_best", lambda values, count: values.topk(count, dim=1, sorted=False).indices)
+    for seed in (7, 14):
+        case = batch(seed)
+        truth = slow(case, case.student_logits, case.teacher_logits, labels=possible_labels(case), **options)
+        assert_twins(case, truth, case.teacher_logits.double(), **options)
 
 
 def on_a_grid(case: Case) -> tuple[torch.Tensor, torch.Tensor]:

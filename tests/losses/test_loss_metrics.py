@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from loss_calls import KINDS, case_of
-from random_batches import FEATURES, Case
+from random_batches import FEATURES, Case, top_k_of
 from small_vocabs import make_vocab
 
 from xtoken_align import Mapping, Spans, align_ids, build
@@ -149,3 +149,20 @@ def test_a_chunk_that_cannot_be_compared_is_not_used(pair: tuple[Mapping, Spans]
     student = STUDENT.log()
     student[0, 0, 0] = -torch.inf
     assert XTokenLoss(mapping, "alm")(student, TEACHER.log(), spans).metrics["chunks_used"][0] == 1
+
+
+@pytest.mark.parametrize("kind", ["partition-kl", "p-kl"])
+def test_agreement_is_of_the_likeliest_outcomes_whatever_is_kept_of_the_others(kind: str) -> None:
+    # The rest of what is left over is no outcome that two sides could agree on.
+    agreeing = 0
+    for seed in (2, 4, 10, 38):
+        case = case_of(seed)
+        given = (case.student_logits, case.teacher_logits, case.spans)
+        truth = XTokenLoss(case.mapping, kind)(*given).metrics["agreement"]
+        agreeing += truth[0].item()
+        known = XTokenLoss(case.mapping, kind)(case.student_logits, top_k_of(case, 12), case.spans)
+        assert known.metrics["agreement"] == truth
+        if kind == "p-kl":
+            for options in ({"top_k": 1}, {"top_k": 1, "temperature": 2.0}):
+                assert XTokenLoss(case.mapping, kind, **options)(*given).metrics["agreement"] == truth
+    assert agreeing > 3

@@ -11,6 +11,7 @@ import pytest
 import torch
 from loss_calls import KINDS, case_of, name_of, options_of
 
+from xtoken_align.errors import OptionError
 from xtoken_align.losses.forms import Hidden
 from xtoken_align.losses.multi import MultiTeacherLoss
 from xtoken_align.losses.xtoken_loss import XTokenLoss
@@ -126,3 +127,11 @@ def test_importing_the_package_of_the_losses_costs_nothing() -> None:
     code = "import sys, xtoken_align.losses; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert not set(done.stdout.split()) & {"torch", "numpy", "scipy", "transformers"}
+
+
+def test_a_loss_on_another_device_than_the_logits_says_so() -> None:
+    case = case_of(0)
+    with pytest.raises(OptionError, match="move it there once"):
+        XTokenLoss(case.mapping, "partition-kl")(
+            case.student_logits.to("meta"), case.teacher_logits.to("meta"), case.spans
+        )

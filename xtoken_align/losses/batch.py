@@ -132,6 +132,11 @@ def run_batch(
     source, inputs = student_source(student), _inputs(student)
     check_widths(source.width, teacher_source(teacher).width, recipe)
     dtype, device = compute_dtype(source.states), source.states.device
+    if recipe.student_silent.device != device:
+        raise OptionError(
+            f"the loss is on {recipe.student_silent.device}, but what the student hands in is on {device}: "
+            f"move it there once, loss_fn.to({str(device)!r})"
+        )
     weight = torch.from_numpy(batch.weight).to(device, dtype)
     graph = torch.is_grad_enabled()
     wanted = Wanted(*(graph and one is not None and one.requires_grad for one in (*inputs, link_log_weight)))
