@@ -118,8 +118,8 @@ class LossOptions:
             OptionError: for an option that would be ignored or has no meaning.
         """
         if self.compat is not None and self.kind not in PEERS[self.compat]:
-            kinds = " or ".join(PEERS[self.compat])
-            raise OptionError(f"compat={self.compat!r} needs kind {kinds}, but the kind is {self.kind!r}")
+            theirs = " or ".join(PEERS[self.compat])
+            raise OptionError(f"compat={self.compat!r} needs kind {theirs}, but the kind is {self.kind!r}")
         if self.merge == "mean" and self.kind in ("c-kl", "alm") and self.compat is None:
             raise OptionError(
                 f"{self.kind} reads every position of a chunk by itself, so merge must be 'first', but it is 'mean'"
