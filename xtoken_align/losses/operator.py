@@ -178,6 +178,8 @@ def attach(
     Returns:
         The value. It can be differentiated once: the gradients are constants, and `create_graph=True` is refused.
     """
+    if all(gradient is None for gradient in gradients):
+        return value
     if torch.compiler.is_compiling():
         arguments = (value, rows_of, len(inputs), *inputs, *gradients)
         result: torch.Tensor = _AttachedInGraph.apply(*arguments)  # type: ignore[no-untyped-call]
