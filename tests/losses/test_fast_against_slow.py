@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 import torch
 from loss_calls import KINDS, SORTED, Called, assert_same, case_of, fast, name_of, options_of, possible_labels, slow
 from random_batches import FEATURES, Case, top_k_of
+from small_vocabs import make_vocab
 
+from xtoken_align import align_ids, build
 from xtoken_align.losses import divergence, parts
 from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.vocab.kinds import Kind
 
 BATCHES = 2 * len(FEATURES)
 BEST = (1, 3, 1000)
@@ -118,6 +122,45 @@ def test_what_another_device_does_is_the_slow_ones_too(
         case = batch(seed)
         truth = slow(case, case.student_logits, case.teacher_logits, labels=possible_labels(case), **options)
         assert_twins(case, truth, case.teacher_logits.double(), **options)
+
+
+def test_a_token_that_the_other_side_wrote_otherwise_has_its_first_level_alone() -> None:
+    # The teacher writes `aab` as `aa` `b`; here it wrote `a` `ab`, of which `a` begins the decomposition of `ac`.
+    surfaces = ["a", "b", "c", "aab", "ac", "aac", (b"<s>", Kind.SPECIAL)]
+    student = make_vocab(surfaces, roles={"bos": [6]})
+    tokens = ["a", "b", "c", "aa", "ab", (b"<s>", Kind.SPECIAL)]
+    teacher = make_vocab(tokens, name="teacher", roles={"bos": [5]})
+    source = torch.Generator().manual_seed(0)
+    case = Case(
+        feature="written otherwise",
+        student=student,
+        teacher=teacher,
+        mapping=build(student=student, teacher=teacher),
+        student_logits=torch.randn(1, 3, 7, generator=source, dtype=torch.float64),
+        teacher_logits=torch.randn(1, 4, 6, generator=source, dtype=torch.float64),
+        spans=align_ids([[6, 3, 4]], [[5, 0, 4, 0]], student=student, teacher=teacher),
+        labels=torch.full((1, 3), -100),
+    )
+    assert len(case.spans.predictions()) == 1
+    levels = fast(case, case.student_logits, case.teacher_logits, kind="c-kl")
+    assert_same(levels, slow(case, case.student_logits, case.teacher_logits, kind="c-kl"), rtol=1e-9, atol=1e-10)
+    first = fast(case, case.student_logits, case.teacher_logits, kind="partition-kl")
+    assert_same(levels, first, rtol=1e-12, atol=1e-12)
+    # Written as it is stored, it has more.
+    stored = replace(case, spans=align_ids([[6, 3, 4]], [[5, 3, 1, 0]], student=student, teacher=teacher))
+    assert fast(stored, case.student_logits, case.teacher_logits, kind="c-kl").kd > first.kd + 1e-3
+
+
+@pytest.mark.parametrize("kind", ["partition-kl", "p-kl", "h-kl", "gold", "uld"])
+def test_positions_without_a_distribution_are_no_part_of_an_average(kind: str) -> None:
+    for seed, temperature in ((2, 1.0), (10, 2.0), (28, 1.0)):
+        case = case_of(seed)
+        sides = [
+            side.masked_fill(torch.arange(side.shape[1])[None, :, None] % 3 == 1, -torch.inf)
+            for side in (case.student_logits, case.teacher_logits)
+        ]
+        options = {"kind": kind, "merge": "mean", "temperature": temperature}
+        assert_same(fast(case, *sides, **options), slow(case, *sides, **options), rtol=1e-7, atol=1e-10)
 
 
 def on_a_grid(case: Case) -> tuple[torch.Tensor, torch.Tensor]:

@@ -156,6 +156,9 @@ def _teacher(
         if owners is not None and comparison.weigh_by_kept:
             # A position counts by what of it can be compared.
             rows = rows + log_kept.unsqueeze(1)
+    elif owners is not None:
+        # A position without a distribution has nothing that could be compared.
+        kept = (rows > -math.inf).any(dim=1).to(rows.dtype)
     chunks = mean_rows(rows, owners)
     if owners is not None:
         kept = kept.new_zeros(len(chunks)).index_add_(0, owners.chunk, kept) / owners.size
