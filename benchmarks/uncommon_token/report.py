@@ -68,7 +68,8 @@ held-out texts are asked about.
 digits* is, of the answers of several digits that have it, the share that is right; *as one token* is the share of those
 that the student writes as one token. *Numerals* is the student's probability on its tokens of two or three digits where
 the text goes on with one: the lowest at any look and the last; *cut words* is the same of its words that the teacher of
-`words` has no token for. *Perplexity* is per byte of held-out clean text. Values are means over seeds. A difference is called clear if all seeds agree on its sign and its mean is at least 0.02.
+`words` has no token for. *Perplexity* is per byte of held-out clean text. Values are means over seeds. A difference is
+called clear if all seeds agree on its sign and its mean is at least 0.02.
 
 ![numerals' mass over training, and exact answers](results.png)
 """
