@@ -9,7 +9,7 @@ from .compat.tokenkit_alm import binary_ce
 from .forms import Hidden, Logits
 from .options import one_of
 from .rows import compute_dtype
-from .rowwise import REDUCTIONS, reduce
+from .rowwise import REDUCTIONS, row_weights, share_of_row
 
 
 def alm(
@@ -45,7 +45,8 @@ def alm(
     """
     one_of("reduction", reduction, REDUCTIONS)
     values = binary_ce(teacher_log_likelihood.detach(), student_log_likelihood, tau=tau)
-    return reduce(values if weight is None else values * weight, weight, reduction)
+    values = values * (row_weights(values, weight) * share_of_row(len(values), weight, reduction))
+    return values if reduction == "none" else values.sum()
 
 
 def chunk_log_likelihoods(

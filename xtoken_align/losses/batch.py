@@ -129,8 +129,8 @@ def run_batch(
         label_factor: scalar, detached.
         link_log_weight: floats (links,), with a graph, where W is learnt.
     """
-    source, inputs = student_source(student), _inputs(student)
-    check_widths(source.width, teacher_source(teacher).width, recipe)
+    source, inputs, read = student_source(student), _inputs(student), teacher_source(teacher)
+    check_widths(source.width, read.width, recipe)
     dtype, device = compute_dtype(source.states), source.states.device
     if recipe.student_silent.device != device:
         raise OptionError(
@@ -142,7 +142,7 @@ def run_batch(
     wanted = Wanted(*(graph and one is not None and one.requires_grad for one in (*inputs, link_log_weight)))
     arguments = (
         source,
-        teacher_source(teacher),
+        read,
         recipe,
         make_index(batch.plan, device),
         Weights(weight * chunk_factor.to(device, dtype), label_factor.to(device, dtype)),

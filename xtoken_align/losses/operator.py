@@ -16,7 +16,7 @@ from .packing import pack, unpack
 from .pairs import Pairs
 from .passes import Index, LevelIndex, Pass, Recipe, Wanted, Weights
 from .projection import Projection
-from .rows import Source, compute_dtype
+from .rows import Source, compute_dtype, states_gradient_dtype
 from .whole import Whole
 
 CLASSES = (
@@ -38,8 +38,7 @@ def _(tensors: list[torch.Tensor], text: str) -> list[torch.Tensor]:
     chunk = student.states.new_empty(weights.chunk.shape, dtype=dtype)
     out = [chunk, chunk.new_empty(()), *(torch.empty_like(chunk) for _ in range(4))]
     if wanted.any:
-        kept = torch.bfloat16 if student.weight is None and student.states.dtype == torch.bfloat16 else dtype
-        out.append(torch.empty_like(student.states, dtype=kept))
+        out.append(torch.empty_like(student.states, dtype=states_gradient_dtype(student)))
     if wanted.weight and student.weight is not None:
         out.append(torch.empty_like(student.weight, dtype=dtype))
     if wanted.bias and student.bias is not None:

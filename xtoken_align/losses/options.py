@@ -39,6 +39,13 @@ def size(name: str, value: int) -> int:
     return value
 
 
+def columns_kept(top_k: int | None) -> int | None:
+    """A `top_k`: an integer of at least 1, or None for all columns."""
+    if top_k is not None and size("top_k", top_k) == 0:
+        raise OptionError("top_k must be at least 1, or None for all columns, but it is 0")
+    return top_k
+
+
 def one_of(name: str, value: str, allowed: Sequence[str]) -> str:
     """One of a few words."""
     if value not in allowed:
@@ -106,8 +113,7 @@ class LossOptions:
         one_of("normalize", self.normalize, ("rest", "none"))
         share("threshold", self.threshold)
         size("uncommon_top_k", self.uncommon_top_k)
-        if self.top_k is not None and size("top_k", self.top_k) == 0:
-            raise OptionError("top_k must be at least 1, or None for all columns, but it is 0")
+        columns_kept(self.top_k)
         if self.compat is not None:
             one_of("compat", self.compat, tuple(PEERS))
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..errors import OptionError
 from .compat.nemo_pairs import check_links
-from .options import size
+from .options import columns_kept
 from .passes import Recipe
 from .projection import Projection
 from .rowwise import check_width, compare_rows, temperature_of
@@ -74,17 +73,10 @@ def p_kl(
     return compare_rows(
         student_logits,
         teacher_logits,
-        recipe_of_projection(projection, temperature_of(temperature), checked_top_k(top_k)),
+        recipe_of_projection(projection, temperature_of(temperature), columns_kept(top_k)),
         weight=weight,
         reduction=reduction,
     )
-
-
-def checked_top_k(top_k: int | None) -> int | None:
-    """A positive integer or None."""
-    if top_k is not None and size("top_k", top_k) == 0:
-        raise OptionError("top_k must be at least 1, or None for all columns, but it is 0")
-    return top_k
 
 
 def recipe_of_projection(projection: Projection, temperature: float, top_k: int | None) -> Recipe:

@@ -129,11 +129,17 @@ def teacher_source(teacher: Teacher) -> Source:
     return _logits(teacher.logits if isinstance(teacher, Logits) else teacher, "the teacher")
 
 
+def states_gradient_dtype(source: Source) -> torch.dtype:
+    """What the gradient of logits or hidden states grows in."""
+    # Of logits the gradient is as large as they are; bfloat16 has the range of float32, so nothing of it becomes 0.
+    if source.weight is None and source.states.dtype == torch.bfloat16:
+        return torch.bfloat16
+    return compute_dtype(source.states)
+
+
 def new_gradients(source: Source, *, weight: bool, bias: bool, covered: bool) -> Gradients:
     """Zeros to add to; the head's where it is trained. Where a `place` covers every row nothing is set to 0."""
-    dtype = compute_dtype(source.states)
-    # Of logits the gradient is as large as they are; bfloat16 has the range of float32, so nothing of it becomes 0.
-    kept = source.states.dtype if source.weight is None and source.states.dtype == torch.bfloat16 else dtype
+    dtype, kept = compute_dtype(source.states), states_gradient_dtype(source)
     written = covered and source.weight is None and kept == dtype
     return Gradients(
         source,

@@ -8,7 +8,7 @@ from ..errors import OptionError
 from .operator import attach, compare_batch
 from .options import one_of, positive
 from .passes import Index, Recipe, Wanted, Weights
-from .rows import Source
+from .rows import Source, compute_dtype
 
 BLOCK_ROWS = 8
 REDUCTIONS = ("mean", "sum", "none")
@@ -44,7 +44,7 @@ def compare_rows(
     source = Source(states=student_logits.detach(), width=student_logits.shape[1])
     every = torch.arange(rows, device=device)
     # What divides the sum goes into the pass: a gradient that is right as it is needs not be read once more.
-    factors = row_weights(student_logits, weight) * _divisor(rows, weight, reduction)
+    factors = row_weights(student_logits, weight) * share_of_row(rows, weight, reduction)
     arguments = (
         source,
         Source(states=teacher_logits.detach(), width=teacher_logits.shape[1]),
@@ -64,16 +64,14 @@ def compare_rows(
     )
 
 
-def _divisor(rows: int, weight: torch.Tensor | None, reduction: str) -> float | torch.Tensor:
-    """1 over what a sum is divided by."""
+def share_of_row(rows: int, weight: torch.Tensor | None, reduction: str) -> float | torch.Tensor:
+    """1 over what the sum of weighted rows is divided by: 1 for "none" and "sum"."""
     if reduction != "mean":
         return 1.0
     if weight is None:
         return 1 / max(rows, 1)
     total = weight.detach().double().sum()
-    return (1 / torch.where(total > 0, total, 1.0)).to(
-        torch.float64 if weight.dtype == torch.float64 else torch.float32
-    )
+    return (1 / torch.where(total > 0, total, 1.0)).to(compute_dtype(weight))
 
 
 def check_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> None:
@@ -101,7 +99,7 @@ def temperature_of(value: float) -> float:
 
 def row_weights(logits: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
     """Floats (N,) in the dtype of the values."""
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(logits)
     if weight is None:
         return logits.new_ones(len(logits), dtype=dtype)
     if tuple(weight.shape) != (len(logits),):
@@ -118,15 +116,3 @@ def block_edges(rows: int) -> torch.Tensor:
     """Blocks of rows that are chunks each."""
     bounds = [*range(0, rows, BLOCK_ROWS), rows]
     return torch.tensor(bounds, dtype=torch.int64).unsqueeze(1).repeat(1, 7)
-
-
-def reduce(values: torch.Tensor, weight: torch.Tensor | None, reduction: str) -> torch.Tensor:
-    """Values that already carry their weights, reduced."""
-    if reduction == "none":
-        return values
-    if reduction == "sum":
-        return values.sum()
-    if weight is None:
-        return values.sum() / max(len(values), 1)
-    total = weight.to(values.dtype).sum()
-    return values.sum() / torch.where(total > 0, total, 1.0)

@@ -17,6 +17,7 @@ from ..spans.collate import IGNORED
 from ..spans.spans import Spans
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
+from .at_rest import at_rest
 from .distillation import Distillation
 from .forward import plain
 from .teachers import CachedTeacher
@@ -119,7 +120,8 @@ class OnPolicy:
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = prompt
             mask[row, longest - len(prompt) :] = 1
-        with _writing(model):
+        # Checkpointing of activations would have no use for the keys of past positions.
+        with at_rest(plain(model)):
             made = model.generate(
                 input_ids=torch.from_numpy(ids).to(device),
                 attention_mask=torch.from_numpy(mask).to(device),
@@ -190,17 +192,3 @@ def _drawing(seed: str, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(random.Random(seed).getrandbits(63))  # noqa: S311 - no secret
         yield
-
-
-@contextmanager
-def _writing(model: Any) -> Iterator[None]:
-    """Without dropout, gradients or checkpointing of activations, which has no use for the keys of past positions."""
-    training = [module for module in plain(model).modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True

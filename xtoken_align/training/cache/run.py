@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...errors import OptionError
 from ...vocab.vocab import Vocab
+from ..at_rest import at_rest
 from .best import best_tokens
 from .rows import Ids
 from .settings import live_ids
@@ -66,7 +66,7 @@ class Teacher:
             OptionError: the model's logits have another width than the vocabulary, or are no numbers.
         """
         window = self.batch_size * _WINDOW
-        with self._quiet():
+        with at_rest(self.model):
             for begin in range(0, len(rows), window):
                 part = rows[begin : begin + window]
                 made: dict[int, CachedRow] = {}
@@ -78,7 +78,7 @@ class Teacher:
 
     def probe(self) -> tuple[float, ...]:
         """The log-probabilities of the best tokens in a fixed row: what tells two models of one vocabulary apart."""
-        with self._quiet():
+        with at_rest(self.model):
             (row,) = self._batch([self.vocab.speakable_ids[:_PROBE_TOKENS].astype(np.int32)])
         return tuple(round(float(value), 4) for value in row.log_probs[:, 0])
 
@@ -136,17 +136,3 @@ class Teacher:
         parameters = getattr(self.model, "parameters", None)
         first = next(iter(parameters()), None) if callable(parameters) else None
         return torch.device("cpu") if first is None else first.device
-
-    @contextmanager
-    def _quiet(self) -> Iterator[None]:
-        """Without gradients and dropout; the model is left as it was."""
-        modules = list(self.model.modules()) if isinstance(self.model, torch.nn.Module) else []
-        training = [module for module in modules if module.training]
-        for module in training:
-            module.training = False
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for module in training:
-                module.training = True
