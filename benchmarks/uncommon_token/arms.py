@@ -56,7 +56,7 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
 """The losses: `-none` leaves the common part unnormalised, as the paper has it; `p-kl-mean` has its decay weights."""
 
 SCALED = {
-    "dynamic": ("gold-none", "p-kl", "c-kl"),
+    "dynamic": ("gold-none", "gold", "p-kl", "c-kl"),
     "per-batch": ("gold-none", "p-kl", "c-kl"),
     "none": ("gold-none", "gold", "p-kl", "c-kl"),
 }
