@@ -55,7 +55,7 @@ def possible_labels(case: Case) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Called:
-    """What came of a call: the loss, its parts, and the gradients of the inputs."""
+    """What came of a call, on the processor: the loss, its parts, and the gradients of the inputs."""
 
     loss: torch.Tensor
     kd: torch.Tensor
@@ -78,13 +78,14 @@ def slow(case: Case, student: torch.Tensor, teacher: Teacher, **options: Any) ->
 def fast(case: Case, student: torch.Tensor, teacher: Teacher, *, labels: Any = None, **options: Any) -> Called:
     """The fast loss on logits, in their dtype."""
     leaf = student.detach().clone().requires_grad_()
-    out = XTokenLoss(case.mapping, **options)(leaf, teacher, case.spans, labels=labels)
+    out = XTokenLoss(case.mapping, **options).to(leaf.device)(leaf, teacher, case.spans, labels=labels)
     return called(out, [leaf])
 
 
 def called(out: LossOutput, inputs: Sequence[torch.Tensor]) -> Called:
     """Reads an output and differentiates it."""
-    return Called(out.loss.detach(), out.kd, out.ce, torch.autograd.grad(out.loss, inputs))
+    gradients = torch.autograd.grad(out.loss, inputs)
+    return Called(out.loss.detach().cpu(), out.kd.cpu(), out.ce.cpu(), tuple(one.cpu() for one in gradients))
 
 
 def assert_same(one: Called, other: Called, *, rtol: float, atol: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from loss_calls import KINDS, assert_same, called, case_of, name_of, options_of
 from random_batches import Case
 
-from xtoken_align.losses import xtoken_loss
+from xtoken_align.losses import block_sizes
 from xtoken_align.losses.forms import Hidden, Logits
 from xtoken_align.losses.xtoken_loss import XTokenLoss
 
@@ -39,7 +40,7 @@ def inputs_of(side: Hidden) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("options", [one for kind in KINDS for one in options_of(kind)[:2]], ids=name_of)
 def test_the_fused_loss_is_that_of_the_logits(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(xtoken_loss, "HIDDEN_ROWS", 5)
+    monkeypatch.setattr(block_sizes, "CPU", replace(block_sizes.CPU, hidden=5))
     heads = ({"scale": 0.7, "softcap": 3.0}, {"scale": 0.3}, {"softcap": 1.5}, {})
     for number, head in enumerate(heads):
         case = case_of(number + 4)

@@ -12,7 +12,8 @@ from loss_calls import KINDS, assert_same, called, case_of, fast, name_of, optio
 from random_batches import Case
 
 from xtoken_align import Spans
-from xtoken_align.losses import batch, chain_levels, kernel, parts, rowwise, xtoken_loss
+from xtoken_align.losses import batch, block_sizes
+from xtoken_align.losses.block_sizes import BlockSizes
 from xtoken_align.losses.forms import Hidden
 from xtoken_align.losses.uld import uld
 from xtoken_align.losses.xtoken_loss import XTokenLoss
@@ -71,11 +72,7 @@ def test_the_size_of_blocks_changes_nothing(
         for size in (None, rows):
             with monkeypatch.context() as patch:
                 if size is not None:
-                    patch.setattr(xtoken_loss, "LOGIT_ROWS", size)
-                    patch.setattr(xtoken_loss, "HIDDEN_ROWS", size)
-                    patch.setattr(kernel, "ROWS_AT_ONCE", size)
-                    patch.setattr(parts, "ROWS_AT_ONCE", size)
-                    patch.setattr(chain_levels, "_ROWS_AT_ONCE", size)
+                    patch.setattr(block_sizes, "CPU", BlockSizes(size, size, size, size, size))
                 logits = fast(case, case.student_logits, case.teacher_logits, labels=case.labels, **options)
                 inputs = [states.requires_grad_(), weight.requires_grad_()]
                 loss = XTokenLoss(case.mapping, **options)
@@ -100,7 +97,7 @@ def test_patched_block_sizes_reach_the_plan(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(batch, "make_plan", watched)
     for size in (1000, 2):
-        monkeypatch.setattr(xtoken_loss, "LOGIT_ROWS", size)
+        monkeypatch.setattr(block_sizes, "CPU", replace(block_sizes.CPU, logits=size))
         fast(case, case.student_logits, case.teacher_logits, kind="partition-kl")
     assert seen[0] == 1
     assert seen[1] > 4
@@ -109,7 +106,7 @@ def test_patched_block_sizes_reach_the_plan(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_size_of_blocks_of_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     z, t = torch.randn(2, 11, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole = uld(z, t, reduction="none")
-    monkeypatch.setattr(rowwise, "BLOCK_ROWS", 3)
+    monkeypatch.setattr(block_sizes, "CPU", replace(block_sizes.CPU, rows=3))
     torch.testing.assert_close(uld(z, t, reduction="none"), whole, rtol=1e-12, atol=0)
 
 

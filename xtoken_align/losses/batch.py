@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import OptionError
 from ..spans.spans import Predictions
+from .block_sizes import block_sizes
 from .chain import ChainTables, chain_levels
 from .forms import Hidden, Logits, Student, Teacher
 from .index import make_index
@@ -18,11 +19,6 @@ from .outputs import Metric
 from .passes import Pass, Recipe, Wanted, Weights
 from .plan import IGNORED, Plan, make_plan
 from .rows import compute_dtype, student_source, teacher_source
-
-LOGIT_ROWS = 16
-"""Rows of a block of logits: they stay in the cache."""
-HIDDEN_ROWS = 128
-"""Rows of a block of hidden states: fewer make the head's products slow, more take memory and no less time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +80,13 @@ class Planner:
         ]
         fits: NDArray[np.bool_] = (firsts[0] == firsts[1]) & (firsts[0] >= 0)
         return fits
+
+
+def block_rows(student: Student) -> int:
+    """How many of the student's rows are a block."""
+    if isinstance(student, Hidden):
+        return block_sizes(student.states.device).hidden
+    return block_sizes((student.logits if isinstance(student, Logits) else student).device).logits
 
 
 def next_labels(labels: NDArray[np.int64]) -> NDArray[np.int64]:

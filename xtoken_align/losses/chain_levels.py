@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-_ROWS_AT_ONCE = 16
-"""How many whole rows are copied at a time for the sums over "everything else"; they stay in the cache."""
+from .block_sizes import block_sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +135,11 @@ def _all_else(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Whole rows of the levels, a few at a time, in which the next pieces and what is silent are at -inf."""
     levels = block.level[inner]
-    edges = range(0, len(block.chunk), _ROWS_AT_ONCE)
+    at_once = block_sizes(scores.device).levels
+    edges = range(0, len(block.chunk), at_once)
     bounds = torch.searchsorted(levels, torch.tensor([*edges, len(block.chunk)], device=levels.device)).tolist()
     for first, begin, end in zip(edges, bounds[:-1], bounds[1:], strict=True):
-        slots = block.spoken_slot[first : first + _ROWS_AT_ONCE]
+        slots = block.spoken_slot[first : first + at_once]
         others = scores.index_select(0, slots).index_fill_(1, silent, -math.inf)
         others[levels[begin:end] - first, block.piece[inner[begin:end]]] = -math.inf
         yield slots, others

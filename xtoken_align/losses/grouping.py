@@ -9,6 +9,8 @@ import torch
 VOID = -1e30
 """The log mass of a column that stands for nothing. It is finite, so that it is told from an impossible token, and so
 that the difference of two is no NaN."""
+SMALL = 32
+"""Columns with more other members than this are large."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,9 +24,14 @@ class Grouping:
         group: int64 (V,), the column of each token, K for tokens in none.
         head: int64 (K,), one token of each column, any for void ones; None where column k's head is token k.
         void: int64, the columns without a token.
-        member: int64 (M,), the other tokens that are in a column.
+        member: int64 (M,), the other tokens that are in a column, column by column.
         shared: int64 (G,), the columns that have other members.
+        shared_head: int64 (G,), their heads.
         slot: int64 (M,), the place in `shared` of each member's column.
+        offsets: int64 (G + 1,), where each shared column's members begin.
+        large: int64, the places in `shared` of columns with more than `SMALL` members.
+        source: int32 (K,), where a column's mass is found: in its only token, or at V + its place in `shared`; -1 for
+            void ones.
         outside: int64, the tokens that have a probability but no column.
         alone: int64, the tokens in no column, `outside` included.
         count: K.
@@ -35,7 +42,11 @@ class Grouping:
     void: torch.Tensor
     member: torch.Tensor
     shared: torch.Tensor
+    shared_head: torch.Tensor
     slot: torch.Tensor
+    offsets: torch.Tensor
+    large: torch.Tensor
+    source: torch.Tensor
     outside: torch.Tensor
     alone: torch.Tensor
     count: int
@@ -59,16 +70,25 @@ def make_grouping(group: torch.Tensor, count: int, outside: torch.Tensor | None 
     head = lowest_tokens(group, count)
     void = (head == len(group)).nonzero().squeeze(1)
     member = tokens[head[group[tokens]] != tokens]
-    shared, slot = torch.unique(group[member], return_inverse=True)
-    own = torch.arange(count, device=head.device)
+    member = member[group[member].argsort(stable=True)]
+    sizes = torch.bincount(group[member], minlength=count)
+    shared = sizes.nonzero().squeeze(1)
+    sizes = sizes[shared]
+    places = torch.arange(len(shared), device=group.device)
+    own = torch.arange(count, device=group.device)
     in_place = count == len(group) and bool(((head == own) | (head == len(group))).all())
+    source = head.index_fill(0, void, -1).index_copy(0, shared, places + len(group))
     return Grouping(
         group=torch.where(group < 0, count, group),
         head=None if in_place else head.index_fill(0, void, 0),
         void=void,
         member=member,
         shared=shared,
-        slot=slot,
+        shared_head=head[shared],
+        slot=places.repeat_interleave(sizes, output_size=len(member)),
+        offsets=torch.nn.functional.pad(sizes.cumsum(0), (1, 0)),
+        large=(sizes > SMALL).nonzero().squeeze(1),
+        source=source.int(),
         outside=group.new_zeros(0) if outside is None else (outside & (group < 0)).nonzero().squeeze(1),
         alone=(group < 0).nonzero().squeeze(1),
         count=count,
@@ -138,7 +158,7 @@ def scores_gradient(
     shares = None
     if len(grouping.member):
         shared_by = torch.cat([grouping.shared, grouping.shared[grouping.slot]])
-        sharing = torch.cat([_heads(grouping), grouping.member])
+        sharing = torch.cat([grouping.shared_head, grouping.member])
         whole = torch.cat([shared, shared.index_select(1, grouping.slot)], dim=1)
         whole.clamp_min_(torch.finfo(scores.dtype).min)
         shares = (scores.index_select(1, sharing) - whole).exp_().mul_(gradient.index_select(1, shared_by))
@@ -147,8 +167,3 @@ def scores_gradient(
     else:
         spread = torch.cat([gradient, gradient.new_zeros(len(gradient), 1)], dim=1).index_select(1, grouping.group)
     return spread if shares is None else spread.index_copy_(1, sharing, shares)
-
-
-def _heads(grouping: Grouping) -> torch.Tensor:
-    """The heads of the columns that have other members."""
-    return grouping.shared if grouping.head is None else grouping.head[grouping.shared]

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import torch
 
+from .block_sizes import block_sizes
 from .chain_levels import LevelBlock, compare_levels
 from .comparison import Comparison
 from .direct import Buffers
-from .parts import ROWS_AT_ONCE, compare_part, parts_of
+from .parts import compare_part, parts_of
 from .passes import Index, LevelIndex, Pass, Recipe, Wanted, Weights, resolved
 from .plan import IGNORED
 from .rows import Gradients, Source, compute_dtype, new_gradients
@@ -29,6 +30,22 @@ def run(student: Source, teacher: Source, recipe: Recipe, index: Index, weights:
         wanted: which gradients are made.
     """
     recipe = resolved(recipe)
+    found = _run_blocks(student, teacher, recipe, index, weights, wanted, Buffers())
+    if student.states.device.type != "cpu" and not bool(found.value.isfinite().all()):
+        # What is compared directly on a GPU is looked at here, once, since looking waits for the device.
+        return _run_blocks(student, teacher, recipe, index, weights, wanted, None)
+    return found
+
+
+def _run_blocks(
+    student: Source,
+    teacher: Source,
+    recipe: Recipe,
+    index: Index,
+    weights: Weights,
+    wanted: Wanted,
+    buffers: Buffers | None,
+) -> Pass:
     dtype = compute_dtype(student.states)
     chunks = len(weights.chunk)
     device = student.states.device
@@ -53,7 +70,6 @@ def run(student: Source, teacher: Source, recipe: Recipe, index: Index, weights:
     lift = _lift(student, weights.chunk if index.labels is None else torch.cat([weights.chunk, weights.label[None]]))
     if lift is not None:
         weights = Weights(weights.chunk * lift, weights.label * lift)
-    buffers = Buffers()
     with torch.autocast(device.type, enabled=False):
         for number in range(len(index.edges) - 1):
             _run_block(number, student, teacher, recipe, index, weights, gradients, buffers, out)
@@ -78,7 +94,7 @@ def _run_block(
     index: Index,
     weights: Weights,
     gradients: Gradients | None,
-    buffers: Buffers,
+    buffers: Buffers | None,
     out: Pass,
 ) -> None:
     begin, end = index.edges[number].tolist(), index.edges[number + 1].tolist()
@@ -154,8 +170,9 @@ def _add_cross_entropy(
     """The cross-entropy of the labelled rows; it runs over the whole width, as everywhere."""
     labelled = labels != IGNORED
     target = torch.where(labelled, labels, 0).unsqueeze(1)
-    for first in range(0, len(scores), ROWS_AT_ONCE):
-        rows = slice(first, first + ROWS_AT_ONCE)
+    at_once = block_sizes(scores.device).part
+    for first in range(0, len(scores), at_once):
+        rows = slice(first, first + at_once)
         log_probabilities = scores[rows].log_softmax(dim=1)
         own = log_probabilities.gather(1, target[rows]).squeeze(1)
         out.cross_entropy.sub_(torch.where(labelled[rows], own, 0.0).sum())

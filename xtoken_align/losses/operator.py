@@ -12,14 +12,14 @@ from .bins import Bins
 from .comparison import Comparison, Links
 from .grouping import Grouping
 from .kernel import run
-from .packing import pack, unpack
+from .packing import field_names, pack, unpack
 from .pairs import Pairs
 from .passes import Index, LevelIndex, Pass, Recipe, Wanted, Weights
 from .projection import Projection
 from .rows import Source, compute_dtype, states_gradient_dtype
 from .whole import Whole
 
-CLASSES = (
+CLASSES = field_names(
     *(Source, Recipe, Bins, Projection, Pairs, Comparison, Links, Grouping, Whole),
     *(Index, LevelIndex, Weights, Wanted),
 )
@@ -53,7 +53,7 @@ def compare_batch(
     student: Source, teacher: Source, recipe: Recipe, index: Index, weights: Weights, wanted: Wanted
 ) -> Pass:
     """`kernel.run` as an operator."""
-    tensors, text = pack((student, teacher, recipe, index, weights, wanted))
+    tensors, text = pack((student, teacher, recipe, index, weights, wanted), CLASSES)
     parts = iter(_compare(tensors, text))
     always = [next(parts) for _ in range(6)]
     present = (

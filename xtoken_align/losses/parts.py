@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from .block_sizes import block_sizes
 from .comparison import Block, Comparison, compare
 from .direct import Buffers, can_compare_directly, compare_directly
+from .direct_gpu import can_compare_on_gpu, compare_on_gpu
 from .merging import Owners
 from .passes import Index, Pass, Recipe, Weights
 from .whole import compare_whole
-
-ROWS_AT_ONCE = 8
-"""How many chunks of a block are compared at a time, so that what is made for them stays in the cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +36,9 @@ def parts_of(index: Index, begin: list[int], end: list[int]) -> Iterator[Part]:
         end: the next one.
     """
     if index.student_size is None and index.teacher_size is None:
-        for first in range(begin[2], end[2], ROWS_AT_ONCE):
-            last = min(first + ROWS_AT_ONCE, end[2])
+        at_once = block_sizes(index.student_rows.device).part
+        for first in range(begin[2], end[2], at_once):
+            last = min(first + at_once, end[2])
             place = slice(first - begin[2], last - begin[2])
             yield Part(slice(first, last), place, place, None, None)
         return
@@ -66,7 +66,7 @@ def compare_part(
     recipe: Recipe,
     weights: Weights,
     gradient: torch.Tensor | None,
-    buffers: Buffers,
+    buffers: Buffers | None,
     out: Pass,
 ) -> None:
     """Compares the chunks of a part: writes their values into `out` and the gradient into their rows.
@@ -79,7 +79,7 @@ def compare_part(
         recipe: what is compared.
         weights: what the gradient is of.
         gradient: floats (rows of the block, V_s), or None.
-        buffers: memory to work in.
+        buffers: memory to compare in directly; None where that may not be done.
         out: what is found.
     """
     coefficient = weights.chunk[part.chunks] if gradient is not None else None
@@ -126,23 +126,14 @@ def _outcomes(
     comparison: Comparison,
     coefficient: torch.Tensor | None,
     place: torch.Tensor | None,
-    buffers: Buffers,
+    buffers: Buffers | None,
 ) -> Block:
-    """Common outcomes compared, in place where that can be done."""
-    alone = rest is None and part.student_owners is None
-    if alone and can_compare_directly(student, comparison, temperature=recipe.temperature, top_k=recipe.top_k):
-        block = compare_directly(
-            student,
-            teacher,
-            comparison,
-            buffers,
-            temperature=recipe.temperature,
-            top_k=recipe.top_k,
-            coefficient=coefficient,
-            out=place,
-        )
-        if block is not None:
-            return block
+    """Common outcomes compared, directly where that can be done."""
+    block = None
+    if buffers is not None and rest is None and part.student_owners is None:
+        block = _directly(student, teacher, recipe, comparison, coefficient, place, buffers)
+    if block is not None:
+        return block
     return compare(
         student,
         teacher,
@@ -152,6 +143,33 @@ def _outcomes(
         student_owners=part.student_owners,
         teacher_owners=part.teacher_owners,
         log_rest=rest,
+        coefficient=coefficient,
+        out=place,
+    )
+
+
+def _directly(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    recipe: Recipe,
+    comparison: Comparison,
+    coefficient: torch.Tensor | None,
+    place: torch.Tensor | None,
+    buffers: Buffers,
+) -> Block | None:
+    """The common case, None where this is another."""
+    temperature, top_k = recipe.temperature, recipe.top_k
+    if can_compare_on_gpu(student, comparison, top_k=top_k):
+        return compare_on_gpu(student, teacher, comparison, temperature=temperature, coefficient=coefficient, out=place)
+    if not can_compare_directly(student, comparison, temperature=temperature, top_k=top_k):
+        return None
+    return compare_directly(
+        student,
+        teacher,
+        comparison,
+        buffers,
+        temperature=temperature,
+        top_k=top_k,
         coefficient=coefficient,
         out=place,
     )

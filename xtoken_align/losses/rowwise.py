@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from ..errors import OptionError
+from .block_sizes import block_sizes
 from .operator import attach, compare_batch
 from .options import one_of, positive
 from .passes import Index, Recipe, Wanted, Weights
 from .rows import Source, compute_dtype
 
-BLOCK_ROWS = 8
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -49,7 +49,7 @@ def compare_rows(
         source,
         Source(states=teacher_logits.detach(), width=teacher_logits.shape[1]),
         recipe,
-        Index(every, every, None, None, None, (), block_edges(rows)),
+        Index(every, every, None, None, None, (), block_edges(rows, device)),
         Weights(factors, student_logits.new_zeros(())),
         wanted(student_logits),
     )
@@ -112,7 +112,7 @@ def wanted(logits: torch.Tensor) -> Wanted:
     return Wanted(states=logits.requires_grad and torch.is_grad_enabled(), weight=False, bias=False, links=False)
 
 
-def block_edges(rows: int) -> torch.Tensor:
-    """Blocks of rows that are chunks each."""
-    bounds = [*range(0, rows, BLOCK_ROWS), rows]
+def block_edges(rows: int, device: torch.device) -> torch.Tensor:
+    """Blocks of rows that are chunks each, on the CPU; `device` is where the rows are."""
+    bounds = [*range(0, rows, block_sizes(device).rows), rows]
     return torch.tensor(bounds, dtype=torch.int64).unsqueeze(1).repeat(1, 7)

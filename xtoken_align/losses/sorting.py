@@ -42,6 +42,10 @@ def sorted_distance(
 
 def _descending(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count` largest values of each row in order, and their places."""
+    if values.device.type != "cpu" and 2 * count > values.shape[1]:
+        # On a GPU sorting takes two thirds of the time of selecting almost all.
+        ordered = values.sort(dim=1, descending=True)
+        return ordered.values[:, :count], ordered.indices[:, :count]
     if values.device.type != "cpu" or values.dtype != torch.float32 or not values.numel() or not count:
         found = values.topk(count, dim=1, sorted=True)
         return found.values, found.indices
@@ -60,7 +64,7 @@ def _descending(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.T
 def _largest(values: torch.Tensor, count: int) -> torch.Tensor:
     """The `count` largest values of each row in order."""
     if values.device.type != "cpu" or not values.numel() or not count:
-        return values.topk(count, dim=1, sorted=True).values
+        return _descending(values, count)[0]
     array = values.numpy()
     if count < array.shape[1]:
         array = np.partition(array, array.shape[1] - count, axis=1)[:, array.shape[1] - count :]

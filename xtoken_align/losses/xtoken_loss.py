@@ -14,10 +14,10 @@ from ..errors import OptionError
 from ..mapping.mapping import Mapping
 from ..spans.spans import Predictions, Spans
 from .alm import alm, chunk_log_likelihoods
-from .batch import HIDDEN_ROWS, LOGIT_ROWS, Planner, Result, metrics_of, next_labels, run_batch
+from .batch import Planner, Result, block_rows, metrics_of, next_labels, run_batch
 from .chain import chain_tables
 from .comparison import Comparison
-from .forms import Hidden, Student, Teacher, TopK, check_positions
+from .forms import Student, Teacher, TopK, check_positions
 from .learned import LinkWeights
 from .operator import CLASSES
 from .options import LossOptions, same_shape
@@ -94,7 +94,7 @@ class XTokenLoss(torch.nn.Module):
         self.options = options
         self.mapping = mapping
         recipe = make_recipe(mapping, options)
-        tensors, self._text = pack(recipe)
+        tensors, self._text = pack(recipe, CLASSES)
         for number, tensor in enumerate(tensors):
             self.register_buffer(f"_index_{number}", tensor, persistent=False)
         self._tensors = len(tensors)
@@ -230,20 +230,20 @@ class XTokenLoss(torch.nn.Module):
         ce_factor: torch.Tensor,
         shares: Shares | None,
     ) -> tuple[Result, int]:
-        block_rows = HIDDEN_ROWS if isinstance(student, Hidden) else LOGIT_ROWS
         if self.kind == "alm":
             return self._likelihoods(student, teacher, predictions, labels, kd_factor, ce_factor)
+        rows = block_rows(student)
         if shares is None:
-            batch = self._planner.plan(predictions, labels, block_rows=block_rows)
+            batch = self._planner.plan(predictions, labels, block_rows=rows)
         else:
             # Every rank plans for all, since it must know which rows the others read.
             plans = [
-                self._planner.plan(shares.chunks(predictions, rank), shares.labels(labels, rank), block_rows=block_rows)
+                self._planner.plan(shares.chunks(predictions, rank), shares.labels(labels, rank), block_rows=rows)
                 for rank in range(shares.ranks)
             ]
-            rows = [[np.unique(getattr(one.plan, side)) for one in plans] for side in ("student_rows", "teacher_rows")]
-            student, teacher = take_rows(student, shares, rows[0]), take_rows(teacher, shares, rows[1])
-            batch = local_rows(plans[shares.rank], (rows[0][shares.rank], rows[1][shares.rank]))
+            read = [[np.unique(getattr(one.plan, side)) for one in plans] for side in ("student_rows", "teacher_rows")]
+            student, teacher = take_rows(student, shares, read[0]), take_rows(teacher, shares, read[1])
+            batch = local_rows(plans[shares.rank], (read[0][shares.rank], read[1][shares.rank]))
         weights = None if self.links is None else self.links()
         if weights is not None and shares is not None:
             weights = shares.replicated(weights)
@@ -279,7 +279,7 @@ class XTokenLoss(torch.nn.Module):
         # A student that cannot say the chunk is infinitely far away, and without a distribution there is no likelihood.
         known = (likelihoods[0] > -torch.inf) & ~likelihoods[1].isnan()
         values = torch.where(known, alm(*(one.where(known, 0.0) for one in likelihoods), reduction="none"), 0.0)
-        nothing = self._planner.plan(_none_of(predictions), labels, block_rows=LOGIT_ROWS)
+        nothing = self._planner.plan(_none_of(predictions), labels, block_rows=block_rows(student))
         result = run_batch(student, teacher, recipe, nothing, chunk_factor=kd_factor, label_factor=ce_factor)
         weight = torch.from_numpy(predictions.weight).to(values)
         zeros = torch.zeros_like(weight)

@@ -1,0 +1,146 @@
+"""The common case of a comparison on a GPU: one row a chunk, every outcome possible.
+
+It does what `comparison.compare` does with two readings of either side's logits and one writing of the gradient. Where
+an outcome is impossible or a row has none its values are no finite numbers, and `compare` has to be asked.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+
+import torch
+
+from .comparison import Block, Comparison
+from .grouping import SMALL, Grouping
+
+_COLUMNS = 2048
+"""Columns of one program."""
+_SHARED = 128
+"""Shared columns of one program."""
+_LARGE = 512
+"""Members that are read at a time of a shared column with many of them."""
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    """The kernels, or None where Triton is not installed; PyTorch for CUDA on Linux brings it."""
+    try:
+        from . import gpu_kernels
+    except ImportError:
+        return None
+    return gpu_kernels
+
+
+def can_compare_on_gpu(student: torch.Tensor, comparison: Comparison, *, top_k: int | None) -> bool:
+    """Whether a comparison is of the common case, as far as its options tell."""
+    plain = comparison.links is None and comparison.student.count > 0
+    narrow = top_k is None or top_k >= comparison.student.count
+    return student.device.type == "cuda" and student.dtype == torch.float32 and plain and narrow and bool(_kernels())
+
+
+def compare_on_gpu(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    comparison: Comparison,
+    *,
+    temperature: float,
+    coefficient: torch.Tensor | None,
+    out: torch.Tensor | None,
+) -> Block:
+    """As `comparison.compare`; where a value is no finite number nothing of that row counts."""
+    kernels = _kernels()
+    assert kernels is not None
+    ours, theirs = comparison.student, comparison.teacher
+    rows, count = len(student), ours.count
+    shared = [_shared_masses(kernels, *side) for side in ((student, ours), (teacher, theirs))]
+    sides = (
+        *(student, student.stride(0), shared[0], shared[0].shape[1], ours.source, student.shape[1]),
+        *(teacher, teacher.stride(0), shared[1], shared[1].shape[1], theirs.source, teacher.shape[1]),
+    )
+    blocks = -(-count // _COLUMNS)
+    partial = student.new_empty(rows, blocks, 2, 3)
+    grid = (blocks, rows)
+    kernels.partial_totals[grid](*sides, partial, count, 1 / temperature, BLOCK=_COLUMNS)
+    tops = partial[..., 0].amax(dim=1)
+    relative = partial[..., 0] - tops.unsqueeze(1)
+    whole = tops + (partial[..., 1] * relative.exp()).sum(dim=1).log()
+    totals = (partial[..., 2] * (relative / temperature).exp()).sum(dim=1).log()
+    kept = _share_inside(teacher, theirs, whole[:, 1])
+    factor = kept if comparison.weigh_by_kept else torch.ones_like(kept)
+    weight, gradient, slope = factor, student, shared[0]
+    if coefficient is not None:
+        weight = coefficient * factor * temperature
+        gradient = torch.empty_like(student) if out is None else out
+        slope = torch.empty_like(shared[0])
+    found = student.new_empty(rows, blocks, 2)
+    kernels.divergences[grid](
+        *sides,
+        *(tops, totals, weight, gradient, gradient.stride(0), slope, found, count, 1 / temperature),
+        WITH_GRADIENT=coefficient is not None,
+        BLOCK=_COLUMNS,
+    )
+    value = found[..., 0].sum(dim=1)
+    if coefficient is not None:
+        gradient.index_fill_(1, ours.alone, 0)
+        _spread(kernels, student, ours, shared[0], slope, gradient)
+    agrees = found[..., 1].amax(dim=1) == 0
+    empty = 1 - _share_inside(student, ours, whole[:, 0])
+    return Block(
+        value.clamp_min_(0) * (factor * temperature**2),
+        None if coefficient is None else gradient,
+        None,
+        agrees,
+        1 - kept,
+        empty,
+        torch.ones_like(agrees),
+    )
+
+
+def _shared_masses(kernels: ModuleType, scores: torch.Tensor, grouping: Grouping) -> torch.Tensor:
+    """Floats (n, G), the log masses of the shared columns."""
+    rows, count = len(scores), len(grouping.shared)
+    masses = scores.new_empty(rows, count)
+    if not count:
+        return masses
+    arguments = (scores, scores.stride(0), grouping.shared_head, grouping.member, grouping.offsets)
+    grid = (-(-count // _SHARED), rows)
+    kernels.small_sums[grid](*arguments, masses, count, SMALL, BLOCK=_SHARED)
+    if len(grouping.large):
+        kernels.large_sums[(len(grouping.large), rows)](*arguments, grouping.large, masses, count, BLOCK=_LARGE)
+    return masses
+
+
+def _spread(
+    kernels: ModuleType,
+    scores: torch.Tensor,
+    grouping: Grouping,
+    shared: torch.Tensor,
+    slope: torch.Tensor,
+    gradient: torch.Tensor,
+) -> None:
+    """Writes the gradient of the tokens of shared columns."""
+    slots = torch.arange(len(grouping.shared), device=scores.device)
+    for tokens, slot in ((grouping.shared_head, slots), (grouping.member, grouping.slot)):
+        if len(tokens):
+            grid = (-(-len(tokens) // _COLUMNS), len(scores))
+            kernels.spread_slopes[grid](
+                scores,
+                scores.stride(0),
+                tokens,
+                slot,
+                shared,
+                slope,
+                shared.shape[1],
+                gradient,
+                gradient.stride(0),
+                len(tokens),
+                BLOCK=_COLUMNS,
+            )
+
+
+def _share_inside(logits: torch.Tensor, grouping: Grouping, whole: torch.Tensor) -> torch.Tensor:
+    """(n,), how much of the mass of all tokens is in a column."""
+    if not len(grouping.outside):
+        return logits.new_ones(len(logits))
+    return torch.sigmoid(whole - logits.index_select(1, grouping.outside).logsumexp(dim=1))
