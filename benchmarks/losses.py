@@ -36,7 +36,13 @@ from xtoken_align.losses.uld import uld
 from xtoken_align.losses.xtoken_loss import XTokenLoss
 from xtoken_align.spans.spans import Spans
 
-ROWS, FUSED_ROWS, PLAIN_ROWS, WIDTH = 512, 2048, 128, 256
+WIDTH = 256
+"""Of the hidden states."""
+ROWS = {
+    "cpu": {"logits": 512, "plain": 128, "fused": 2048, "peers": 128},
+    "cuda": {"logits": 2048, "plain": 2048, "fused": 2048, "peers": 2048},
+}
+"""How many rows each part compares: on a GPU so many that starting its work is no part of the figure."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ class Pair:
         """Floats (rows, V), drawn with a seed; the student's want a gradient."""
         width = self.mapping.matrix.shape[side == "teacher"] if width is None else width
         torch.manual_seed(len(side))
-        made = (torch.randn(rows, width) * 3).to(self.device)
+        made = torch.randn(rows, width, device=self.device) * 3
         return made.requires_grad_(side == "student")
 
 
@@ -365,18 +371,18 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     pair = Pair(build(student="llama-3", teacher="qwen3"), torch.device(options.device))
     meter = Meter(pair.device)
-    rows = {"logits": ROWS, "plain": PLAIN_ROWS, "fused": FUSED_ROWS, "peers": PLAIN_ROWS}
+    rows = ROWS[pair.device.type]
     figures: list[Figure] = []
     for name in options.only:
         size = rows[name] // 4 if options.quick else rows[name]
         for made in PARTS[name](pair, meter, 2 if options.quick else 5, size):
-            # Small sizes have other ratios than those that the budgets are about.
-            figure = replace(made, budget=None) if options.quick else made
+            # The budgets are about one core of a processor and these sizes; others have other ratios.
+            figure = replace(made, budget=None) if options.quick or pair.device.type != "cpu" else made
             figures.append(figure)
             if not options.json:
                 print(figure.line(), flush=True)
     if pair.device.type == "cuda":
-        figures += bandwidth_figures(pair, meter, 5, ROWS)
+        figures += bandwidth_figures(pair, meter, 5, rows["logits"])
         print(figures[-1].line())
     found = {
         "device": torch.cuda.get_device_name() if pair.device.type == "cuda" else platform.machine(),

@@ -158,6 +158,19 @@ def test_a_report_names_every_arm(scripts: SimpleNamespace, finished: SimpleName
         assert (tmp_path / name).stat().st_size > 5000
 
 
+@pytest.mark.parametrize("chosen", [{"pair": "digits"}, {"ce": "none"}, {"arm": "no teacher"}])
+def test_some_of_the_arms_make_a_report_too(
+    chosen: dict[str, str], scripts: SimpleNamespace, finished: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    results = results_of(scripts, finished)
+    some = [run for run in results["arms"] if chosen.items() <= run.items()]
+    assert some
+    (tmp_path / "results.json").write_text(json.dumps({**results, "arms": some}), encoding="utf-8")
+    scripts.report.write_report(tmp_path)
+    assert (tmp_path / "small.png").stat().st_size > 2000
+
+
 def test_a_difference_is_clear_only_if_all_seeds_agree(scripts: SimpleNamespace) -> None:
     def row(*exact: float) -> Any:
         return scripts.table.Row("digits", "wrong", "p-kl", "fixed", tuple({"exact": value} for value in exact))

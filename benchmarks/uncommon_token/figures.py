@@ -21,7 +21,11 @@ COLOURS = {
     "partition-kl": "#0e8f8f",
     "c-kl": "#2c8a2c",
 }
-DASHED = ("gold", "h-kl", "p-kl-mean", "same-kd")
+STYLES: dict[str, Any] = {
+    **dict.fromkeys(("gold", "p-kl-mean", "same-kd"), "--"),
+    # Dots, since these can lie on GOLD's lines.
+    **dict.fromkeys(("h-kl-none", "h-kl"), (0, (1, 2.5))),
+}
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -54,17 +58,21 @@ def figures(table: Table, folder: Path) -> None:
 
 
 def _large(plt: Any, table: Table) -> Any:
-    drawn = plt.figure(figsize=(13, 15), layout="constrained")
-    upper, lower = drawn.subfigures(2, 1, height_ratios=(1.45, 2))
-    axes = upper.subplots(len(TITLES), len(CES), sharey="row")
-    for line, (pair, title) in zip(axes, TITLES.items(), strict=True):
+    # A pair that was not run has no panels; the arms without a pair stand beside any.
+    titles = {pair: title for pair, title in TITLES.items() if any(row.pair == pair for row in table.rows)}
+    titles = titles or dict(list(TITLES.items())[:1])
+    drawn = plt.figure(figsize=(13, 7.5 + 3.5 * len(titles)), layout="constrained")
+    upper, lower = drawn.subfigures(2, 1, height_ratios=(0.725 * len(titles), 2))
+    axes = upper.subplots(len(titles), len(CES), sharey="row", squeeze=False)
+    for line, (pair, title) in zip(axes, titles.items(), strict=True):
         for axis, (ce, told) in zip(line, CES.items(), strict=True):
             rows = [row for row in table.of_pair(pair) if row.ce == ce]
             _mass(axis, [row for row in rows if UNCOMMON[pair] in row.runs[0]["mass"]], told, UNCOMMON[pair])
         line[0].set_ylabel(f"mass on {UNCOMMON[pair]}\n({title})")
     handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
     upper.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False)
-    for axis, (pair, title) in zip(lower.subplots(1, len(TITLES)), TITLES.items(), strict=True):
+    panels = lower.subplots(1, len(titles), squeeze=False)[0]
+    for axis, (pair, title) in zip(panels, titles.items(), strict=True):
         _exact(axis, list(table.of_pair(pair)), f"Exact answers: {title}", table)
     return drawn
 
@@ -74,15 +82,16 @@ def _small(plt: Any, table: Table) -> Any:
     rows = [row for row in table.of_pair("digits") if row.ce == "fixed"]
     few = [row for row in rows if row.arm in FEW]
     _mass(axes[0], few, "Mass on packed numerals over training", "numerals")
-    axes[0].legend(frameon=False, fontsize=8, loc="center right")
+    # Between the lines that stay above and the one that falls.
+    axes[0].legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.84))
     _exact(axes[1], [row for row in rows if row.arm in (*FEW, "same-kd")], "Exact answers on held-out sums", table)
     return drawn
 
 
 def _mass(axis: Any, rows: Sequence[Row], title: str, of: str) -> None:
     for row in rows:
-        steps, style = row.runs[0]["steps"], "--" if row.arm in DASHED else "-"
-        axis.plot(steps, row.mass(of), style, color=COLOURS[row.arm], label=NAMES[row.arm], linewidth=1.6)
+        steps, style = row.runs[0]["steps"], STYLES.get(row.arm, "-")
+        axis.plot(steps, row.mass(of), linestyle=style, color=COLOURS[row.arm], label=NAMES[row.arm], linewidth=1.6)
         seeds = [run["mass"][of] for run in row.runs]
         low, high = ([kind(at) for at in zip(*seeds, strict=True)] for kind in (min, max))
         axis.fill_between(steps, low, high, color=COLOURS[row.arm], alpha=0.12, linewidth=0)
@@ -91,6 +100,9 @@ def _mass(axis: Any, rows: Sequence[Row], title: str, of: str) -> None:
 
 
 def _exact(axis: Any, rows: Sequence[Row], title: str, table: Table) -> None:
+    if not rows:
+        axis.set_axis_off()
+        return
     ordered = sorted(rows, key=lambda row: (list(CES).index(row.ce), list(NAMES).index(row.arm)))
     groups = list(dict.fromkeys(row.ce for row in ordered))
     places = [number + GAP * groups.index(row.ce) for number, row in enumerate(ordered)]
@@ -103,9 +115,9 @@ def _exact(axis: Any, rows: Sequence[Row], title: str, table: Table) -> None:
     without = table.find("same", "no teacher")
     if without is not None:
         lines.append(axis.axvline(without.mean("exact"), color="#6b6b6b", linewidth=1, label="no teacher"))
-    axis.legend(handles=lines, frameon=False, fontsize=8, loc="lower right")
+    below = {"loc": "upper right", "bbox_to_anchor": (1, 0), "borderaxespad": 2.4}
+    axis.legend(handles=lines, frameon=False, fontsize=8, ncols=2, **below)
     axis.set_yticks(places, [row.name for row in ordered])
-    axis.set(
-        title=title, xlim=(0, 1), ylim=(places[-1] + 0.6, -0.6), xlabel="share of held-out answers, a dot per seed"
-    )
+    axis.set(title=title, xlim=(0, 1), ylim=(places[-1] + 0.6, -0.6))
+    axis.set_xlabel("share, a dot per seed", loc="left")
     axis.tick_params(axis="y", length=0)

@@ -62,7 +62,8 @@ All are Llama-style models of width 128 on byte-level BPE tokenizers trained on 
 (`44+9=53+1=54.`) and stories (`Amy has 44 pens+9=53 pens.`). Students begin from a checkpoint that was trained for
 {start_steps} steps on clean text (one per seed) and are then trained for {steps} steps of {rows} texts; teachers are
 trained on clean text and shared by the seeds ({seeds}). A tenth of the problems is in no training text; {questions}
-held-out texts are asked about.
+held-out texts are asked about. Sizes, steps and the kind of wrong answers were chosen on seed 0 after looking at its
+results.
 
 *Exact* is the share of right answers by greedy decoding. *First digit* is the share with the right first digit; *later
 digits* is, of the answers of several digits that have it, the share that is right; *as one token* is the share of those

@@ -40,6 +40,7 @@ def inputs_of(side: Hidden) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("options", [one for kind in KINDS for one in options_of(kind)[:2]], ids=name_of)
 def test_the_fused_loss_is_that_of_the_logits(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_sizes, "WIDTH", 1)
     monkeypatch.setattr(block_sizes, "CPU", replace(block_sizes.CPU, hidden=5))
     heads = ({"scale": 0.7, "softcap": 3.0}, {"scale": 0.3}, {"softcap": 1.5}, {})
     for number, head in enumerate(heads):

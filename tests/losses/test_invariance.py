@@ -72,6 +72,7 @@ def test_the_size_of_blocks_changes_nothing(
         for size in (None, rows):
             with monkeypatch.context() as patch:
                 if size is not None:
+                    patch.setattr(block_sizes, "WIDTH", 1)
                     patch.setattr(block_sizes, "CPU", BlockSizes(size, size, size, size, size))
                 logits = fast(case, case.student_logits, case.teacher_logits, labels=case.labels, **options)
                 inputs = [states.requires_grad_(), weight.requires_grad_()]
@@ -96,6 +97,7 @@ def test_patched_block_sizes_reach_the_plan(monkeypatch: pytest.MonkeyPatch) -> 
         return plan
 
     monkeypatch.setattr(batch, "make_plan", watched)
+    monkeypatch.setattr(block_sizes, "WIDTH", 1)
     for size in (1000, 2):
         monkeypatch.setattr(block_sizes, "CPU", replace(block_sizes.CPU, logits=size))
         fast(case, case.student_logits, case.teacher_logits, kind="partition-kl")
@@ -106,6 +108,7 @@ def test_patched_block_sizes_reach_the_plan(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_size_of_blocks_of_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     z, t = torch.randn(2, 11, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole = uld(z, t, reduction="none")
+    monkeypatch.setattr(block_sizes, "WIDTH", 1)
     monkeypatch.setattr(block_sizes, "CPU", replace(block_sizes.CPU, rows=3))
     torch.testing.assert_close(uld(z, t, reduction="none"), whole, rtol=1e-12, atol=0)
 

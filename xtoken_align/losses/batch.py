@@ -82,11 +82,12 @@ class Planner:
         return fits
 
 
-def block_rows(student: Student) -> int:
-    """How many of the student's rows are a block."""
+def block_rows(student: Student, merge: str = "first") -> int:
+    """How many of the student's rows are a block; averages of several rows are made for a whole block at once."""
     if isinstance(student, Hidden):
-        return block_sizes(student.states.device).hidden
-    return block_sizes((student.logits if isinstance(student, Logits) else student).device).logits
+        return block_sizes(student.weight.t()).hidden
+    sizes = block_sizes(student.logits if isinstance(student, Logits) else student)
+    return sizes.logits if merge == "first" else min(sizes.logits, sizes.part)
 
 
 def next_labels(labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 
@@ -15,7 +15,7 @@ class BlockSizes:
         logits: of a block of logits.
         hidden: of a block of hidden states, for which a head makes logits.
         rows: of a block where plain functions compare row with row.
-        part: chunks of a block that are compared at a time.
+        part: chunks of a block that are compared at a time where that takes memory.
         levels: whole rows that are copied at a time for C-KL's sums over "everything else".
     """
 
@@ -26,6 +26,8 @@ class BlockSizes:
     levels: int
 
 
+WIDTH = 1 << 17
+"""The width of the logits that the sizes below are for; of narrower ones proportionally more rows are taken."""
 CPU = BlockSizes(logits=16, hidden=128, rows=8, part=8, levels=16)
 """What is made for a few rows stays in the processor's cache. With fewer rows of hidden states the head's products are
 slow; more take memory and no less time."""
@@ -33,6 +35,12 @@ ACCELERATOR = BlockSizes(logits=512, hidden=256, rows=512, part=512, levels=512)
 """Every operation has to keep a whole device busy for longer than it takes to start the next one."""
 
 
-def block_sizes(device: torch.device) -> BlockSizes:
-    """The sizes for tensors on a device."""
-    return CPU if device.type == "cpu" else ACCELERATOR
+def block_sizes(logits: torch.Tensor) -> BlockSizes:
+    """The sizes for logits of a device and a width.
+
+    Args:
+        logits: floats (..., V), or a head's weight transposed.
+    """
+    sizes = CPU if logits.device.type == "cpu" else ACCELERATOR
+    factor = max(WIDTH // max(logits.shape[-1], 1), 1)
+    return BlockSizes(*(factor * size for size in astuple(sizes)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -32,11 +33,12 @@ def _kernels() -> ModuleType | None:
     return gpu_kernels
 
 
-def can_compare_on_gpu(student: torch.Tensor, comparison: Comparison, *, top_k: int | None) -> bool:
+def can_compare_on_gpu(student: torch.Tensor, comparison: Any, *, top_k: int | None) -> bool:
     """Whether a comparison is of the common case, as far as its options tell."""
-    plain = comparison.links is None and comparison.student.count > 0
-    narrow = top_k is None or top_k >= comparison.student.count
-    return student.device.type == "cuda" and student.dtype == torch.float32 and plain and narrow and bool(_kernels())
+    if not isinstance(comparison, Comparison) or student.device.type != "cuda" or student.dtype != torch.float32:
+        return False
+    count = comparison.student.count
+    return comparison.links is None and count > 0 and (top_k is None or top_k >= count) and _kernels() is not None
 
 
 def compare_on_gpu(

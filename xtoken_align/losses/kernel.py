@@ -11,6 +11,7 @@ from .block_sizes import block_sizes
 from .chain_levels import LevelBlock, compare_levels
 from .comparison import Comparison
 from .direct import Buffers
+from .direct_gpu import can_compare_on_gpu
 from .parts import compare_part, parts_of
 from .passes import Index, LevelIndex, Pass, Recipe, Wanted, Weights, resolved
 from .plan import IGNORED
@@ -110,7 +111,11 @@ def _run_block(
         gradient[end[3] - begin[3] if recipe.comparison is not None else 0 :] = 0
     if end[2] > begin[2]:
         teachers, rest = teacher.read(others, dtype, begin[6]), teacher.log_rest(others, dtype)
-        for part in parts_of(index, begin, end):
+        at_once = block_sizes(scores).part
+        if buffers is not None and rest is None and can_compare_on_gpu(scores, recipe.comparison, top_k=recipe.top_k):
+            # Nothing is made that is as large as the logits.
+            at_once = len(scores)
+        for part in parts_of(index, begin, end, at_once):
             compare_part(part, scores, teachers, rest, recipe, weights, gradient, buffers, out)
         for side, levels in enumerate(index.levels):
             block = _level_block(levels, number)
@@ -170,7 +175,7 @@ def _add_cross_entropy(
     """The cross-entropy of the labelled rows; it runs over the whole width, as everywhere."""
     labelled = labels != IGNORED
     target = torch.where(labelled, labels, 0).unsqueeze(1)
-    at_once = block_sizes(scores.device).part
+    at_once = block_sizes(scores).part
     for first in range(0, len(scores), at_once):
         rows = slice(first, first + at_once)
         log_probabilities = scores[rows].log_softmax(dim=1)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from .block_sizes import block_sizes
 from .comparison import Block, Comparison, compare
 from .direct import Buffers, can_compare_directly, compare_directly
 from .direct_gpu import can_compare_on_gpu, compare_on_gpu
@@ -27,16 +26,16 @@ class Part:
     teacher_owners: Owners | None
 
 
-def parts_of(index: Index, begin: list[int], end: list[int]) -> Iterator[Part]:
+def parts_of(index: Index, begin: list[int], end: list[int], at_once: int) -> Iterator[Part]:
     """The parts of a block. Chunks with one row a side are taken a few at a time, others all at once.
 
     Args:
         index: the blocks.
         begin: the block's row of `index.edges`.
         end: the next one.
+        at_once: how many chunks are taken.
     """
     if index.student_size is None and index.teacher_size is None:
-        at_once = block_sizes(index.student_rows.device).part
         for first in range(begin[2], end[2], at_once):
             last = min(first + at_once, end[2])
             place = slice(first - begin[2], last - begin[2])

@@ -49,7 +49,7 @@ def compare_rows(
         source,
         Source(states=teacher_logits.detach(), width=teacher_logits.shape[1]),
         recipe,
-        Index(every, every, None, None, None, (), block_edges(rows, device)),
+        Index(every, every, None, None, None, (), block_edges(student_logits)),
         Weights(factors, student_logits.new_zeros(())),
         wanted(student_logits),
     )
@@ -112,7 +112,7 @@ def wanted(logits: torch.Tensor) -> Wanted:
     return Wanted(states=logits.requires_grad and torch.is_grad_enabled(), weight=False, bias=False, links=False)
 
 
-def block_edges(rows: int, device: torch.device) -> torch.Tensor:
-    """Blocks of rows that are chunks each, on the CPU; `device` is where the rows are."""
-    bounds = [*range(0, rows, block_sizes(device).rows), rows]
+def block_edges(logits: torch.Tensor) -> torch.Tensor:
+    """Blocks of the rows of logits (N, V), each a chunk; on the CPU."""
+    bounds = [*range(0, len(logits), block_sizes(logits).rows), len(logits)]
     return torch.tensor(bounds, dtype=torch.int64).unsqueeze(1).repeat(1, 7)
