@@ -158,7 +158,7 @@ def test_a_report_names_every_arm(scripts: SimpleNamespace, finished: SimpleName
         assert (tmp_path / name).stat().st_size > 5000
 
 
-@pytest.mark.parametrize("chosen", [{"pair": "digits"}, {"ce": "none"}, {"arm": "no teacher"}])
+@pytest.mark.parametrize("chosen", [{"pair": "digits"}, {"arm": "no teacher"}])
 def test_some_of_the_arms_make_a_report_too(
     chosen: dict[str, str], scripts: SimpleNamespace, finished: Any, tmp_path: Path
 ) -> None:
