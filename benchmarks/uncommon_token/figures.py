@@ -83,7 +83,8 @@ def _small(plt: Any, table: Table) -> Any:
     few = [row for row in rows if row.arm in FEW]
     _mass(axes[0], few, "Mass on packed numerals over training", "numerals")
     # Between the lines that stay above and the one that falls.
-    axes[0].legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.84))
+    if few:
+        axes[0].legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.84))
     _exact(axes[1], [row for row in rows if row.arm in (*FEW, "same-kd")], "Exact answers on held-out sums", table)
     return drawn
 
@@ -92,7 +93,7 @@ def _mass(axis: Any, rows: Sequence[Row], title: str, of: str) -> None:
     for row in rows:
         steps, style = row.runs[0]["steps"], STYLES.get(row.arm, "-")
         axis.plot(steps, row.mass(of), linestyle=style, color=COLOURS[row.arm], label=NAMES[row.arm], linewidth=1.6)
-        seeds = [run["mass"][of] for run in row.runs]
+        seeds = [[0.0 if value is None else value for value in run["mass"][of]] for run in row.runs]
         low, high = ([kind(at) for at in zip(*seeds, strict=True)] for kind in (min, max))
         axis.fill_between(steps, low, high, color=COLOURS[row.arm], alpha=0.12, linewidth=0)
     axis.set(title=title, xlabel="step", ylim=(0, 1.03))

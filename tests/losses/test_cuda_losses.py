@@ -14,6 +14,7 @@ from random_batches import FEATURES, Case, top_k_of
 from test_compile import FUNCTIONS, LINKS, LIVE, PAIRS, STUDENT_BIN, TEACHER_BIN, rows
 from test_fast_against_slow import on_a_grid
 from test_fused_loss import hidden, inputs_of
+from test_invariance import taken
 from test_learned_w import learning
 from tiny_models import case as tiny_case
 from tiny_models import inputs, make_model, plain
@@ -238,6 +239,18 @@ def test_hidden_states_take_the_memory_of_a_block(kind: str, llama_qwen: Mapping
     assert gradient is not None
     assert torch.isfinite(gradient).all()
     assert gradient.abs().max() > 0
+
+
+def test_logits_whose_rows_do_not_lie_together_are_read_aright() -> None:
+    case: Case = case_of(10, dtype=torch.float32)
+    loss = XTokenLoss(case.mapping, "partition-kl").to(DEVICE)
+    sides = on_device(case.student_logits[:1]), on_device(case.teacher_logits[:1])
+    spans = taken(case.spans, slice(0, 1))
+    found = []
+    for student, teacher in (sides, [side.transpose(1, 2).contiguous().transpose(1, 2) for side in sides]):
+        leaf = student.detach().requires_grad_()
+        found.append(called(loss(leaf, teacher, spans), [leaf]))
+    assert_same(found[1], found[0], rtol=1e-5, atol=1e-6)
 
 
 def test_two_runs_differ_by_rounding_alone() -> None:

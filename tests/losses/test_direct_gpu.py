@@ -16,6 +16,8 @@ pytest.importorskip("triton")
 
 from test_direct import CASES, comparison_of, in_place  # noqa: E402 - after what it needs is known to be there
 
+from xtoken_align.errors import XTokenWarning  # noqa: E402
+from xtoken_align.losses import direct_gpu  # noqa: E402
 from xtoken_align.losses.comparison import Comparison, compare  # noqa: E402
 from xtoken_align.losses.direct_gpu import compare_on_gpu  # noqa: E402
 from xtoken_align.losses.grouping import SMALL, Grouping, make_grouping  # noqa: E402
@@ -124,3 +126,37 @@ def test_what_only_the_general_comparison_can_do_gives_no_finite_number() -> Non
         both[side][1, places] = -torch.inf
         made = compare_on_gpu(*both, comparison, temperature=1.0, coefficient=None, out=None)
         assert made.value.isfinite().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("lowest", [torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min, -1e30])
+def test_a_row_of_the_lowest_numbers_has_no_value(lowest: float) -> None:
+    comparison = moved(COMPARISONS["in place"])
+    for side in (0, 1):
+        both = logits(comparison, 2)
+        both[side][1] = lowest
+        made = compare_on_gpu(*both, comparison, temperature=1.0, coefficient=None, out=None)
+        assert made.value.isfinite().tolist() == [True, False]
+
+
+def test_what_is_no_number_is_seen() -> None:
+    comparison = moved(COMPARISONS["crowded"])
+    for side, grouping in enumerate((comparison.student, comparison.teacher)):
+        for token in (grouping.shared_head[0], grouping.member[0], grouping.member[-1]):
+            both = logits(comparison, 2)
+            both[side][1, token] = torch.nan
+            made = compare_on_gpu(*both, comparison, temperature=1.0, coefficient=None, out=None)
+            assert made.value.isfinite().tolist() == [True, False]
+            assert compare(*both, comparison, temperature=1.0).value.isfinite().tolist() == [True, False]
+
+
+def test_it_is_known_whether_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert direct_gpu.kernels_work(DEVICE)
+    direct_gpu.kernels_work.cache_clear()
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(direct_gpu, "_shared_masses", broken)
+    with pytest.warns(XTokenWarning, match="plain path"):
+        assert not direct_gpu.kernels_work(DEVICE)
+    direct_gpu.kernels_work.cache_clear()

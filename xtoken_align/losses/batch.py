@@ -12,7 +12,7 @@ from ..errors import OptionError
 from ..spans.spans import Predictions
 from .block_sizes import block_sizes
 from .chain import ChainTables, chain_levels
-from .forms import Hidden, Logits, Student, Teacher
+from .forms import Hidden, Logits, Student, Teacher, TopK
 from .index import make_index
 from .operator import attach, compare_batch, gradients_of
 from .outputs import Metric
@@ -82,12 +82,29 @@ class Planner:
         return fits
 
 
-def block_rows(student: Student, merge: str = "first") -> int:
-    """How many of the student's rows are a block; averages of several rows are made for a whole block at once."""
-    if isinstance(student, Hidden):
-        return block_sizes(student.weight.t()).hidden
-    sizes = block_sizes(student.logits if isinstance(student, Logits) else student)
-    return sizes.logits if merge == "first" else min(sizes.logits, sizes.part)
+def block_rows(student: Student, teacher: Teacher, merge: str = "first") -> int:
+    """How many of the student's rows are a block.
+
+    Args:
+        student: the student.
+        teacher: the teacher, whose rows are read beside it.
+        merge: with "mean", averages of several rows are made for a whole block at once, which takes memory.
+    """
+    device = student.states.device if isinstance(student, Hidden) else _logits(student).device
+    sizes = block_sizes(device, *_widths(student), *_widths(teacher))
+    rows = sizes.hidden if isinstance(student, Hidden) else sizes.logits
+    return rows if merge == "first" else min(rows, max(sizes.part, sizes.hidden))
+
+
+def _logits(side: torch.Tensor | Logits) -> torch.Tensor:
+    return side.logits if isinstance(side, Logits) else side
+
+
+def _widths(side: Student | Teacher) -> tuple[int, ...]:
+    """How wide the rows are that one side's blocks are made of."""
+    if isinstance(side, Hidden):
+        return tuple(side.weight.shape)
+    return (side.width if isinstance(side, TopK) else _logits(side).shape[-1],)
 
 
 def next_labels(labels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -166,7 +183,7 @@ def run_batch(
 def _inputs(student: Student) -> list[torch.Tensor | None]:
     if isinstance(student, Hidden):
         return [student.states, student.weight, student.bias]
-    return [student.logits if isinstance(student, Logits) else student, None, None]
+    return [_logits(student), None, None]
 
 
 def check_widths(student: int, teacher: int, recipe: Recipe) -> None:

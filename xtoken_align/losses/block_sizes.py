@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -27,7 +27,9 @@ class BlockSizes:
 
 
 WIDTH = 1 << 17
-"""The width of the logits that the sizes below are for; of narrower ones proportionally more rows are taken."""
+"""The width of the rows that the sizes below are for; of narrower ones proportionally more are taken."""
+MOST = 64
+"""But no more times as many: a GPU's grid has at most 65,535 rows."""
 CPU = BlockSizes(logits=16, hidden=128, rows=8, part=8, levels=16)
 """What is made for a few rows stays in the processor's cache. With fewer rows of hidden states the head's products are
 slow; more take memory and no less time."""
@@ -35,12 +37,14 @@ ACCELERATOR = BlockSizes(logits=512, hidden=256, rows=512, part=512, levels=512)
 """Every operation has to keep a whole device busy for longer than it takes to start the next one."""
 
 
-def block_sizes(logits: torch.Tensor) -> BlockSizes:
-    """The sizes for logits of a device and a width.
-
-    Args:
-        logits: floats (..., V), or a head's weight transposed.
-    """
-    sizes = CPU if logits.device.type == "cpu" else ACCELERATOR
-    factor = max(WIDTH // max(logits.shape[-1], 1), 1)
-    return BlockSizes(*(factor * size for size in astuple(sizes)))
+def block_sizes(device: torch.device, *widths: int) -> BlockSizes:
+    """The sizes on a device for rows of these widths: those of both sides' logits, and of hidden states."""
+    sizes = CPU if device.type == "cpu" else ACCELERATOR
+    factor = min(max(WIDTH // max(1, *widths), 1), MOST)
+    return BlockSizes(
+        logits=factor * sizes.logits,
+        hidden=factor * sizes.hidden,
+        rows=factor * sizes.rows,
+        part=factor * sizes.part,
+        levels=factor * sizes.levels,
+    )

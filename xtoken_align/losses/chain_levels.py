@@ -135,7 +135,7 @@ def _all_else(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Whole rows of the levels, a few at a time, in which the next pieces and what is silent are at -inf."""
     levels = block.level[inner]
-    at_once = block_sizes(scores).levels
+    at_once = block_sizes(scores.device, scores.shape[1]).levels
     edges = range(0, len(block.chunk), at_once)
     bounds = torch.searchsorted(levels, torch.tensor([*edges, len(block.chunk)], device=levels.device)).tolist()
     for first, begin, end in zip(edges, bounds[:-1], bounds[1:], strict=True):

@@ -6,14 +6,19 @@ an outcome is impossible or a row has none its values are no finite numbers, and
 
 from __future__ import annotations
 
+import math
+import subprocess
+import warnings
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from ..errors import XTokenWarning
 from .comparison import Block, Comparison
-from .grouping import SMALL, Grouping
+from .grouping import SMALL, VOID, Grouping, make_grouping
 
 _COLUMNS = 2048
 """Columns of one program."""
@@ -33,12 +38,38 @@ def _kernels() -> ModuleType | None:
     return gpu_kernels
 
 
-def can_compare_on_gpu(student: torch.Tensor, comparison: Any, *, top_k: int | None) -> bool:
+@cache
+def kernels_work(device: torch.device) -> bool:
+    """Whether a kernel can be compiled and run: that takes a C compiler and a device that Triton knows."""
+    kernels = _kernels()
+    if kernels is None:
+        return False
+    group = torch.tensor([0, 0, 1], device=device)
+    try:
+        with _current(device):
+            _shared_masses(kernels, torch.zeros(1, 3, device=device), make_grouping(group, 2))
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        warnings.warn(
+            f"Triton cannot run its kernels on {device}, so the losses take a plain path, which is slower: {error}",
+            XTokenWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton starts its kernels on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def can_compare_on_gpu(device: torch.device, dtype: torch.dtype, comparison: object, *, top_k: int | None) -> bool:
     """Whether a comparison is of the common case, as far as its options tell."""
-    if not isinstance(comparison, Comparison) or student.device.type != "cuda" or student.dtype != torch.float32:
+    if not isinstance(comparison, Comparison) or device.type != "cuda" or dtype != torch.float32:
         return False
     count = comparison.student.count
-    return comparison.links is None and count > 0 and (top_k is None or top_k >= count) and _kernels() is not None
+    plain = comparison.links is None and count > 0 and (top_k is None or top_k >= count)
+    return plain and kernels_work(device)
 
 
 def compare_on_gpu(
@@ -50,9 +81,28 @@ def compare_on_gpu(
     coefficient: torch.Tensor | None,
     out: torch.Tensor | None,
 ) -> Block:
-    """As `comparison.compare`; where a value is no finite number nothing of that row counts."""
+    """As `comparison.compare`; where a value is no finite number nothing of that row counts.
+
+    Rows are contiguous: the last stride of `student`, `teacher` and `out` is 1.
+    """
     kernels = _kernels()
     assert kernels is not None
+    with _current(student.device):
+        return _compared(
+            kernels, student, teacher, comparison, temperature=temperature, coefficient=coefficient, out=out
+        )
+
+
+def _compared(
+    kernels: ModuleType,
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    comparison: Comparison,
+    *,
+    temperature: float,
+    coefficient: torch.Tensor | None,
+    out: torch.Tensor | None,
+) -> Block:
     ours, theirs = comparison.student, comparison.teacher
     rows, count = len(student), ours.count
     shared = [_shared_masses(kernels, *side) for side in ((student, ours), (teacher, theirs))]
@@ -70,6 +120,7 @@ def compare_on_gpu(
     totals = (partial[..., 2] * (relative / temperature).exp()).sum(dim=1).log()
     kept = _share_inside(teacher, theirs, whole[:, 1])
     factor = kept if comparison.weigh_by_kept else torch.ones_like(kept)
+    # Without a gradient these stand in for what the kernel does not write.
     weight, gradient, slope = factor, student, shared[0]
     if coefficient is not None:
         weight = coefficient * factor * temperature
@@ -82,7 +133,8 @@ def compare_on_gpu(
         WITH_GRADIENT=coefficient is not None,
         BLOCK=_COLUMNS,
     )
-    value = found[..., 0].sum(dim=1)
+    # A row without any mass has no value, though its numbers may be finite.
+    value = found[..., 0].sum(dim=1).masked_fill_(~(tops > VOID / 2).all(dim=1), math.nan)
     if coefficient is not None:
         gradient.index_fill_(1, ours.alone, 0)
         _spread(kernels, student, ours, shared[0], slope, gradient)

@@ -79,7 +79,7 @@ def _compare(
         dropped = torch.where(impossible, log_teacher, -math.inf).logsumexp(dim=1).exp()
         log_teacher = log_teacher.masked_fill_(impossible, -math.inf)
         compared = _some(log_teacher)
-        log_teacher = log_teacher.log_softmax(dim=1).nan_to_num_(nan=-math.inf, neginf=-math.inf).clamp_min_(lowest)
+        log_teacher = log_teacher.log_softmax(dim=1).masked_fill_(~compared.unsqueeze(1), -math.inf).clamp_min_(lowest)
         log_student = log_student.clamp_min(lowest)
     elif _may_be_infinite(log_teacher):
         compared = _some(log_teacher)
@@ -196,8 +196,8 @@ def _log_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def _some(log_teacher: torch.Tensor) -> torch.Tensor:
-    """Which rows have an outcome at all."""
-    return (log_teacher > VOID / 2).any(dim=1)
+    """Which rows have an outcome at all; what is no number is one, so that it is seen."""
+    return ~(log_teacher <= VOID / 2).all(dim=1)
 
 
 def _may_be_infinite(values: torch.Tensor) -> bool:

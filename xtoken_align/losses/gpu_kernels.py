@@ -20,6 +20,19 @@ LOWEST = tl.constexpr(-3.0e38)
 
 
 @triton.jit
+def _finite(value):
+    """A number in place of -inf; what is no number stays so."""
+    return tl.where(value == float("-inf"), LOWEST, value)
+
+
+@triton.jit
+def _log_sum(top, total):
+    """The logarithm of a sum that is relative to its largest, -inf where it is of nothing."""
+    mass = top + tl.log(total)
+    return tl.where(mass <= LOWEST, float("-inf"), mass)
+
+
+@triton.jit
 def _joined(top, total, value):
     """One more value in a sum of exponentials that is relative to its largest."""
     larger = tl.maximum(top, value)
@@ -41,16 +54,15 @@ def small_sums(scores, stride, heads, members, offsets, out, count, limit, BLOCK
     inside = inside & (size <= limit)
     size = tl.where(inside, size, 0)
     top = tl.load(scores + row * stride + tl.load(heads + column, mask=inside, other=0), mask=inside, other=0.0)
-    top = tl.maximum(top.to(tl.float32), LOWEST)
+    top = _finite(top.to(tl.float32))
     total = tl.full((BLOCK,), 1.0, tl.float32)
     for place in range(tl.max(size)):
         more = place < size
         token = tl.load(members + first + place, mask=more, other=0)
         value = tl.load(scores + row * stride + token, mask=more, other=0.0).to(tl.float32)
-        new_top, new_total = _joined(top, total, tl.maximum(value, LOWEST))
+        new_top, new_total = _joined(top, total, _finite(value))
         top, total = tl.where(more, new_top, top), tl.where(more, new_total, total)
-    mass = tl.where(top > LOWEST, top + tl.log(total), float("-inf"))
-    tl.store(out + row * count + column, mass, mask=inside)
+    tl.store(out + row * count + column, _log_sum(top, total), mask=inside)
 
 
 @triton.jit
@@ -59,7 +71,7 @@ def large_sums(scores, stride, heads, members, offsets, large, out, count, BLOCK
     row = tl.program_id(1).to(tl.int64)
     column = tl.load(large + tl.program_id(0))
     first, last = tl.load(offsets + column), tl.load(offsets + column + 1)
-    head = tl.load(scores + row * stride + tl.load(heads + column)).to(tl.float32)
+    head = _finite(tl.load(scores + row * stride + tl.load(heads + column)).to(tl.float32))
     lane = tl.arange(0, BLOCK)
     top = tl.full((BLOCK,), LOWEST, tl.float32)
     total = tl.full((BLOCK,), 0.0, tl.float32)
@@ -67,11 +79,11 @@ def large_sums(scores, stride, heads, members, offsets, large, out, count, BLOCK
         more = start + lane < last
         token = tl.load(members + start + lane, mask=more, other=0)
         value = tl.load(scores + row * stride + token, mask=more, other=0.0).to(tl.float32)
-        new_top, new_total = _joined(top, total, tl.maximum(value, LOWEST))
+        new_top, new_total = _joined(top, total, _finite(value))
         top, total = tl.where(more, new_top, top), tl.where(more, new_total, total)
-    whole = tl.maximum(tl.max(top), tl.maximum(head, LOWEST))
-    total = tl.sum(total * tl.exp(top - whole)) + tl.exp(tl.maximum(head, LOWEST) - whole)
-    tl.store(out + row * count + column, tl.where(whole > LOWEST, whole + tl.log(total), float("-inf")))
+    whole = tl.maximum(tl.max(top), head)
+    total = tl.sum(total * tl.exp(top - whole)) + tl.exp(head - whole)
+    tl.store(out + row * count + column, _log_sum(whole, total))
 
 
 @triton.jit
@@ -85,7 +97,7 @@ def _masses(scores, stride, shared, shared_count, source, width, row, column, in
 
 @triton.jit
 def _store_totals(mass, out, inverse):
-    """The largest of some log masses, and the sums relative to it, tempered and not."""
+    """The largest of some log masses, and the sums relative to it, as they are and tempered."""
     top = tl.maximum(tl.max(mass), LOWEST)
     tl.store(out, top)
     tl.store(out + 1, tl.sum(tl.exp(mass - top)))
@@ -168,7 +180,7 @@ def divergences(
     WITH_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The sum over a block of columns of p (log p - log q), and the largest p q.
+    """The sum over a block of columns of p (log p - log q), and the largest sum of both log masses less their tops.
 
     Grid (blocks, rows); out (n, blocks, 2); tops (n, 2), both sides' largest log masses; totals (n, 2), the logarithms
     of the tempered sums relative to them. The gradient of a column with one token is written to the token's place, that

@@ -76,11 +76,11 @@ def make_grouping(group: torch.Tensor, count: int, outside: torch.Tensor | None 
     sizes = sizes[shared]
     places = torch.arange(len(shared), device=group.device)
     own = torch.arange(count, device=group.device)
-    in_place = count == len(group) and bool(((head == own) | (head == len(group))).all())
+    placed = count == len(group) and bool(((head == own) | (head == len(group))).all())
     source = head.index_fill(0, void, -1).index_copy(0, shared, places + len(group))
     return Grouping(
         group=torch.where(group < 0, count, group),
-        head=None if in_place else head.index_fill(0, void, 0),
+        head=None if placed else head.index_fill(0, void, 0),
         void=void,
         member=member,
         shared=shared,

@@ -32,10 +32,15 @@ def run(student: Source, teacher: Source, recipe: Recipe, index: Index, weights:
     """
     recipe = resolved(recipe)
     found = _run_blocks(student, teacher, recipe, index, weights, wanted, Buffers())
-    if student.states.device.type != "cpu" and not bool(found.value.isfinite().all()):
-        # What is compared directly on a GPU is looked at here, once, since looking waits for the device.
-        return _run_blocks(student, teacher, recipe, index, weights, wanted, None)
-    return found
+    alone = index.student_size is None and index.teacher_size is None and teacher.rest is None
+    dtype = compute_dtype(student.states)
+    if not alone or not can_compare_on_gpu(student.states.device, dtype, recipe.comparison, top_k=recipe.top_k):
+        return found
+    # What the kernels compared is looked at here, once, since looking waits for the device.
+    if bool(found.value.isfinite().all()):
+        return found
+    del found
+    return _run_blocks(student, teacher, recipe, index, weights, wanted, None)
 
 
 def _run_blocks(
@@ -111,10 +116,7 @@ def _run_block(
         gradient[end[3] - begin[3] if recipe.comparison is not None else 0 :] = 0
     if end[2] > begin[2]:
         teachers, rest = teacher.read(others, dtype, begin[6]), teacher.log_rest(others, dtype)
-        at_once = block_sizes(scores).part
-        if buffers is not None and rest is None and can_compare_on_gpu(scores, recipe.comparison, top_k=recipe.top_k):
-            # Nothing is made that is as large as the logits.
-            at_once = len(scores)
+        at_once = block_sizes(scores.device, scores.shape[1], teachers.shape[1]).part
         for part in parts_of(index, begin, end, at_once):
             compare_part(part, scores, teachers, rest, recipe, weights, gradient, buffers, out)
         for side, levels in enumerate(index.levels):
@@ -175,7 +177,7 @@ def _add_cross_entropy(
     """The cross-entropy of the labelled rows; it runs over the whole width, as everywhere."""
     labelled = labels != IGNORED
     target = torch.where(labelled, labels, 0).unsqueeze(1)
-    at_once = block_sizes(scores).part
+    at_once = block_sizes(scores.device, scores.shape[1]).part
     for first in range(0, len(scores), at_once):
         rows = slice(first, first + at_once)
         log_probabilities = scores[rows].log_softmax(dim=1)

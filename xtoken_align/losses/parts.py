@@ -129,7 +129,8 @@ def _outcomes(
 ) -> Block:
     """Common outcomes compared, directly where that can be done."""
     block = None
-    if buffers is not None and rest is None and part.student_owners is None:
+    alone = part.student_owners is None and part.teacher_owners is None
+    if buffers is not None and rest is None and alone:
         block = _directly(student, teacher, recipe, comparison, coefficient, place, buffers)
     if block is not None:
         return block
@@ -158,7 +159,9 @@ def _directly(
 ) -> Block | None:
     """The common case, None where this is another."""
     temperature, top_k = recipe.temperature, recipe.top_k
-    if can_compare_on_gpu(student, comparison, top_k=top_k):
+    # The kernels step through rows; those of transposed logits lie apart.
+    in_rows = all(one is None or one.stride(1) == 1 for one in (student, teacher, place))
+    if in_rows and can_compare_on_gpu(student.device, student.dtype, comparison, top_k=top_k):
         return compare_on_gpu(student, teacher, comparison, temperature=temperature, coefficient=coefficient, out=place)
     if not can_compare_directly(student, comparison, temperature=temperature, top_k=top_k):
         return None

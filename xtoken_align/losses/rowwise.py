@@ -49,7 +49,7 @@ def compare_rows(
         source,
         Source(states=teacher_logits.detach(), width=teacher_logits.shape[1]),
         recipe,
-        Index(every, every, None, None, None, (), block_edges(student_logits)),
+        Index(every, every, None, None, None, (), block_edges(student_logits, teacher_logits)),
         Weights(factors, student_logits.new_zeros(())),
         wanted(student_logits),
     )
@@ -112,7 +112,8 @@ def wanted(logits: torch.Tensor) -> Wanted:
     return Wanted(states=logits.requires_grad and torch.is_grad_enabled(), weight=False, bias=False, links=False)
 
 
-def block_edges(logits: torch.Tensor) -> torch.Tensor:
+def block_edges(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Blocks of the rows of logits (N, V), each a chunk; on the CPU."""
-    bounds = [*range(0, len(logits), block_sizes(logits).rows), len(logits)]
+    rows = len(student)
+    bounds = [*range(0, rows, block_sizes(student.device, student.shape[1], teacher.shape[1]).rows), rows]
     return torch.tensor(bounds, dtype=torch.int64).unsqueeze(1).repeat(1, 7)

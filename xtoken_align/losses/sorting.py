@@ -43,7 +43,7 @@ def sorted_distance(
 def _descending(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count` largest values of each row in order, and their places."""
     if values.device.type != "cpu" and 2 * count > values.shape[1]:
-        # On a GPU sorting takes two thirds of the time of selecting almost all.
+        # On a GPU sorting takes two thirds of the time of selecting all.
         ordered = values.sort(dim=1, descending=True)
         return ordered.values[:, :count], ordered.indices[:, :count]
     if values.device.type != "cpu" or values.dtype != torch.float32 or not values.numel() or not count:

@@ -232,7 +232,7 @@ class XTokenLoss(torch.nn.Module):
     ) -> tuple[Result, int]:
         if self.kind == "alm":
             return self._likelihoods(student, teacher, predictions, labels, kd_factor, ce_factor)
-        rows = block_rows(student, self.options.merge)
+        rows = block_rows(student, teacher, self.options.merge)
         if shares is None:
             batch = self._planner.plan(predictions, labels, block_rows=rows)
         else:
@@ -279,7 +279,7 @@ class XTokenLoss(torch.nn.Module):
         # A student that cannot say the chunk is infinitely far away, and without a distribution there is no likelihood.
         known = (likelihoods[0] > -torch.inf) & ~likelihoods[1].isnan()
         values = torch.where(known, alm(*(one.where(known, 0.0) for one in likelihoods), reduction="none"), 0.0)
-        nothing = self._planner.plan(_none_of(predictions), labels, block_rows=block_rows(student))
+        nothing = self._planner.plan(_none_of(predictions), labels, block_rows=block_rows(student, teacher))
         result = run_batch(student, teacher, recipe, nothing, chunk_factor=kd_factor, label_factor=ce_factor)
         weight = torch.from_numpy(predictions.weight).to(values)
         zeros = torch.zeros_like(weight)
