@@ -15,6 +15,7 @@ import click
 from .console import print_json, stdout_console
 
 if TYPE_CHECKING:
+    from ..training.config import DistillConfig
     from ..training.distill import DistillResult
 
 _SHOWN = ("loss", "kd", "ce", "agreement")
@@ -63,23 +64,17 @@ def command(config: Path, **options: Any) -> None:
 
     made = read_config(config, change)
     if options["check"]:
-        click.echo(f"{config} is in order.")
+        from ..training.check import check_config
+
+        check_config(made)
+        if options["as_json"]:
+            print_json({"config": str(config), "in_order": True})
+        else:
+            click.echo(f"{config} is in order.")
         return
-    # Switched off for short commands; a run of days needs it.
-    gc.enable()
     # Of the processes that torchrun starts, one speaks.
     speaks = os.environ.get("RANK", "0") == "0"
-    quiet = options["quiet"] or not speaks
-    if quiet:
-        import warnings
-
-        from ..errors import XTokenWarning
-
-        warnings.simplefilter("ignore", XTokenWarning)
-    from ..training.distill import distill
-
-    with _progress(quiet=quiet) as (say, report):
-        result = distill(made, store=options["store"], say=say, report=report)
+    result = _run(made, options["store"], quiet=options["quiet"] or not speaks)
     if not speaks:
         return
     if options["quiet"]:
@@ -88,6 +83,26 @@ def command(config: Path, **options: Any) -> None:
         print_json(result.to_dict())
     else:
         _render(result)
+
+
+def _run(config: DistillConfig, store: Path | None, *, quiet: bool) -> DistillResult:
+    # Switched off for short commands; a run of days needs it.
+    gc.enable()
+    if quiet:
+        import warnings
+
+        from ..errors import XTokenWarning
+
+        warnings.simplefilter("ignore", XTokenWarning)
+    from ..training.distill import distill
+
+    try:
+        with _progress(quiet=quiet) as (say, report):
+            return distill(config, store=store, say=say, report=report)
+    except KeyboardInterrupt:
+        if not quiet:
+            click.echo("The same command goes on from the last checkpoint, or from the beginning.", err=True)
+        raise
 
 
 Say = Callable[[str], object]

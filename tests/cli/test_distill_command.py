@@ -110,18 +110,51 @@ def test_an_interrupted_run_goes_on(
         stopped = invoke("distill", written())
     assert stopped.code == 1
     assert "Interrupted: no file was left half-written." in stopped.err
+    assert "goes on from the last checkpoint" in stopped.err
     assert all(calls)
     assert not (tmp_path / "run" / "student").exists()
     done = invoke("distill", written())
     assert done.code == 0
     assert "resumed at step 2" in done.out
+    assert "going on from step 2" in done.err
 
 
 def test_a_configuration_is_checked_without_doing_anything(invoke: Invoke, written: Any, tmp_path: Path) -> None:
     path = written()
     done = invoke("distill", path, "--check")
     assert (done.code, done.out) == (0, f"{path} is in order.\n")
+    as_json = invoke("distill", path, "--check", "--json")
+    assert json.loads(as_json.out) == {"config": str(path), "in_order": True}
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"loss": {"kind": "pkl"}}, "loss: kind must be one of"),
+        ({"loss": {"temprature": 1}}, "'loss.temprature': did you mean 'loss.temperature'?"),
+        ({"texts": ["nowhere.txt"]}, "there is no file nowhere.txt"),
+        ({"student": {"model": "./nowhere"}}, "which student.model names"),
+        ({"teachers": [{"model": "a", "weight": 1}, {"model": "b"}]}, "teachers[1].weight is missing"),
+        ({"teachers": [{"model": "a", "weight": -1}]}, "teachers[0].weight must be a number from 0 on"),
+        ({"teachers": [{"model": "a", "loss": {"top_k": 0}}]}, "teachers[0].loss: top_k"),
+        ({"teachers": [{"cache": "nowhere", "tokenizer": "a"}]}, "which teachers[0].cache names"),
+    ],
+)
+def test_a_check_sees_what_needs_no_model(invoke: Invoke, written: Any, changes: dict[str, Any], said: str) -> None:
+    done = invoke("distill", written(**changes), "--check")
+    assert (done.code, done.out) == (1, "")
+    assert said in done.err
+
+
+def test_an_empty_file_is_said_to_be_empty(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert "is empty: it needs student, teachers" in invoke("distill", tmp_path / "empty.yaml", "--check").err
+
+
+def test_a_run_that_has_ended_says_so(invoke: Invoke, written: Any) -> None:
+    assert invoke("distill", written()).code == 0
+    assert "this run has ended before" in invoke("distill", written()).err
 
 
 def test_what_makes_no_sense_is_one_sentence_and_code_1(invoke: Invoke, written: Any) -> None:

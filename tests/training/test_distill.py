@@ -159,8 +159,46 @@ def test_another_run_in_the_same_folder_is_refused(start: Any, tmp_path: Path) -
         start(training={"learning_rate": 0.02})
     with (tmp_path / "corpus.jsonl").open("a") as file:
         file.write('{"text": "more"}\n')
-    with pytest.raises(MismatchError, match=r"texts\..*corpus.jsonl is \d+ there, \d+ here"):
+    with pytest.raises(MismatchError, match=r"texts\..*corpus.jsonl is 'content \w+' there, 'content \w+' here"):
         start()
+
+
+def test_texts_that_were_changed_in_place_are_noticed(start: Any, tmp_path: Path) -> None:
+    start()
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(corpus.read_text().replace("sea", "see"))
+    with pytest.raises(MismatchError, match=r"corpus.jsonl is 'content"):
+        start()
+
+
+def test_a_run_that_came_to_nothing_may_be_corrected(start: Any, tmp_path: Path) -> None:
+    (tmp_path / "later.txt").write_text("\n")
+    given = {"texts": [str(tmp_path / "later.txt")]}
+    with pytest.raises(CorpusError, match="there is no text"):
+        start(**given)
+    (tmp_path / "later.txt").write_text("the sum of 12 and 30\n" * 20)
+    assert start(**given, training={"steps": 2}).steps == 2
+
+
+def test_nothing_that_is_read_is_written_over(start: Any, world: World, tmp_path: Path) -> None:
+    own = tmp_path / "mine" / "student"
+    shutil.copytree(world.student, own)
+    before = {path.name: path.read_bytes() for path in own.iterdir()}
+    with pytest.raises(OptionError, match=r"which is what student\.model names"):
+        start(output="mine", student={"model": str(own)})
+    with pytest.raises(OptionError, match="no run has written it"):
+        start(output="mine")
+    assert {path.name: path.read_bytes() for path in own.iterdir()} == before
+
+
+def test_without_a_gpu_a_run_is_on_the_processor(start: Any) -> None:
+    assert start(training={"precision": "bfloat16", "device": None, "steps": 2}).steps == 2
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+def test_half_precision_without_a_gpu_is_refused(start: Any) -> None:
+    with pytest.raises(OptionError, match=r"training.precision float16 needs a GPU"):
+        start(training={"precision": "float16", "device": None})
 
 
 def test_another_tokenizer_in_the_students_folder_is_refused(start: Any, tmp_path: Path) -> None:
@@ -222,8 +260,9 @@ def test_rows_that_are_held_out_are_not_trained_on(start: Any, tmp_path: Path) -
     ("changes", "error", "said"),
     [
         ({"loss": {"temprature": 1}}, OptionError, "'loss.temprature': did you mean 'loss.temperature'?"),
-        ({"loss": {"temperature": -1.0}}, OptionError, "temperature"),
-        ({"student": {"model": "./nowhere"}}, SourceError, "cannot load the model ./nowhere"),
+        ({"loss": {"temperature": -1.0}}, OptionError, "loss: temperature"),
+        ({"student": {"model": "./nowhere"}}, SourceError, "there is no folder ./nowhere, which student.model names"),
+        ({"lora": {"targets": ["nope"]}}, OptionError, "see lora.targets"),
         ({"texts": ["nowhere.txt"]}, CorpusError, "there is no file nowhere.txt"),
         ({"text_field": "body"}, CorpusError, "no text under 'body'"),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from training_world import World, arguments, far, losses, make_llama, make_trainer, texts, weights
 
 import xtoken_align
@@ -14,6 +15,7 @@ from xtoken_align.errors import MismatchError, OptionError
 from xtoken_align.training.cache.read import TeacherCache
 from xtoken_align.training.cache.write import write_teacher_cache
 from xtoken_align.training.teachers import TeacherSpec
+from xtoken_align.training.trainer import XTokenTrainer
 
 
 def trained(world: World, folder: Path, **changes: Any) -> Any:
@@ -268,3 +270,33 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path, name: str, value: fl
 def test_an_unknown_option_of_the_loss_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="temprature"):
         make_trainer(world, tmp_path, loss={"temprature": 2.0})
+
+
+def test_a_mistaken_name_is_refused_with_the_nearest(world: World, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"'loss.temprature': did you mean 'loss.temperature'"):
+        make_trainer(world, tmp_path, loss={"temprature": 2.0})
+    with pytest.raises(OptionError, match=r"'collate.max_student_token': did you mean 'collate.max_student_tokens'"):
+        make_trainer(world, tmp_path, collate={"max_student_token": 2})
+
+
+def test_arguments_of_another_trainer_are_refused(world: World, tmp_path: Path) -> None:
+    plain = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    teachers = [TeacherSpec(model=world.load(world.teacher))]
+    with pytest.raises(OptionError, match="expected XTokenTrainingArguments as args, got TrainingArguments"):
+        XTokenTrainer(world.load(world.student), plain, teachers=teachers)
+
+
+def test_a_cache_that_was_opened_with_its_vocabulary_needs_no_tokenizer(world: World, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    given = {"top_k": 64, "max_teacher_tokens": 24, "dtype": "float32"}
+    write_teacher_cache(world.load(world.teacher), texts(48), tmp_path / "cache", teacher=world.teacher, **given)
+    vocab = xtoken_align.read_vocab(world.teacher)
+    specs = [
+        TeacherSpec(model=TeacherCache(tmp_path / "cache", teacher=vocab)),
+        TeacherSpec(model=tmp_path / "cache", tokenizer=world.teacher),
+    ]
+    same(*(trained(world, tmp_path / str(number), teachers=[spec]) for number, spec in enumerate(specs)))
+    with pytest.raises(OptionError, match="has no tokenizer"):
+        make_trainer(world, tmp_path, teachers=[TeacherSpec(model=tmp_path / "cache")])
+    with pytest.raises(OptionError, match="a row is a dict"):
+        write_teacher_cache(world.load(world.teacher), ["the sum"], tmp_path / "other", teacher=vocab)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..spans.collate import SpanCollator
 from ..spans.spans import Spans
 from ..vocab.vocab import Vocab
 from .cache.read import TeacherCache
+from .config_values import unknown
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -74,6 +76,10 @@ class DistillationCollator:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        known = [name for name in signature(SpanCollator).parameters if name not in ("student", "teacher")]
+        for name in self.options:
+            if name not in known:
+                raise OptionError(unknown(name, known, "collate."))
         if self.options.get("pack") and len(self.teachers) > 1:
             raise OptionError(
                 "pack=True fills rows by the tokens of both sides, so several teachers would need several students: "

@@ -104,7 +104,7 @@ class TrainingConfig:
         precision: of the computation; float32 is full, the others are mixed precision.
         gradient_checkpointing: trade time for memory.
         workers: processes that prepare batches.
-        device: null for the best there is, or cpu.
+        device: null for a GPU where there is one, or cpu.
         lmbda: the probability that a batch is on-policy.
         max_new_tokens: on-policy, the most tokens that the student writes.
         prompt_tokens: on-policy, how many tokens of a row it goes on from.
@@ -225,6 +225,8 @@ def read_config(path: str | os.PathLike[str], change: Callable[[dict[str, Any]],
         raise OptionError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
         raise OptionError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        raise OptionError(f"{path} is empty: it needs student, teachers, texts and output at least")
     if isinstance(values, dict) and change is not None:
         change(values)
     try:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..errors import CorpusError, MissingExtraError, OptionError
-from ..losses.options import LossOptions
+from ..errors import MissingExtraError
+from .check import check_config
 from .checkpoints import last_checkpoint
 from .config import DistillConfig
-from .config_values import unknown
 from .run_folder import RunFolder
 
 Report = Callable[[int, int, Mapping[str, float]], object]
@@ -79,11 +77,7 @@ def distill(
         MissingExtraError: transformers, accelerate or datasets is not installed.
     """
     started = perf_counter()
-    for options in (config.loss, *(teacher.loss for teacher in config.teachers)):
-        _check_loss(options)
-    for name in config.texts:
-        if name != "-" and not Path(name).is_file():
-            raise CorpusError(f"there is no file {name}: name files with texts, from the folder that the run starts in")
+    check_config(config)
     try:
         from .run import Run
     except ImportError as error:
@@ -99,24 +93,13 @@ def distill(
     if finished is None or not folder.student.is_dir():
         checkpoint = last_checkpoint(folder.checkpoints)
         resumed = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        if resumed:
+            say(f"going on from step {resumed:,}")
         finished = run.finish(checkpoint)
+    else:
+        say("this run has ended before: nothing is trained")
     return DistillResult(
         **{**finished, "student": folder.student, "teachers": tuple(finished["teachers"])},
         seconds=perf_counter() - started,
         resumed=resumed,
     )
-
-
-def _check_loss(options: Mapping[str, Any]) -> None:
-    """Refuses what is wrong with a loss's options without the mapping."""
-    known = list(LossOptions.__dataclass_fields__)
-    for name in options:
-        if name not in known:
-            raise OptionError(unknown(str(name), known, "loss."))
-    for name, value in options.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise OptionError(f"loss.{name} must be a finite number, but it is {value}")
-    try:
-        LossOptions(**{"kind": "auto", **options})
-    except TypeError as error:
-        raise OptionError(f"an option of the loss is of another type than it should be: {error}") from error

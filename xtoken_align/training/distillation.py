@@ -14,12 +14,14 @@ from ..errors import OptionError
 from ..losses.forms import Student, Teacher
 from ..losses.fuse_head import FusedHead
 from ..losses.multi import MultiTeacherLoss
+from ..losses.options import LossOptions
 from ..losses.outputs import LossOutput
 from ..losses.xtoken_loss import XTokenLoss
 from ..mapping.mapping import Mapping as VocabMapping
 from ..spans.collate import IGNORED
 from .cache.read import TeacherCache
 from .collate import DistillationCollator, SourcedVocab
+from .config_values import unknown
 from .fit import fitting_mapping, logit_width, vocab_of
 from .forward import model_inputs, run_whole, try_fuse_head
 from .teachers import CACHED_KINDS, CachedTeacher, LiveTeacher, TeacherSpec
@@ -203,10 +205,11 @@ class Distillation:
 
 
 def _loss(mapping: VocabMapping, options: Mapping[str, Any], spec: TeacherSpec) -> XTokenLoss:
-    try:
-        made = XTokenLoss(mapping, **options)
-    except TypeError as error:
-        raise OptionError(f"the loss has no such option: {error}") from error
+    known = list(LossOptions.__dataclass_fields__)
+    for name in options:
+        if name not in known:
+            raise OptionError(unknown(name, known, "loss."))
+    made = XTokenLoss(mapping, **options)
     if isinstance(spec.model, TeacherCache) and made.kind not in CACHED_KINDS:
         raise OptionError(
             f"{made.kind} needs the teacher's whole distribution, but the teacher is the cache {spec.model.folder}: "

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import MissingExtraError, SourceError
+from ..errors import MissingExtraError, OptionError, SourceError
 from ..sources.hub import CONFIGURATION_FILES, VOCABULARY_FILES
 from ..sources.locate import locate
 from .config import LoraConfig
@@ -47,6 +47,7 @@ def with_lora(model: Any, config: LoraConfig) -> Any:
 
     Raises:
         MissingExtraError: `peft` is not installed.
+        OptionError: the targets are no modules of the model.
     """
     try:
         import peft
@@ -60,7 +61,11 @@ def with_lora(model: Any, config: LoraConfig) -> Any:
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(model, options)
+    try:
+        return peft.get_peft_model(model, options)
+    except ValueError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise OptionError(f"lora cannot be put into this student ({reason}): see lora.targets") from error
 
 
 def write_student(model: Any, folder: Path, tokenizer: str, revision: str | None) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import TrainerCallback
 
+from ..errors import OptionError
 from .arguments import XTokenTrainingArguments
 from .cache.read import TeacherCache
 from .config import DistillConfig, TeacherConfig
@@ -15,7 +17,7 @@ from .distill import Report
 from .models import load_model, with_lora, write_student
 from .run_folder import RunFolder
 from .teachers import TeacherSpec
-from .texts import make_rows
+from .texts import hashes_of, make_rows
 from .trainer import XTokenTrainer
 
 _SHOWN = ("loss", "kd", "ce", "agreement", "misfits", "dropped_mass", "empty_mass", "chunks_used")
@@ -67,9 +69,8 @@ class Run:
     def claim(self) -> None:
         """Makes the folder this run's, or checks that it is."""
         distillation = self._trainer.distillation
-        files = {name: Path(name).stat().st_size for name in self._config.texts if Path(name).is_file()}
         facts = {
-            "texts": files,
+            "texts": hashes_of(self._config.texts),
             "student": distillation.vocab.fingerprint,
             "mappings": [mapping.version for mapping in distillation.mappings],
             "processes": self._args.world_size,
@@ -145,6 +146,9 @@ class Run:
 def arguments(config: DistillConfig, folder: Path) -> XTokenTrainingArguments:
     """The trainer's arguments for a configuration."""
     training = config.training
+    on_cpu = training.device == "cpu" or not torch.accelerator.is_available()
+    if on_cpu and training.precision == "float16":
+        raise OptionError("training.precision float16 needs a GPU, and this run is on a CPU: take float32 or bfloat16")
     names = XTokenTrainingArguments.__dataclass_fields__
     # Renamed in transformers 5; the old name warns.
     recompute = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
@@ -171,7 +175,7 @@ def arguments(config: DistillConfig, folder: Path) -> XTokenTrainingArguments:
         bf16=training.precision == "bfloat16",
         fp16=training.precision == "float16",
         dataloader_num_workers=training.workers,
-        use_cpu=training.device == "cpu",
+        use_cpu=on_cpu,
         disable_tqdm=True,
         report_to="none",
         lmbda=training.lmbda,

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import ArtifactError, MismatchError, StoreError
 from ..mapping.atomic import write_atomically
+from .checkpoints import last_checkpoint
 from .config import DistillConfig
 
 _FREE = ("log_every", "keep", "workers", "save_every")
@@ -36,7 +37,7 @@ class RunFolder:
 
         Args:
             config: the run's.
-            facts: what else decides it: the sizes of its files, its tokenizers, its mappings.
+            facts: what else decides it: hashes of its files, its tokenizers, its mappings.
 
         Raises:
             MismatchError: the folder is another run's; says what differs.
@@ -48,13 +49,20 @@ class RunFolder:
         except OSError as error:
             raise StoreError(f"cannot make the folder {self.path} ({error.strerror}): choose another output") from error
         begun = self.read("run.json")
-        if begun is None:
+        if begun is None or not self._anything_reached():
+            # What was measured before a run with other settings is not what this one begins with.
+            if begun != given:
+                (self.path / "before.json").unlink(missing_ok=True)
             self.write("run.json", given)
         elif different := _differences(begun, given):
             raise MismatchError(
                 f"{self.path} was begun with other settings ({'; '.join(different[:3])}): run with those to go on, or "
                 "name another output"
             )
+
+    def _anything_reached(self) -> bool:
+        """Whether a run has come to its first whole checkpoint, or to its end."""
+        return last_checkpoint(self.checkpoints) is not None or (self.path / "result.json").exists()
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder, None where it is not there.

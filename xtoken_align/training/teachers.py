@@ -48,12 +48,14 @@ class TeacherSpec:
         made = self
         if isinstance(self.model, (str, Path)):
             made = replace(self, model=TeacherCache(self.model))
-        if isinstance(made.model, TeacherCache) and made.tokenizer is None:
+        if not isinstance(made.model, TeacherCache) or made.tokenizer is not None:
+            return made
+        if made.model.teacher is None:
             raise OptionError(
-                f"the tokenizer of the cached teacher {made.model.settings.name} is missing: give its folder, alias or "
-                "Hub id as `tokenizer`"
+                f"the teacher cached in {made.model.folder} has no tokenizer: give its folder, alias or Hub id as "
+                "`tokenizer`, or open the cache with its vocabulary"
             )
-        return made
+        return replace(made, tokenizer=made.model.teacher)
 
     @property
     def source(self) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,12 @@ def make_rows(config: DistillConfig, folder: Path, processes: int = 1) -> tuple[
         import datasets
     except ImportError as error:
         raise MissingExtraError("Training", "train") from error
-    sizes = {name: Path(name).stat().st_size for name in config.texts if Path(name).is_file()}
+    files = hashes_of(config.texts)
     datasets.disable_progress_bars()
     try:
         rows = datasets.Dataset.from_generator(
             _rows,
-            gen_kwargs={"given": (tuple(config.texts), tuple(sizes.items()), config.text_field, config.characters)},
+            gen_kwargs={"given": (tuple(config.texts), tuple(files.items()), config.text_field, config.characters)},
             features=datasets.Features({"text": datasets.Value("large_string")}),
             cache_dir=str(folder),
         )
@@ -44,6 +46,24 @@ def make_rows(config: DistillConfig, folder: Path, processes: int = 1) -> tuple[
             raise error.__cause__ from error
         raise
     return split(rows, config.holdout, config.training.seed, processes)
+
+
+def hashes_of(names: Sequence[str]) -> dict[str, str]:
+    """A hash of each file's bytes; what is no file has none."""
+    found = {}
+    for name in names:
+        path = Path(name)
+        if path.is_file():
+            facts = path.stat()
+            found[name] = _hash_of(path.resolve(), facts.st_size, facts.st_mtime_ns)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _hash_of(path: Path, size: int, changed: int) -> str:  # noqa: ARG001 - a file that was changed is read again
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    return f"content {digest}"
 
 
 def split(rows: Any, holdout: int, seed: int, processes: int = 1) -> tuple[Any, Any]:

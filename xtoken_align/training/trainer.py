@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from transformers import Trainer
 
+from ..errors import OptionError
 from .arguments import XTokenTrainingArguments
 from .distillation import Distillation
 from .mixin import DistillationMixin
@@ -58,6 +59,9 @@ class XTokenTrainer(DistillationMixin, Trainer):
         store: Any = None,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(args, XTokenTrainingArguments):
+            raise OptionError(f"expected XTokenTrainingArguments as args, got {type(args).__name__}")
+
         def first(make: Callable[[], T]) -> T:
             with args.main_process_first(desc="the mapping"):
                 return make()

@@ -39,6 +39,7 @@ class TeacherCache:
     Attributes:
         folder: the cache's folder.
         settings: what the cache was made with.
+        teacher: the vocabulary that it was opened with, or None.
 
     Raises:
         StoreError: there is no cache in the folder.
@@ -53,12 +54,13 @@ class TeacherCache:
         self._shards: OrderedDict[int, Shard] = OrderedDict()
         self._lock = Lock()
         self._index: tuple[NDArray[Any], NDArray[np.int64]] | None = None
+        self.teacher = teacher
         if teacher is not None:
             self._check(teacher)
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files and locks stay where they are.
-        return {**vars(self), "_shards": OrderedDict(), "_lock": None}
+        return {**vars(self), "_shards": OrderedDict(), "_lock": None, "teacher": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=Lock())

@@ -79,6 +79,8 @@ def teacher_ids(rows: Sequence[Any], teacher: Vocab, settings: CacheSettings) ->
 
 
 def _form(row: Any) -> str | None:
+    if isinstance(row, str):
+        raise OptionError("a row is a dict with a `text`, or with `teacher_ids`, got a bare text")
     if not isinstance(row, Mapping):
         return None
     packed = [name for name in _PACKED if name in row]

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...errors import ArtifactError, MismatchError, OptionError
 from ...mapping.atomic import TEMPORARY_PATTERN
+from ...read import read_vocab
 from ...spans.units import End
 from ...vocab.vocab import Vocab
 from .rows import check_rows, key_of, teacher_ids
@@ -132,7 +133,7 @@ def write_teacher_cache(
     rows: Sequence[Any],
     folder: str | os.PathLike[str],
     *,
-    teacher: Vocab,
+    teacher: Vocab | str | os.PathLike[str],
     top_k: int = 64,
     dtype: Precision = "float16",
     batch_size: int = 8,
@@ -156,7 +157,7 @@ def write_teacher_cache(
         rows: a list or a `datasets.Dataset` of rows with `teacher_ids` (`AlignColumns` makes them) or a `text`, or of
             bare sequences of ids. A row is one document.
         folder: the cache's folder; it is made if need be.
-        teacher: the teacher's vocabulary, with the model's logit width.
+        teacher: the teacher's vocabulary, with the model's logit width, or what `read_vocab` takes.
         top_k: tokens kept per position; all live ones where there are fewer.
         dtype: how log-probabilities are kept, `float16` (off by 1/2048 of themselves) or `float32`.
         batch_size: rows per call of the model.
@@ -194,10 +195,11 @@ def write_teacher_cache(
     """
     started = time.monotonic()
     pyarrow()
+    vocab = teacher if isinstance(teacher, Vocab) else read_vocab(teacher)
     check_rows(rows)
     check_positive("batch_size", batch_size)
     settings = make_settings(
-        teacher,
+        vocab,
         len(rows),
         top_k=top_k,
         dtype=dtype,
@@ -209,7 +211,7 @@ def write_teacher_cache(
     )
     own = range(settings.shards)[_part(process)]
     path = Path(folder)
-    writer = open_writer(model, teacher, path, settings, batch_size=batch_size, device=device)
+    writer = open_writer(model, vocab, path, settings, batch_size=batch_size, device=device)
     done: list[Done] = []
     share, so_far = sum(len(settings.span(shard)) for shard in own), 0
     for shard in own:
