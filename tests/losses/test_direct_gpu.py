@@ -8,22 +8,24 @@ from typing import Any
 import pytest
 import torch
 
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU:
-    # Read where the kernels are compiled, which is at their import.
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
-from test_direct import CASES, comparison_of, in_place  # noqa: E402 - after what it needs is known to be there
+from gpu import on_device
+from test_direct import CASES, comparison_of, in_place
 
-from xtoken_align.errors import XTokenWarning  # noqa: E402
-from xtoken_align.losses import direct_gpu  # noqa: E402
-from xtoken_align.losses.comparison import Comparison, compare  # noqa: E402
-from xtoken_align.losses.direct_gpu import compare_on_gpu  # noqa: E402
-from xtoken_align.losses.grouping import SMALL, Grouping, make_grouping  # noqa: E402
+from xtoken_align.errors import XTokenWarning
+from xtoken_align.losses import direct_gpu
+from xtoken_align.losses.comparison import Comparison, compare
+from xtoken_align.losses.direct_gpu import compare_on_gpu
+from xtoken_align.losses.grouping import SMALL, make_grouping
+
+ON_GPU = torch.cuda.is_available()
 
 # The interpreter makes numbers of arrays with one element, and works out what is masked away.
 pytestmark = [
+    pytest.mark.skipif(
+        not ON_GPU and not os.environ.get("TRITON_INTERPRET"), reason="there is a GPU that PyTorch cannot use"
+    ),
     pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
@@ -51,11 +53,7 @@ COMPARISONS = {
 
 
 def moved(comparison: Comparison) -> Comparison:
-    sides = [
-        Grouping(**{name: one.to(DEVICE) if isinstance(one, torch.Tensor) else one for name, one in vars(side).items()})
-        for side in (comparison.student, comparison.teacher)
-    ]
-    return Comparison(*sides, None, weigh_by_kept=comparison.weigh_by_kept)
+    return on_device(comparison, DEVICE)
 
 
 def logits(comparison: Comparison, rows: int, scale: float = 3.0) -> list[torch.Tensor]:
