@@ -10,22 +10,20 @@ ratio is of runs that took turns. Exits with 1 where a budget is missed; `--quic
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from time import perf_counter, process_time
+from time import perf_counter
 
 import numpy as np
 import torch
 from align import Figure, texts_of
+from meter import Contender, Meter, compare
 from torch.nn.functional import kl_div
 
 from xtoken_align import Mapping, align_ids, align_texts, build, read_vocab
@@ -46,79 +44,6 @@ ROWS = {
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What one forward and backward took: seconds, and bytes beyond inputs and their gradients."""
-
-    seconds: float
-    memory: int
-
-
-class Meter:
-    """Times work and watches its memory on one device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def run(self, work: Callable[[], torch.Tensor], inputs: list[torch.Tensor]) -> Cost:
-        """One forward and backward."""
-        for tensor in inputs:
-            tensor.grad = None
-        gc.collect()
-        _release()
-        before = self._reset()
-        started = self._now()
-        work().backward()
-        seconds = self._now() - started
-        kept = sum(tensor.grad.nbytes for tensor in inputs if tensor.grad is not None)
-        return Cost(seconds, max(self._peak() - before - kept, 1))
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            return perf_counter()
-        return process_time()
-
-    def _reset(self) -> int:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            return torch.cuda.memory_allocated()
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        return _status("VmRSS")
-
-    def _peak(self) -> int:
-        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else _status("VmHWM")
-
-
-def _release() -> None:
-    """Gives freed memory back, so that what a run takes is seen."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _status(field: str) -> int:
-    """Bytes of one field of this process's status."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-@dataclass(frozen=True)
-class Contender:
-    """Something to measure."""
-
-    work: Callable[[], torch.Tensor]
-    inputs: list[torch.Tensor]
-
-
-def compare(meter: Meter, ours: Contender, theirs: Contender, runs: int) -> tuple[float, float]:
-    """Median ratios of time and of memory, run by run in turn, after one run of each that does not count."""
-    pairs = [(meter.run(ours.work, ours.inputs), meter.run(theirs.work, theirs.inputs)) for _ in range(runs + 1)][1:]
-    return (
-        statistics.median(one.seconds / other.seconds for one, other in pairs),
-        statistics.median(one.memory / other.memory for one, other in pairs),
-    )
-
-
-@dataclass(frozen=True)
 class Pair:
     """The two vocabularies with logits of both, as leaves."""
 
@@ -131,6 +56,10 @@ class Pair:
         torch.manual_seed(len(side))
         made = torch.randn(rows, width, device=self.device) * 3
         return made.requires_grad_(side == "student")
+
+    def bins(self) -> list[torch.Tensor]:
+        """The student's and the teacher's."""
+        return [torch.from_numpy(part).long().to(self.device) for part in self.mapping.bins()]
 
 
 def ordinary(pair: Pair, rows: int) -> Contender:
@@ -145,7 +74,7 @@ def ordinary(pair: Pair, rows: int) -> Contender:
 
 def naive_partition(pair: Pair, student: torch.Tensor, teacher: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Partition-KL as plain PyTorch writes it."""
-    student_bin, teacher_bin = (torch.from_numpy(bins).long().to(pair.device) for bins in pair.mapping.bins())
+    student_bin, teacher_bin = pair.bins()
     count = int(student_bin.max()) + 1
 
     def binned(logits: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
@@ -203,7 +132,7 @@ def logits_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[F
     """From logits, against an ordinary KL."""
     student, teacher = pair.logits(rows, "student"), pair.logits(rows, "teacher")
     base = ordinary(pair, rows)
-    bins = tuple(torch.from_numpy(part).long().to(pair.device) for part in pair.mapping.bins())
+    bins = pair.bins()
     links = links_of(pair.mapping, pair.device)
     spans = text_of(rows)
     functions = {
@@ -231,7 +160,7 @@ def logits_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[F
 def plain_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[Figure]:
     """Against plain PyTorch forms of the same losses."""
     student, teacher = pair.logits(rows, "student"), pair.logits(rows, "teacher")
-    bins = tuple(torch.from_numpy(part).long().to(pair.device) for part in pair.mapping.bins())
+    bins = pair.bins()
     for name, ours, plain in (
         ("Partition-KL", lambda: partition_kl(student, teacher, *bins), naive_partition(pair, student, teacher)),
         (
@@ -284,7 +213,7 @@ def peers_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[Fi
     theirs = trl_uld(pair, rows)
     student, teacher = pair.logits(rows, "student"), pair.logits(rows, "teacher")
     ours = {"ULD": lambda: uld(student, teacher)}
-    bins = tuple(torch.from_numpy(part).long().to(pair.device) for part in pair.mapping.bins())
+    bins = pair.bins()
     ours["Partition-KL"] = lambda: partition_kl(student, teacher, *bins)
     for name, work in ours.items():
         time, memory = compare(meter, theirs, Contender(work, [student]), runs)
@@ -348,7 +277,7 @@ def bandwidth(device: torch.device) -> float:
 def bandwidth_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[Figure]:
     """How near Partition-KL comes to reading both logits and writing a gradient once."""
     student, teacher = pair.logits(rows, "student"), pair.logits(rows, "teacher")
-    bins = tuple(torch.from_numpy(part).long().to(pair.device) for part in pair.mapping.bins())
+    bins = pair.bins()
     costs = [meter.run(lambda: partition_kl(student, teacher, *bins), [student]) for _ in range(runs + 1)][1:]
     least = (2 * student.nbytes + teacher.nbytes) / bandwidth(pair.device)
     taken = statistics.median(cost.seconds for cost in costs)

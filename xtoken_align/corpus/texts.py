@@ -20,7 +20,7 @@ _LONGEST_CHUNK = 4 << 20
 # Rows of a Parquet file in memory at a time: documents of a megabyte are no rarity.
 _ROWS = 128
 _STDIN = "-"
-_NAME_IT = "name it (--field, or text_field in a file)"
+_WAYS = "(--field, or text_field in a file)"
 # After a line's end and before text: no tokenizer's split reaches across. Runs of empty lines stay together, and so do
 # Unicode's spaces with them, here as UTF-8; a character that has not arrived whole is no text yet.
 _WIDE_SPACE = rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80"
@@ -212,7 +212,7 @@ def _json_lines(stream: Readable, name: str, field: str) -> Iterator[str]:
             raise CorpusError(f"line {number} of {name} is not JSON: {error}") from error
         if not isinstance(entry, dict) or not isinstance(entry.get(field, 0), str | None):
             found = _some(list(entry)) if isinstance(entry, dict) else type(entry).__name__
-            raise CorpusError(f"line {number} of {name} has no text under {field!r} but {found}: {_NAME_IT}")
+            raise CorpusError(f"line {number} of {name} has no text under {field!r} but {found}: name it {_WAYS}")
         if entry[field] is not None:
             yield entry[field]
 
@@ -231,10 +231,10 @@ def _parquet(name: str, field: str, progress: Progress | None) -> Iterator[str]:
         with parquet.ParquetFile(name) as file:
             columns = file.schema_arrow.names
             if field not in columns:
-                raise CorpusError(f"{name} has no column {field!r} but {_some(columns)}: {_NAME_IT}")
+                raise CorpusError(f"{name} has no column {field!r} but {_some(columns)}: name it {_WAYS}")
             kind = file.schema_arrow.field(field).type
             if "string" not in str(getattr(kind, "value_type", kind)) or types.is_nested(kind):
-                raise CorpusError(f"{name} has {kind} in its column {field!r}, not text: name another with --field")
+                raise CorpusError(f"{name} has {kind} in its column {field!r}, not text: name another {_WAYS}")
             total, rows = Path(name).stat().st_size, max(file.metadata.num_rows, 1)
             for batch in file.iter_batches(batch_size=_ROWS, columns=[field]):
                 yield from (text for text in batch.column(0).to_pylist() if isinstance(text, str))

@@ -82,18 +82,11 @@ class Planner:
         return fits
 
 
-def block_rows(student: Student, teacher: Teacher, merge: str = "first") -> int:
-    """How many of the student's rows are a block.
-
-    Args:
-        student: the student.
-        teacher: the teacher, whose rows are read beside it.
-        merge: with "mean", averages of several rows are made for a whole block at once, which takes memory.
-    """
+def block_rows(student: Student, teacher: Teacher) -> int:
+    """How many of the student's rows are a block; the teacher's are read beside them."""
     device = student.states.device if isinstance(student, Hidden) else _logits(student).device
     sizes = block_sizes(device, *_widths(student), *_widths(teacher))
-    rows = sizes.hidden if isinstance(student, Hidden) else sizes.logits
-    return rows if merge == "first" else min(rows, max(sizes.part, sizes.hidden))
+    return sizes.hidden if isinstance(student, Hidden) else sizes.logits
 
 
 def _logits(side: torch.Tensor | Logits) -> torch.Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .divergence import divergence
-from .grouping import VOID, Grouping, log_masses, scores_gradient
+from .grouping import VOID, Grouping, log_masses, log_outside, scores_gradient
 from .merging import Owners, having_mass, mean_rows, rows_gradient
 
 
@@ -147,7 +147,7 @@ def _teacher(
     masses = log_masses(logits, grouping)
     if log_rest is not None:
         masses = torch.cat([masses, log_rest.to(masses.dtype).unsqueeze(1)], dim=1)
-    outside = _outside(logits, grouping)
+    outside = log_outside(logits, grouping)
     rows = _normalised(masses)
     kept = torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
     if outside is not None:
@@ -168,13 +168,6 @@ def _teacher(
     return chunks[:, :-1].contiguous(), kept, chunks[:, -1].contiguous()
 
 
-def _outside(logits: torch.Tensor, grouping: Grouping) -> torch.Tensor | None:
-    """(n,), log of the sum over the tokens outside of every group, None where there are none."""
-    if not len(grouping.outside):
-        return None
-    return logits.index_select(1, grouping.outside).logsumexp(dim=1)
-
-
 def _total(masses: torch.Tensor, normalised: torch.Tensor) -> torch.Tensor:
     """(n,), log of the sum of the masses, from what normalising took away from the largest."""
     if not masses.shape[1]:
@@ -187,7 +180,7 @@ def _mass_outside(
     student: torch.Tensor, masses: torch.Tensor, rows: torch.Tensor, comparison: Comparison, owners: Owners | None
 ) -> torch.Tensor:
     """(c,), the student's mass on tokens outside of every group, averaged over a chunk's rows."""
-    outside = _outside(student, comparison.student)
+    outside = log_outside(student, comparison.student)
     if outside is None:
         return student.new_zeros(len(student) if owners is None else len(owners.size))
     share = torch.sigmoid(outside - _total(masses, rows)).nan_to_num_(nan=0.0)

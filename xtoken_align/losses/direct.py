@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from .comparison import Block, Comparison
-from .grouping import VOID, Grouping, log_masses, scores_gradient
+from .grouping import VOID, Grouping, log_masses, scores_gradient, share_inside
 
 _LEAST = 1e-30
 """A sum below this has lost digits to underflow, so that its logarithm must be taken another way."""
@@ -85,7 +85,7 @@ def compare_directly(
     theirs = _masses(teacher, comparison.teacher, buffers, "teacher", temperature)
     if ours is None or theirs is None:
         return None
-    kept = _share_inside(teacher, comparison.teacher, theirs)
+    kept = share_inside(teacher, comparison.teacher, theirs.whole)
     factor = kept if comparison.weigh_by_kept else torch.ones_like(kept)
     weight = None if coefficient is None else (coefficient * factor * temperature).unsqueeze(1)
     place = buffers.get("gradient", student, ours.log.shape)
@@ -97,7 +97,7 @@ def compare_directly(
         value, agrees, gradient = _best_outcomes(ours, theirs, top_k, weight, place)
     if not bool(value.isfinite().all()):
         return None
-    empty = 1 - _share_inside(student, comparison.student, ours)
+    empty = 1 - share_inside(student, comparison.student, ours.whole)
     if gradient is not None:
         if comparison.student.head is None:
             # What `_exp` leaves of columns that are no outcomes is little, but not nothing.
@@ -198,11 +198,3 @@ def _first_largest(values: NDArray[np.floating[Any]], count: int) -> NDArray[np.
     above = np.flatnonzero(values > least)
     equal = np.flatnonzero(values == least)[: count - len(above)]
     return np.sort(np.concatenate([above, equal])) if len(equal) else above
-
-
-def _share_inside(logits: torch.Tensor, grouping: Grouping, masses: _Masses) -> torch.Tensor:
-    """(n,), how much of the mass of all tokens is in a column."""
-    if not len(grouping.outside):
-        return logits.new_ones(len(logits))
-    outside = logits.index_select(1, grouping.outside).logsumexp(dim=1)
-    return torch.sigmoid(masses.whole - outside)

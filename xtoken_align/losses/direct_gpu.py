@@ -18,7 +18,7 @@ import torch
 
 from ..errors import XTokenWarning
 from .comparison import Block, Comparison
-from .grouping import SMALL, VOID, Grouping, make_grouping
+from .grouping import SMALL, VOID, Grouping, make_grouping, share_inside
 
 _COLUMNS = 2048
 """Columns of one program."""
@@ -88,67 +88,59 @@ def compare_on_gpu(
     kernels = _kernels()
     assert kernels is not None
     with _current(student.device):
-        return _compared(
-            kernels, student, teacher, comparison, temperature=temperature, coefficient=coefficient, out=out
+        ours, theirs = comparison.student, comparison.teacher
+        rows, count = len(student), ours.count
+        shared = [_shared_masses(kernels, *side) for side in ((student, ours), (teacher, theirs))]
+        sides = (
+            *(student, student.stride(0), shared[0], shared[0].shape[1], ours.source, student.shape[1]),
+            *(teacher, teacher.stride(0), shared[1], shared[1].shape[1], theirs.source, teacher.shape[1]),
+        )
+        blocks = -(-count // _COLUMNS)
+        partial = student.new_empty(rows, blocks, 2, 3)
+        grid = (blocks, rows)
+        kernels.partial_totals[grid](*sides, partial, count, 1 / temperature, BLOCK=_COLUMNS)
+        tops, whole, totals = _joined(partial, temperature)
+        kept = share_inside(teacher, theirs, whole[:, 1])
+        factor = kept if comparison.weigh_by_kept else torch.ones_like(kept)
+        # Without a gradient these stand in for what the kernel does not write.
+        weight, gradient, slope = factor, student, shared[0]
+        if coefficient is not None:
+            weight = coefficient * factor * temperature
+            gradient = torch.empty_like(student) if out is None else out
+            slope = torch.empty_like(shared[0])
+        found = student.new_empty(rows, blocks, 2)
+        kernels.divergences[grid](
+            *sides,
+            *(tops, totals, weight, gradient, gradient.stride(0), slope, found, count, 1 / temperature),
+            WITH_GRADIENT=coefficient is not None,
+            BLOCK=_COLUMNS,
+        )
+        # A row without any mass has no value, though its numbers may be finite.
+        value = found[..., 0].sum(dim=1).masked_fill_(~(tops > VOID / 2).all(dim=1), math.nan)
+        if coefficient is not None:
+            gradient.index_fill_(1, ours.alone, 0)
+            _spread(kernels, student, ours, shared[0], slope, gradient)
+        agrees = found[..., 1].amax(dim=1) == 0
+        empty = 1 - share_inside(student, ours, whole[:, 0])
+        return Block(
+            value.clamp_min_(0) * (factor * temperature**2),
+            None if coefficient is None else gradient,
+            None,
+            agrees,
+            1 - kept,
+            empty,
+            torch.ones_like(agrees),
         )
 
 
-def _compared(
-    kernels: ModuleType,
-    student: torch.Tensor,
-    teacher: torch.Tensor,
-    comparison: Comparison,
-    *,
-    temperature: float,
-    coefficient: torch.Tensor | None,
-    out: torch.Tensor | None,
-) -> Block:
-    ours, theirs = comparison.student, comparison.teacher
-    rows, count = len(student), ours.count
-    shared = [_shared_masses(kernels, *side) for side in ((student, ours), (teacher, theirs))]
-    sides = (
-        *(student, student.stride(0), shared[0], shared[0].shape[1], ours.source, student.shape[1]),
-        *(teacher, teacher.stride(0), shared[1], shared[1].shape[1], theirs.source, teacher.shape[1]),
-    )
-    blocks = -(-count // _COLUMNS)
-    partial = student.new_empty(rows, blocks, 2, 3)
-    grid = (blocks, rows)
-    kernels.partial_totals[grid](*sides, partial, count, 1 / temperature, BLOCK=_COLUMNS)
+def _joined(partial: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """From the totals of blocks (n, blocks, 2, 3) the rows' largest log masses (n, 2), the logs of all mass, and those
+    of the tempered sums relative to the largest.
+    """
     tops = partial[..., 0].amax(dim=1)
     relative = partial[..., 0] - tops.unsqueeze(1)
     whole = tops + (partial[..., 1] * relative.exp()).sum(dim=1).log()
-    totals = (partial[..., 2] * (relative / temperature).exp()).sum(dim=1).log()
-    kept = _share_inside(teacher, theirs, whole[:, 1])
-    factor = kept if comparison.weigh_by_kept else torch.ones_like(kept)
-    # Without a gradient these stand in for what the kernel does not write.
-    weight, gradient, slope = factor, student, shared[0]
-    if coefficient is not None:
-        weight = coefficient * factor * temperature
-        gradient = torch.empty_like(student) if out is None else out
-        slope = torch.empty_like(shared[0])
-    found = student.new_empty(rows, blocks, 2)
-    kernels.divergences[grid](
-        *sides,
-        *(tops, totals, weight, gradient, gradient.stride(0), slope, found, count, 1 / temperature),
-        WITH_GRADIENT=coefficient is not None,
-        BLOCK=_COLUMNS,
-    )
-    # A row without any mass has no value, though its numbers may be finite.
-    value = found[..., 0].sum(dim=1).masked_fill_(~(tops > VOID / 2).all(dim=1), math.nan)
-    if coefficient is not None:
-        gradient.index_fill_(1, ours.alone, 0)
-        _spread(kernels, student, ours, shared[0], slope, gradient)
-    agrees = found[..., 1].amax(dim=1) == 0
-    empty = 1 - _share_inside(student, ours, whole[:, 0])
-    return Block(
-        value.clamp_min_(0) * (factor * temperature**2),
-        None if coefficient is None else gradient,
-        None,
-        agrees,
-        1 - kept,
-        empty,
-        torch.ones_like(agrees),
-    )
+    return tops, whole, (partial[..., 2] * (relative / temperature).exp()).sum(dim=1).log()
 
 
 def _shared_masses(kernels: ModuleType, scores: torch.Tensor, grouping: Grouping) -> torch.Tensor:
@@ -191,10 +183,3 @@ def _spread(
                 len(tokens),
                 BLOCK=_COLUMNS,
             )
-
-
-def _share_inside(logits: torch.Tensor, grouping: Grouping, whole: torch.Tensor) -> torch.Tensor:
-    """(n,), how much of the mass of all tokens is in a column."""
-    if not len(grouping.outside):
-        return logits.new_ones(len(logits))
-    return torch.sigmoid(whole - logits.index_select(1, grouping.outside).logsumexp(dim=1))

@@ -141,6 +141,19 @@ def log_masses(scores: torch.Tensor, grouping: Grouping, out: torch.Tensor | Non
     return masses.index_copy_(1, grouping.shared, top.add_(total.log_()))
 
 
+def log_outside(logits: torch.Tensor, grouping: Grouping) -> torch.Tensor | None:
+    """(n,), log of the sum over the tokens outside of every column, None where there are none."""
+    if not len(grouping.outside):
+        return None
+    return logits.index_select(1, grouping.outside).logsumexp(dim=1)
+
+
+def share_inside(logits: torch.Tensor, grouping: Grouping, whole: torch.Tensor) -> torch.Tensor:
+    """(n,), how much of the mass of all tokens is in a column; `whole` (n,) is the log of what is."""
+    outside = log_outside(logits, grouping)
+    return logits.new_ones(len(logits)) if outside is None else torch.sigmoid(whole - outside)
+
+
 def scores_gradient(
     gradient: torch.Tensor, scores: torch.Tensor, shared: torch.Tensor, grouping: Grouping
 ) -> torch.Tensor:

@@ -232,7 +232,7 @@ class XTokenLoss(torch.nn.Module):
     ) -> tuple[Result, int]:
         if self.kind == "alm":
             return self._likelihoods(student, teacher, predictions, labels, kd_factor, ce_factor)
-        rows = block_rows(student, teacher, self.options.merge)
+        rows = block_rows(student, teacher)
         if shares is None:
             batch = self._planner.plan(predictions, labels, block_rows=rows)
         else:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ..errors import CorpusError, OptionError, SourceError
-from ..losses.options import LossOptions
 from .config import DistillConfig
-from .config_values import unknown
+from .loss_options import check_loss_options, weights_of
 from .run_folder import RunFolder
 
 
@@ -22,10 +19,10 @@ def check_config(config: DistillConfig) -> None:
         CorpusError: a file with texts is missing.
         SourceError: a folder of a model or cache is missing.
     """
-    _check_loss(config.loss, "loss")
+    check_loss_options(config.loss, "loss")
     for number, teacher in enumerate(config.teachers):
-        _check_loss({**config.loss, **teacher.loss}, f"teachers[{number}].loss")
-    _check_weights([teacher.weight for teacher in config.teachers])
+        check_loss_options({**config.loss, **teacher.loss}, f"teachers[{number}].loss")
+    weights_of([teacher.weight for teacher in config.teachers])
     for name in config.texts:
         if name != "-" and not Path(name).is_file():
             raise CorpusError(f"there is no file {name}: name files with texts, from the folder that the run starts in")
@@ -39,34 +36,6 @@ def check_config(config: DistillConfig) -> None:
         if teacher.cache is not None and not Path(teacher.cache).expanduser().is_dir():
             raise SourceError(f"there is no folder {teacher.cache}, which teachers[{number}].cache names")
     _check_output(config)
-
-
-def _check_loss(options: Mapping[str, Any], where: str) -> None:
-    """Refuses what is wrong with a loss's options without the mapping."""
-    known = list(LossOptions.__dataclass_fields__)
-    for name in options:
-        if name not in known:
-            raise OptionError(unknown(str(name), known, f"{where}."))
-    for name, value in options.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise OptionError(f"{where}.{name} must be a finite number, but it is {value}")
-    try:
-        LossOptions(**{"kind": "auto", **options})
-    except TypeError as error:
-        raise OptionError(f"an option of {where} is of another type than it should be: {error}") from error
-    except OptionError as error:
-        raise OptionError(f"{where}: {error}") from error
-
-
-def _check_weights(weights: list[float | None]) -> None:
-    given = [weight is not None for weight in weights]
-    if any(given) and not all(given):
-        raise OptionError(
-            f"teachers[{given.index(False)}].weight is missing: give all teachers a weight, or none for equal ones"
-        )
-    for number, weight in enumerate(weights):
-        if weight is not None and not 0 <= weight < math.inf:
-            raise OptionError(f"teachers[{number}].weight must be a number from 0 on, but it is {weight}")
 
 
 def _check_output(config: DistillConfig) -> None:

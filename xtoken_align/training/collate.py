@@ -16,7 +16,7 @@ from ..spans.collate import SpanCollator
 from ..spans.spans import Spans
 from ..vocab.vocab import Vocab
 from .cache.read import TeacherCache
-from .config_values import unknown
+from .config_values import refuse_unknown
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -77,9 +77,7 @@ class DistillationCollator:
 
     def __post_init__(self) -> None:
         known = [name for name in signature(SpanCollator).parameters if name not in ("student", "teacher")]
-        for name in self.options:
-            if name not in known:
-                raise OptionError(unknown(name, known, "collate."))
+        refuse_unknown(self.options, known, "collate.")
         if self.options.get("pack") and len(self.teachers) > 1:
             raise OptionError(
                 "pack=True fills rows by the tokens of both sides, so several teachers would need several students: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -43,9 +43,7 @@ def from_values(cls: type[T], values: Any, where: str = "") -> T:
         raise OptionError(f"expected settings by name {_at(where)}, got {_shown(values)}")
     assert is_dataclass(cls)
     known: dict[str, Field[Any]] = {field.name: field for field in fields(cls)}
-    for key in values:
-        if key not in known:
-            raise OptionError(unknown(str(key), list(known), where))
+    refuse_unknown(values, list(known), where)
     hints = get_type_hints(cls)
     made = {}
     for name, field in known.items():
@@ -56,8 +54,18 @@ def from_values(cls: type[T], values: Any, where: str = "") -> T:
     return cls(**made)
 
 
-def unknown(key: str, known: Sequence[str], where: str = "") -> str:
-    """The sentence for a key that is not known."""
+def refuse_unknown(keys: Iterable[Any], known: Sequence[str], where: str = "") -> None:
+    """Refuses the first key that is not known, with the nearest one that is.
+
+    Raises:
+        OptionError: a key is not known.
+    """
+    for key in keys:
+        if key not in known:
+            raise OptionError(_unknown(str(key), known, where))
+
+
+def _unknown(key: str, known: Sequence[str], where: str) -> str:
     from rapidfuzz import process
     from rapidfuzz.distance import Indel
 

@@ -14,16 +14,15 @@ from ..errors import OptionError
 from ..losses.forms import Student, Teacher
 from ..losses.fuse_head import FusedHead
 from ..losses.multi import MultiTeacherLoss
-from ..losses.options import LossOptions
 from ..losses.outputs import LossOutput
 from ..losses.xtoken_loss import XTokenLoss
 from ..mapping.mapping import Mapping as VocabMapping
 from ..spans.collate import IGNORED
 from .cache.read import TeacherCache
 from .collate import DistillationCollator, SourcedVocab
-from .config_values import unknown
 from .fit import fitting_mapping, logit_width, vocab_of
 from .forward import model_inputs, run_whole, try_fuse_head
+from .loss_options import check_loss_options, weights_of
 from .teachers import CACHED_KINDS, CachedTeacher, LiveTeacher, TeacherSpec
 
 Batch = Mapping[str, Any]
@@ -112,7 +111,7 @@ class Distillation:
         # The peers' forms read logits, and divide by the counts of each batch alone.
         self.per_batch = _all_or_none([made.options.compat is not None for made in losses])
         fused = fused and not self.per_batch
-        self.weights = _weights([spec.weight for spec in specs])
+        self.weights = weights_of([spec.weight for spec in specs])
         single = len(losses) == 1 and self.weights == [1.0]
         self.loss: XTokenLoss | MultiTeacherLoss = losses[0] if single else MultiTeacherLoss(losses, self.weights)
         caches = tuple(spec.model if isinstance(spec.model, TeacherCache) else None for spec in specs)
@@ -205,10 +204,7 @@ class Distillation:
 
 
 def _loss(mapping: VocabMapping, options: Mapping[str, Any], spec: TeacherSpec) -> XTokenLoss:
-    known = list(LossOptions.__dataclass_fields__)
-    for name in options:
-        if name not in known:
-            raise OptionError(unknown(name, known, "loss."))
+    check_loss_options(options, "loss")
     made = XTokenLoss(mapping, **options)
     if isinstance(spec.model, TeacherCache) and made.kind not in CACHED_KINDS:
         raise OptionError(
@@ -222,10 +218,3 @@ def _all_or_none(peers: Sequence[bool]) -> bool:
     if any(peers) and not all(peers):
         raise OptionError("losses of a peer's form count otherwise than others: give compat to all teachers or to none")
     return any(peers)
-
-
-def _weights(given: Sequence[float | None]) -> list[float]:
-    known = [weight for weight in given if weight is not None]
-    if known and len(known) != len(given):
-        raise OptionError(f"either all teachers have a weight or none has, but {len(known)} of {len(given)} have one")
-    return [float(weight) for weight in known] or [1 / len(given)] * len(given)
