@@ -18,8 +18,7 @@ from pathlib import Path
 from time import perf_counter
 
 from xtoken_align import Vocab, build, read_vocab
-from xtoken_align.corpus.pieces import pieces
-from xtoken_align.corpus.texts import read_texts
+from xtoken_align.corpus.texts import pieces, read_texts
 from xtoken_align.corpus.weigh import batches, weigh
 
 BUDGET = 0.8

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .completion import tokenizers
-from .console import steps
+from .console import steps, tokenizers
 
 if TYPE_CHECKING:
     from ..vocab.vocab import Vocab

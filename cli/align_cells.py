@@ -123,7 +123,7 @@ def _places(side: Side) -> Iterator[list[int]]:
 
 def chunks_as_json(student: Side, teacher: Side) -> Iterator[dict[str, Any]]:
     """Every chunk's ranges of tokens and what it says, as the student's tokens spell it."""
-    from ..mapping.rows import json_surface
+    from ..mapping.find import json_surface
 
     ranges = zip(student.ranges.tolist(), teacher.ranges.tolist(), student.said(), strict=True)
     for own, other, surface in ranges:

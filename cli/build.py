@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .completion import tokenizers
-from .console import print_json, stdout_console, steps
+from .console import print_json, stdout_console, steps, tokenizers
 
 if TYPE_CHECKING:
     from ..mapping.mapping import Mapping

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .completion import tokenizers
-from .console import print_json
+from .console import print_json, tokenizers
 
 
 @click.command("compat")

@@ -1,4 +1,4 @@
-"""Where commands print: data on stdout, notes and progress on stderr."""
+"""Where commands print, and what the shell offers for an argument."""
 
 from __future__ import annotations
 
@@ -9,9 +9,30 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def tokenizers(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Aliases that begin with what was typed, and files."""
+    from ..sources.presets import presets
+
+    return _offer(presets(), incomplete)
+
+
+def mappings(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names in the store that begin with what was typed, and files."""
+    from ..store.store import Store
+
+    return _offer(Store(ctx.params.get("store")).names(), incomplete)
+
+
+def _offer(names: object, incomplete: str) -> list[CompletionItem]:
+    found = [CompletionItem(str(name)) for name in names if str(name).startswith(incomplete)]  # type: ignore[attr-defined]
+    # The shell itself completes the paths of an item of type file.
+    return found or [CompletionItem(incomplete, type="file")]
 
 
 def print_json(data: Any) -> None:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .completion import mappings
-from .console import print_json, stdout_console, visible
+from .console import mappings, print_json, stdout_console, visible
 
 if TYPE_CHECKING:
     from ..compare.diff import Diff

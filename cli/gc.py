@@ -29,8 +29,7 @@ def command(keep: int, store: Path | None, dry_run: bool, as_json: bool) -> None
       xtoken-align gc --dry-run
       xtoken-align gc --keep 3
     """
-    from ..store.entries import collect
-    from ..store.store import Store
+    from ..store.store import Store, collect
 
     gone = [str(path) for path in collect(Store(store), keep=keep, dry_run=dry_run)]
     if as_json:

@@ -10,7 +10,7 @@ import click
 from .console import print_json, stdout_console
 
 if TYPE_CHECKING:
-    from ..store.entries import Entry
+    from ..store.store import Entry
 
 
 @click.command("list")
@@ -24,8 +24,7 @@ def command(store: Path | None, as_json: bool) -> None:
       xtoken-align list
       xtoken-align list --store ./mappings --json
     """
-    from ..store.entries import entries
-    from ..store.store import Store
+    from ..store.store import Store, entries
 
     kept = Store(store)
     found = entries(kept)

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .completion import mappings
-from .console import print_json, stdout_console, visible
+from .console import mappings, print_json, stdout_console, visible
 
 if TYPE_CHECKING:
-    from ..mapping.rows import Row
+    from ..mapping.find import Row
 
 
 @click.command("show")

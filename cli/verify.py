@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .completion import mappings as complete_mappings
+from .console import mappings as complete_mappings
 from .console import print_json
 
 
@@ -26,8 +26,7 @@ def command(ctx: click.Context, mappings: tuple[str, ...], store: Path | None, a
       xtoken-align verify a.npz b.npz --json
     """
     if not mappings:
-        from ..store.entries import entries
-        from ..store.store import Store
+        from ..store.store import Store, entries
 
         mappings = tuple(str(entry.path) for entry in entries(Store(store)))
         if not mappings and not as_json:

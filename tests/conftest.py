@@ -11,7 +11,7 @@ import pytest
 
 from xtoken_align import Mapping, Vocab, build, read_vocab
 from xtoken_align.errors import SourceError
-from xtoken_align.sources.package_files import package_file
+from xtoken_align.sources.locate import package_file
 from xtoken_align.sources.presets import presets
 
 # Triton decides when it is first imported whether kernels are interpreted, which is all they can be without a GPU.

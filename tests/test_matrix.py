@@ -13,8 +13,7 @@ from small_vocabs import make_vocab, vocabs
 
 from xtoken_align import Vocab, build
 from xtoken_align.matrix import Matrix, assemble_matrix
-from xtoken_align.rules.links import Links
-from xtoken_align.rules.names import RULE_NUMBER, RULES
+from xtoken_align.rules.links import RULE_NUMBER, RULES, Links
 from xtoken_align.vocab.kinds import Kind
 
 

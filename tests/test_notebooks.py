@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from xtoken_align.errors import SourceError
-from xtoken_align.sources.package_files import package_file
+from xtoken_align.sources.locate import package_file
 from xtoken_align.sources.presets import presets
 
 nbformat = pytest.importorskip("nbformat")

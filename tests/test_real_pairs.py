@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xtoken_align import Mapping, Vocab, build
-from xtoken_align.rules.pair import Pair
+from xtoken_align.rules.pieces import Pair
 from xtoken_align.vocab.kinds import Kind
 
 Real = Callable[[str], Vocab]

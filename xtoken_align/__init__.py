@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from .spans.collate import SpanCollator
     from .spans.dataset import AlignColumns
     from .spans.spans import Spans
-    from .store.get_or_build import get_or_build
-    from .store.load import load
+    from .store.load import get_or_build, load
     from .store.store import Store
     from .vocab.vocab import Vocab
 
@@ -45,7 +44,7 @@ _HOMES = {
     "build": "builder",
     "compat": "compare.compat",
     "diff": "compare.diff",
-    "get_or_build": "store.get_or_build",
+    "get_or_build": "store.load",
     "load": "store.load",
     "read_vocab": "read",
 }

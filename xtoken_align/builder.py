@@ -14,7 +14,7 @@ import numpy as np
 
 from .coverage.classes import classify
 from .coverage.common import relaxed_common, strict_common
-from .coverage.table import Coverage, measure
+from .coverage.coverage import Coverage, measure
 from .errors import OptionError, XTokenWarning
 from .mapping.bins import measure_bins, split_into_bins
 from .mapping.mapping import Mapping, first_pieces
@@ -22,10 +22,8 @@ from .mapping.side import Side
 from .mapping.storage import hash_of
 from .matrix import Matrix, assemble_matrix
 from .read import as_vocab
-from .rules.override import Override, parse_overrides, read_overrides
-from .rules.override_pieces import with_overrides
-from .rules.pair import Pair
-from .rules.pieces import Pieces
+from .rules.override import Override, parse_overrides, read_overrides, with_overrides
+from .rules.pieces import Pair, Pieces
 from .rules.run import RuleOptions, rule_options, run_rules
 from .vocab.vocab import Vocab
 

@@ -9,8 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .rules.links import Links
-from .rules.names import RULE_NUMBER
+from .rules.links import RULE_NUMBER, Links
 
 
 @dataclass(frozen=True, eq=False)

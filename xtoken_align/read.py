@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from .errors import OptionError, VocabularyError, XTokenWarning
 from .readers.limits import MAX_ID
 from .readers.parsed import Declared, Encoder, Parsed
-from .surfaces.assemble import RankStrings, disagreeing_ids, surfaces_of
 from .vocab.byte_strings import ByteStrings
 from .vocab.kinds import Kind, decide_kinds, strings_of_roles
 from .vocab.roles import decide_roles
+from .vocab.surfaces import RankStrings, disagreeing_ids, surfaces_of
 from .vocab.vocab import Sizes, Vocab
 
 

@@ -61,7 +61,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         with warnings.catch_warnings():
             warnings.simplefilter("always", XTokenWarning)
             try:
-                code = part("refuse").run(part("main").cli)
+                code = part("main").run(part("main").cli)
             finally:
                 gc.enable()
         return Result(code, *capsys.readouterr())

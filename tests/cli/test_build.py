@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 from command_results import refused
 
-from xtoken_align import load
+from xtoken_align import files, load
 from xtoken_align.coverage import CLASSES
-from xtoken_align.mapping import atomic
-from xtoken_align.rules.names import RULES
+from xtoken_align.rules.links import RULES
 
 Invoke = Callable[..., Any]
 Pair = tuple[str, str]
@@ -218,7 +217,7 @@ def test_a_full_disk_is_refused_and_nothing_is_left(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     sentence = refused(invoke("build", *tokenizers, "-o", tmp_path / "m.npz"))
     assert "No space left on device" in sentence
     assert list(tmp_path.iterdir()) == []

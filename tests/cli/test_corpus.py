@@ -64,7 +64,7 @@ def test_an_aliass_recorded_commit_is_no_revision_to_ask_for() -> None:
     mapping = build(student="llama-3", teacher="qwen3")
     # So it is recorded on a machine that has the alias from the Hub.
     fetched = replace(mapping, student=replace(mapping.student, revision="0123abc"))
-    assert part("corpus_report")._tokenizer(fetched.student, "student", None).name == "llama-3"
+    assert part("inspect")._tokenizer(fetched.student, "student", None).name == "llama-3"
 
 
 @pytest.mark.parametrize("arguments", [("more.txt",), ("--corpus",)])
@@ -86,4 +86,4 @@ def test_a_missing_corpus_is_one_sentence(place: Path) -> None:  # noqa: F811
     [(0, 5, "-"), (0, 0, "-"), (1, 10_000, "<0.1%"), (9_999, 10_000, ">99.9%"), (5, 5, "100.0%"), (1, 3, "33.3%")],
 )
 def test_a_few_of_many_read_neither_as_none_nor_as_all(count: int, total: int, said: str) -> None:
-    assert part("corpus_report")._share(count, total) == said
+    assert part("inspect")._share(count, total) == said

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xtoken_align import Vocab
-from xtoken_align.corpus.pieces import LONGEST_PIECE, pieces
+from xtoken_align.corpus.texts import LONGEST_PIECE, pieces
 
 
 @given(st.text(st.sampled_from("ab \n三😀\u3000"), max_size=200), st.integers(2, 40))

@@ -105,7 +105,7 @@ def test_one_accent_costs_a_stretch_and_not_the_whole_text(llama_qwen: Mapping, 
 
 
 def test_the_sample_of_the_chunk_starts_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xtoken_align.corpus.starts.SAMPLE_BYTES", 10)
+    monkeypatch.setattr("xtoken_align.corpus.weigh.SAMPLE_BYTES", 10)
     starts = weigh(small(), STUDENT, ["ab" * 100_000] * 3, teacher=TEACHER).starts
     assert starts is not None
     assert 10 <= starts.bytes < 10_000

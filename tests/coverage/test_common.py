@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xtoken_align.coverage import relaxed_common, strict_common
-from xtoken_align.rules.names import RULE_NUMBER, RULES
+from xtoken_align.rules.links import RULE_NUMBER, RULES
 
 
 def slow_strict(owner: list[str], teacher: list[int]) -> list[bool]:

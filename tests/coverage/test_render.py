@@ -8,7 +8,7 @@ from rich.console import Console
 
 from xtoken_align.coverage import CLASSES, Coverage, measure
 from xtoken_align.coverage.render import coverage_table, rules_line, summary
-from xtoken_align.rules.names import RULE_NUMBER
+from xtoken_align.rules.links import RULE_NUMBER
 from xtoken_align.vocab.kinds import Kind
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from xtoken_align.coverage import CLASSES, EMPTY_REASONS, Coverage, measure
 from xtoken_align.errors import ArtifactError, OptionError
-from xtoken_align.rules.names import RULE_NUMBER, RULES
+from xtoken_align.rules.links import RULE_NUMBER, RULES
 from xtoken_align.vocab.kinds import Kind
 
 ROWS = st.lists(

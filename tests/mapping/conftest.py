@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from xtoken_align.mapping.archive import write_archive
 from xtoken_align.mapping.hashing import content_hash
-from xtoken_align.rules.names import RULE_NUMBER, RULES
+from xtoken_align.rules.links import RULE_NUMBER, RULES
 from xtoken_align.vocab.kinds import Kind
 
 Arrays = dict[str, NDArray[Any]]

@@ -19,8 +19,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from xtoken_align.errors import ArtifactError, StoreError
-from xtoken_align.mapping.archive import read_archive, write_archive
-from xtoken_align.mapping.members import ARRAYS, MAX_METADATA_BYTES
+from xtoken_align.mapping.archive import ARRAYS, MAX_METADATA_BYTES, read_archive, write_archive
 
 Arrays = dict[str, NDArray[Any]]
 Metadata = dict[str, Any]

@@ -9,7 +9,7 @@ from small_vocabs import make_vocab, vocabs
 
 from xtoken_align import Mapping, Vocab, build
 from xtoken_align.errors import MappingError
-from xtoken_align.rules.names import RULES
+from xtoken_align.rules.links import RULES
 from xtoken_align.vocab.kinds import Kind
 
 STUDENT = make_vocab(

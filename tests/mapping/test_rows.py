@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from xtoken_align.mapping.rows import Link, Row, json_surface
+from xtoken_align.mapping.find import Link, Row, json_surface
 
 
 def test_surfaces_are_strings_where_they_are_utf8_and_hexadecimal_elsewhere() -> None:

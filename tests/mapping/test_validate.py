@@ -16,7 +16,7 @@ from xtoken_align.errors import ArtifactError
 from xtoken_align.mapping.archive import read_archive, write_archive
 from xtoken_align.mapping.hashing import hashed_metadata
 from xtoken_align.mapping.validate import load_checked, validate
-from xtoken_align.rules.names import RULE_NUMBER, RULES
+from xtoken_align.rules.links import RULE_NUMBER, RULES
 from xtoken_align.vocab.kinds import Kind
 
 Arrays = dict[str, NDArray[Any]]

@@ -19,11 +19,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from xtoken_align.errors import SourceError, VocabularyError
-from xtoken_align.readers.gguf_file import read_gguf
-from xtoken_align.readers.gguf_header import read_header
+from xtoken_align.readers.gguf_file import read_gguf, read_header
 from xtoken_align.readers.parsed import Declared, Encoder, Parsed
-from xtoken_align.readers.sentencepiece_encoder import BYTE_PIECES, SPACE_MARK, PieceType
-from xtoken_align.readers.sentencepiece_model import parse_model_proto, read_sentencepiece
+from xtoken_align.readers.sentencepiece_model import (
+    BYTE_PIECES,
+    SPACE_MARK,
+    PieceType,
+    parse_model_proto,
+    read_sentencepiece,
+)
 from xtoken_align.readers.spelling import ByteFallback, ByteLevel, Replace, Spelling, WordPieces
 
 gguf = pytest.importorskip("gguf")

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from xtoken_align.errors import SourceError, VocabularyError
 from xtoken_align.readers.parsed import Declared, Encoder, Parsed
-from xtoken_align.readers.sentencepiece_encoder import SPACE_MARK, PieceType
 from xtoken_align.readers.sentencepiece_model import (
+    SPACE_MARK,
+    PieceType,
     looks_like_sentencepiece,
     model_proto_class,
     parse_model_proto,

@@ -14,9 +14,9 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from xtoken_align import Vocab, build, read_vocab
-from xtoken_align.readers.byte_table import bytes_of, characters_of
 from xtoken_align.readers.rank_file import GPT2_PATTERN, parse_ranks
-from xtoken_align.sources.package_files import package_file
+from xtoken_align.readers.spelling import bytes_of, characters_of
+from xtoken_align.sources.locate import package_file
 
 TEXTS = [
     "The quick brown fox jumps over 1234 lazy dogs, isn't it?",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from small_vocabs import make_vocab
 
 from xtoken_align import Mapping, build
-from xtoken_align.report.numerals import counts, numerals
+from xtoken_align.report.tables import counts, numerals
 from xtoken_align.vocab.kinds import Kind
 
 

@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from xtoken_align.report.palette import _COLOURS, by_way, style_rules, swatch, way_of
-from xtoken_align.rules.names import OPTIONAL_RULES, RULES
+from xtoken_align.report.charts import _COLOURS, by_way, style_rules, swatch, way_of
+from xtoken_align.rules.links import OPTIONAL_RULES, RULES
 
 # How the two common and the rare kind of colour blindness see linear RGB: Machado, Oliveira and Fernandes (2009),
 # severity 1.

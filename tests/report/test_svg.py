@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xtoken_align.report.svg import Shape, inline_svg
+from xtoken_align.report.charts import Shape, inline_svg
 
 pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_vocabs import vocabs
 
 from xtoken_align import Mapping, Vocab, build
-from xtoken_align.report.tokens import embeddable, reasons_of, token_table
+from xtoken_align.report.tables import embeddable, reasons_of, token_table
 from xtoken_align.report.visible import visible_bytes
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from small_vocabs import Token, make_vocab, vocabs
 
 from xtoken_align import Vocab, build
-from xtoken_align.mapping.rows import Row
+from xtoken_align.mapping.find import Row
 from xtoken_align.vocab.kinds import Kind
 
 

@@ -11,8 +11,8 @@ from small_vocabs import make_vocab, vocabs
 
 from xtoken_align import Vocab, build
 from xtoken_align.errors import OptionError
-from xtoken_align.rules.names import RULES
-from xtoken_align.rules.pair import Pair
+from xtoken_align.rules.links import RULES
+from xtoken_align.rules.pieces import Pair
 from xtoken_align.rules.run import DEFAULT_RULES, SELECTABLE, rule_options, run_rules
 
 SMALL = make_vocab(["12", "a", " a"]), make_vocab(["1", "2", "a"], name="teacher")

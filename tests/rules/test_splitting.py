@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from small_vocabs import make_vocab, vocabs
 
 from xtoken_align import Mapping, Vocab, build
-from xtoken_align.rules.names import RULE_NUMBER
+from xtoken_align.rules.links import RULE_NUMBER
 from xtoken_align.vocab.kinds import Kind
 
 DIGITS = make_vocab([*"0123456789", " ", "a"], name="teacher")

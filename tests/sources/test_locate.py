@@ -26,7 +26,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xtoken_align.sources.package_files.find_spec", lambda _: None)
+    monkeypatch.setattr("xtoken_align.sources.locate.find_spec", lambda _: None)
 
 
 @pytest.mark.usefixtures("no_hub")
@@ -116,7 +116,7 @@ def test_an_alias_takes_the_installed_package(tmp_path: Path, monkeypatch: pytes
     file.write_text("")
     spec = ModuleSpec("llama_models", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path / "llama_models")]
-    monkeypatch.setattr("xtoken_align.sources.package_files.find_spec", lambda _: spec)
+    monkeypatch.setattr("xtoken_align.sources.locate.find_spec", lambda _: spec)
     located = locate("llama-3.2")
     assert (located.name, located.label, located.path, located.revision) == ("llama-3.2", "llama-3.2", file, None)
     assert located.preset is presets()["llama-3.2"]

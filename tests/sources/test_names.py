@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xtoken_align.sources.names import hub_name, path_name, safe_name
+from xtoken_align.sources.locate import hub_name, path_name, safe_name
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from xtoken_align.errors import SourceError
-from xtoken_align.sources.package_files import package_file
+from xtoken_align.sources.locate import package_file
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
-from xtoken_align.sources.package_files import package_file
+from xtoken_align.sources.locate import package_file
 from xtoken_align.sources.patterns import _FAMILY, _NAMES, FAMILIES, pattern_for_pre
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from xtoken_align.sources.package_files import PREFIX, package_file
+from xtoken_align.sources.locate import PREFIX, package_file
 from xtoken_align.sources.presets import Preset, preset_for_hash, presets
 
 ROLES = frozenset(

@@ -11,7 +11,7 @@ import pytest
 
 from xtoken_align import Store
 from xtoken_align.mapping.storage import load_mapping
-from xtoken_align.store.entries import collect
+from xtoken_align.store.store import collect
 
 BUILD = """
 import sys

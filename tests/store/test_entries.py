@@ -10,7 +10,7 @@ from small_vocabs import make_vocab
 
 from xtoken_align import Mapping, Store, build
 from xtoken_align.errors import OptionError
-from xtoken_align.store.entries import collect, entries
+from xtoken_align.store.store import collect, entries
 
 
 def mapping(decay: float = 0.1) -> Mapping:

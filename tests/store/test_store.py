@@ -13,9 +13,8 @@ import platformdirs
 import pytest
 from small_vocabs import make_vocab
 
-from xtoken_align import Mapping, Store, build, load
+from xtoken_align import Mapping, Store, build, files, load
 from xtoken_align.errors import StoreError
-from xtoken_align.mapping import atomic
 from xtoken_align.store import store as store_module
 from xtoken_align.store.store import ENVIRONMENT, holds, store_root
 
@@ -163,7 +162,7 @@ def test_a_full_disk_is_refused_and_nothing_is_left(store: Store, monkeypatch: p
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(StoreError, match="No space left on device"):
         store.save(small())
     assert [path.name for path in (store.root / "pupil--master").iterdir() if path.name != ".lock"] == []

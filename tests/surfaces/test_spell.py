@@ -7,9 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from xtoken_align.readers.byte_table import byte_to_character, bytes_of, characters_of
-from xtoken_align.readers.spelling import ByteFallback, ByteLevel, Replace, Spelling, Suffix, WordPieces
-from xtoken_align.surfaces.spell import RankStrings, spell, spell_all
+from xtoken_align.readers.spelling import (
+    ByteFallback,
+    ByteLevel,
+    Replace,
+    Spelling,
+    Suffix,
+    WordPieces,
+    byte_to_character,
+    bytes_of,
+    characters_of,
+)
+from xtoken_align.vocab.surfaces import RankStrings, spell, spell_all
 
 BYTES = Spelling((ByteLevel(),))
 PIECES = Spelling((Replace("▁", " "), ByteFallback()))

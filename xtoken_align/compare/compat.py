@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..mapping.rows import json_surface
+from ..mapping.find import json_surface
 from .tokens import Match, Vocabulary
 
 RELATIONS = ("identical", "permuted", "extended", "repurposed", "partial", "disjoint")

@@ -1,4 +1,4 @@
-"""Streaming texts from files in constant memory: plain text, JSON lines and Parquet, compressed or not, and stdin."""
+"""Reading a corpus: files of many formats as a stream of texts, cut where an encoder takes them without trouble."""
 
 from __future__ import annotations
 
@@ -14,6 +14,46 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import CorpusError, MissingExtraError
+
+LONGEST_PIECE = 1 << 18
+"""Characters. The regular expressions of rank files give up at a million pending branches (fancy-regex), which about
+as many spaces in a row are: tiktoken then panics, and no exception of Python's own comes of it."""
+
+# After a line's end and before text, and after a word and before a space: no tokenizer's split reaches across.
+_CUTS = (re.compile(r"\n(?=\S)"), re.compile(r"(?<=\S)(?=\s)"))
+
+
+def pieces(text: str, longest: int = LONGEST_PIECE) -> Iterator[str]:
+    r"""Yields a text in pieces that begin where a line begins, else where a word ends, else anywhere.
+
+    Args:
+        text: the text.
+        longest: characters in a piece at most, at least 2.
+
+    Yields:
+        Pieces that join to the text; nothing for an empty one.
+
+    >>> list(pieces("one\ntwo three", 6))
+    ['one\n', 'two', ' three']
+    """
+    start = 0
+    while len(text) - start > longest:
+        end = _last_cut(text, start + longest // 2, start + longest)
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
+
+
+def _last_cut(text: str, earliest: int, latest: int) -> int:
+    for pattern in _CUTS:
+        found = 0
+        for match in pattern.finditer(text, earliest, latest):
+            found = match.end()
+        if found:
+            return found
+    return latest
+
 
 CHUNK_BYTES = 1 << 20
 _LONGEST_CHUNK = 4 << 20
@@ -155,7 +195,7 @@ def _plain(stream: Readable, name: str) -> Iterator[str]:
     done = lines = 0
     while data := stream.read(CHUNK_BYTES):
         rest += data
-        cut = _last_cut(rest)
+        cut = _last_line_end(rest)
         if cut:
             yield _decoded(rest[:cut], name, done, lines)
             done += cut
@@ -165,7 +205,7 @@ def _plain(stream: Readable, name: str) -> Iterator[str]:
         yield _decoded(rest, name, done, lines)
 
 
-def _last_cut(data: bytes) -> int:
+def _last_line_end(data: bytes) -> int:
     """Where to cut: at the last line's start, or in a huge line at its last word's end; 0 to read on."""
     end = len(data)
     # Only the end is searched: a cut there keeps chunks long.

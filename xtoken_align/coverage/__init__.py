@@ -1,10 +1,9 @@
 """How much of a student's vocabulary a mapping covers, and which loss that suggests."""
 
-from .classes import CLASSES, classify
+from .classes import CLASSES, ClassRow, classify
 from .common import relaxed_common, strict_common
+from .coverage import EMPTY_REASONS, Coverage, measure
 from .recommend import DEFAULT_CRITICAL, Recommendation, recommend
-from .rows import ClassRow
-from .table import EMPTY_REASONS, Coverage, measure
 
 __all__ = [
     "CLASSES",

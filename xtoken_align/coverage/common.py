@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..rules.names import EXACT_RULES, RULE_NUMBER
+from ..rules.links import EXACT_RULES, RULE_NUMBER
 
 
 def strict_common(owner: NDArray[np.uint8], first_link_teacher: NDArray[np.int32]) -> NDArray[np.bool_]:

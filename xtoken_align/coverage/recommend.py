@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import OptionError
-from .classes import CLASSES
-from .rows import ClassRow
+from .classes import CLASSES, ClassRow
 
 DEFAULT_CRITICAL = ("digits_2", "digits_3", "ascii_punct_1")
 """The classes that decide: numerals of several digits and single marks, which arithmetic needs whole."""

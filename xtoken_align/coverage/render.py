@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .rows import ClassRow
+from .classes import ClassRow
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from .table import Coverage
+    from .coverage import Coverage
 
 _WAYS = ("exact", "near", "split", "empty")
 

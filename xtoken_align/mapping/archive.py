@@ -1,12 +1,8 @@
-"""The `.npz` container of a mapping: written reproducibly, read without trust in its author.
-
-Reading refuses before it inflates: every member's name, compression, declared size, `.npy` header, dtype and rank is
-compared with the table of members, and a file may not unfold into far more than it holds. What the numbers mean is
-checked in `xtoken_align.mapping.validate`.
-"""
+"""The container of a mapping file: an `.npz` written and read member by member, with bounds, checks and a seal."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -15,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,19 +19,135 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArtifactError, StoreError
-from .atomic import write_atomically
-from .hashing import canonical_json
-from .members import (
-    ARRAYS,
-    MAX_HEADER_BYTES,
-    MAX_TOTAL_BYTES,
-    METADATA,
-    Member,
-    check_arrays,
-    check_schema,
-    damaged,
+from ..files import write_atomically
+from .hashing import SCHEMA, SIDES, canonical_json
+
+MAX_IDS = 1 << 22
+MAX_LINKS = 1 << 26
+MAX_SURFACE_BYTES = 1 << 28
+MAX_METADATA_BYTES = 1 << 22
+MAX_TOTAL_BYTES = 1 << 30
+"""Sixteen times the largest vocabularies of 2026, so that a size beyond these is damage or malice."""
+
+MAX_HEADER_BYTES = 1 << 12
+"""More than any header of a `.npy` member: numpy writes 128 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One array of the artifact: its name, little-endian dtype, rank, and the most elements it may have."""
+
+    name: str
+    dtype: str
+    rank: int
+    limit: int
+
+    @property
+    def file_name(self) -> str:
+        """The member's name in the zip file."""
+        return f"{self.name}.npy"
+
+    @property
+    def item_size(self) -> int:
+        """Bytes of one element."""
+        return np.dtype(self.dtype).itemsize
+
+    @property
+    def limit_bytes(self) -> int:
+        """The most bytes the member may have, its header included."""
+        return MAX_HEADER_BYTES + self.limit * self.item_size
+
+
+def _side_members(side: str) -> tuple[Member, ...]:
+    return (
+        Member(f"{side}_kind", "|u1", 1, MAX_IDS),
+        Member(f"{side}_surface_bytes", "|u1", 1, MAX_SURFACE_BYTES),
+        Member(f"{side}_surface_lengths", "<i4", 1, MAX_IDS),
+        Member(f"{side}_piece_lengths", "<i4", 1, MAX_IDS),
+        Member(f"{side}_piece_ids", "<i4", 1, MAX_LINKS),
+        Member(f"{side}_lossy", "<i4", 1, MAX_IDS),
+    )
+
+
+ARRAYS = (
+    Member("format", "|S3", 0, 1),
+    Member("shape", "<i8", 1, 2),
+    Member("data", "<f4", 1, MAX_LINKS),
+    Member("indices", "<i4", 1, MAX_LINKS),
+    Member("indptr", "<i4", 1, MAX_IDS + 1),
+    Member("position", "|u1", 1, MAX_LINKS),
+    Member("rule", "|u1", 1, MAX_LINKS),
+    *(member for side in SIDES for member in _side_members(side)),
 )
-from .seal import BLANK, SEAL_BYTES, has_seal, seal_fits, sealed
+"""Every array of schema 1, under scipy's names where `scipy.sparse.load_npz` reads them."""
+
+METADATA = Member("metadata", "|u1", 1, MAX_METADATA_BYTES)
+
+
+def damaged(field: str, expected: str, found: object) -> ArtifactError:
+    """Makes the error for a field that is not what it must be.
+
+    Args:
+        field: the member or the metadata key that is wrong.
+        expected: what it should have been.
+        found: what it is.
+
+    Returns:
+        The error, to be raised.
+    """
+    return ArtifactError(f"{field}: expected {expected}, found {found}; build or download the mapping again")
+
+
+def check_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Checks that arrays are those of a mapping file: names, dtypes, ranks and sizes.
+
+    Args:
+        arrays: the arrays by member name.
+
+    Raises:
+        ArtifactError: one is missing, unknown or of another form; the message names it.
+    """
+    names = {member.name for member in ARRAYS}
+    for missing in sorted(names - arrays.keys()):
+        raise damaged(missing, "an array", "none")
+    for unknown in sorted(arrays.keys() - names):
+        raise damaged(unknown, "no array of this name", "one")
+    for member in ARRAYS:
+        _check_array(member, arrays[member.name])
+
+
+def check_schema(metadata: Mapping[str, object]) -> None:
+    """Checks that this package can read a mapping's schema.
+
+    Args:
+        metadata: the mapping's metadata.
+
+    Raises:
+        ArtifactError: the schema is missing, malformed or newer than this package.
+    """
+    schema = metadata.get("schema")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise damaged("metadata.schema", "a whole number from 1", f"{schema!r:.40}")
+    if schema > SCHEMA:
+        found = f"this file has schema {schema!r:.40}, this version reads up to {SCHEMA}"
+        raise ArtifactError(f"metadata.schema: {found}: upgrade xtoken-align")
+
+
+def _check_array(member: Member, array: object) -> None:
+    if not isinstance(array, np.ndarray):
+        raise damaged(member.name, "an array", f"a value of type {type(array).__name__}")
+    if array.dtype.newbyteorder("<") != np.dtype(member.dtype) or array.ndim != member.rank:
+        expected = f"{np.dtype(member.dtype)} of rank {member.rank}"
+        raise damaged(member.name, expected, f"{array.dtype} of rank {array.ndim}")
+    if array.size > member.limit:
+        raise damaged(member.name, f"at most {member.limit:,} elements", f"{array.size:,}")
+
+
+_LABEL = b"xtoken-align sha256 "
+_DIGITS = 64
+SEAL_BYTES = len(_LABEL) + _DIGITS
+BLANK = _LABEL + b"0" * _DIGITS
+"""The comment as the archive is first written with it, to be replaced by `sealed`."""
 
 UNFOLDS_FREELY = 1 << 27
 MAX_EXPANSION = 100
@@ -345,3 +458,32 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(unique) != len(pairs):
         raise ValueError("an object has one key twice")
     return unique
+
+
+def sealed(content: bytes) -> bytes:
+    """The bytes of a file that ends in `BLANK`, with the digest of all before the digest in its place."""
+    body = content[:-_DIGITS]
+    return body + hashlib.sha256(body).hexdigest().encode()
+
+
+def has_seal(file: IO[bytes], size: int) -> bool:
+    """Whether a file ends in a seal, right or wrong."""
+    if size < SEAL_BYTES:
+        return False
+    file.seek(size - SEAL_BYTES)
+    return file.read(len(_LABEL)) == _LABEL
+
+
+def seal_fits(file: IO[bytes], size: int) -> bool:
+    """Whether the seal that a file ends in is that of its bytes."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    left = size - _DIGITS
+    while left > 0:
+        chunk = file.read(min(_CHUNK_BYTES, left))
+        if not chunk:
+            return False
+        digest.update(chunk)
+        left -= len(chunk)
+    file.seek(size - _DIGITS, io.SEEK_SET)
+    return file.read(_DIGITS) == digest.hexdigest().encode()

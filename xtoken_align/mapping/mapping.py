@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..coverage.table import Coverage
+from ..coverage.coverage import Coverage
 from ..errors import MappingError
 from ..matrix import Matrix
-from ..rules.names import RULE_NUMBER, RULES
+from ..rules.links import RULE_NUMBER, RULES
 from ..rules.pieces import Pieces
 from ..vocab.kinds import Kind
 from .bins import BinSizes, split_into_bins
-from .find import find_tokens
+from .find import Link, Row, find_tokens
 from .hashing import version_of
-from .rows import Link, Row
 from .side import Side
 from .unmatched import REASON_OF_KIND, Unmatched, unmatched_tokens
 

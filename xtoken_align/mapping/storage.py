@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._version import __version__
-from ..coverage.table import Coverage
+from ..coverage.coverage import Coverage
 from ..errors import ArtifactError
 from ..matrix import Matrix
-from ..rules.names import RULE_NUMBER, RULES
+from ..rules.links import RULE_NUMBER, RULES
 from ..rules.pieces import Pieces
 from ..vocab.byte_strings import ByteStrings
 from ..vocab.kinds import Kind

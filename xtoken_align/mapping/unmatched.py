@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from ..coverage.classes import CLASSES, classify
-from ..coverage.table import EMPTY_REASONS
+from ..coverage.coverage import EMPTY_REASONS
 from ..errors import OptionError
 from ..matrix import Matrix
-from ..rules.names import RULE_NUMBER, RULES, SPLIT_RULES
+from ..rules.links import RULE_NUMBER, RULES, SPLIT_RULES
 from ..vocab.kinds import Kind
-from .rows import json_surface
+from .find import json_surface
 from .side import Side
 
 REASON_OF_KIND = {kind: reason for reason, kinds in EMPTY_REASONS.items() for kind in kinds}

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArtifactError
-from ..rules.names import RULE_NUMBER, RULES
+from ..rules.links import RULE_NUMBER, RULES
 from ..vocab.kinds import Kind
-from .archive import read_archive
+from .archive import check_arrays, check_schema, damaged, read_archive
 from .hashing import SIDES, content_hash
-from .members import check_arrays, check_schema, damaged
 
 PROVENANCES = ("built", "learned", "imported")
 SIZES = ("base", "with_added", "ids", "logits")

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ..errors import SourceError
 from ..sources.presets import Preset
-from .configs import Configs, read_configs
-from .json_file import load_json
+from .configs import Configs, load_json, read_configs
 from .parsed import Parsed
 from .rank_file import looks_like_rank_file, read_rank_file
 from .tekken import looks_like_tekken, read_tekken

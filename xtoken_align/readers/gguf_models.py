@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import SourceError, VocabularyError
 from .parsed import Parsed
-from .sentencepiece_encoder import SPACE_MARK, PieceType
+from .sentencepiece_model import SPACE_MARK, PieceType
 
 _ADDED = (PieceType.CONTROL, PieceType.USER_DEFINED)
 _FALLBACK_PRE = "gpt-2"

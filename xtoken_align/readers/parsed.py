@@ -1,12 +1,9 @@
-"""What every reader returns: one tokenizer's facts as its file states them, before any judgement.
-
-Readers differ in format only. Deciding kinds, surfaces and roles from these facts is the work of later stages, once
-for all formats.
-"""
+"""What every reader returns, and how refusals of libraries written in Rust become errors of ours."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol, runtime_checkable
@@ -14,7 +11,26 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import XTokenError
 from .spelling import Spelling
+
+
+@contextmanager
+def refused(sentence: str, error_type: type[XTokenError]) -> Iterator[None]:
+    """Turns whatever the library raises inside into `error_type`.
+
+    Args:
+        sentence: what the library would not do; its own reason follows after a colon.
+        error_type: the error to raise.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # pyo3 derives its PanicException from BaseException alone, and offers no name to import it by.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise error_type(f"{sentence}: {reason:.200}") from error
 
 
 class Declared(IntEnum):

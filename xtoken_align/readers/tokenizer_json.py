@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import VocabularyError
-from .components import fallback_bytes, spelling_of
-from .json_shape import check_shape
+from .json_shape import check_shape, fallback_bytes, spelling_of
 from .limits import MAX_ID
 from .parsed import Declared, Encoder, Parsed
 from .spelling import Spelling

@@ -1,4 +1,4 @@
-"""What the page's sections show, gathered from a mapping before anything is drawn."""
+"""What the page says: counts, losses, rules and reasons in words."""
 
 from __future__ import annotations
 
@@ -11,15 +11,68 @@ from typing import Any
 
 import numpy as np
 
+from ..coverage.classes import ClassRow
+from ..coverage.coverage import Coverage
 from ..coverage.render import percent
-from ..coverage.rows import ClassRow
-from ..coverage.table import Coverage
 from ..mapping.audit import Audit, SpecialDecision
 from ..mapping.mapping import Mapping
 from ..mapping.side import Side
 from ..rules.pieces import Pieces
-from .charts import Bar
-from .palette import WAYS, by_way
+from .charts import WAYS, Bar, by_way
+
+_PROJECTED = (
+    "Some tokens that matter have no counterpart of their own: project the student's probabilities through W before "
+    "they are compared, so that a split token is taught through its pieces."
+)
+_DIRECT = "The tokens that matter have counterparts of their own: compare common tokens directly and the rest by rank."
+_SAME = "Both sides share one vocabulary: W is the identity and nothing has to be projected."
+
+LOSSES = {
+    "p-kl": ("Train with P-KL", _PROJECTED),
+    "h-kl": ("Train with H-KL", _DIRECT),
+    "identity": ("Train with an ordinary KL", _SAME),
+}
+"""Loss -> (headline, what it does and why it fits)."""
+
+WAY_WORDS = {
+    "exact": "one teacher token says the same",
+    "near": "one teacher token says nearly the same",
+    "split": "the teacher writes it in several pieces",
+    "empty": "nothing is mapped",
+    "absent": "no token of the student",
+}
+"""How a row is mapped -> what that means."""
+
+RULES = {
+    "identity": "equal vocabularies, every id to itself",
+    "exact": "the same bytes",
+    "special": "a special token of the same role or name",
+    "space": "the same but for one leading space",
+    "case": "the same but for upper and lower case",
+    "nfkc": "the same after compatibility folding",
+    "override": "given by hand",
+    "digits": "a numeral, split as the teacher splits it",
+    "decompose": "text, as the teacher tokenises it",
+    "bytes": "bytes that are no whole characters",
+    "reverse": "a piece of some teacher token",
+    "none": "no teacher token",
+}
+"""Rule -> what its links mean."""
+
+REASONS = {
+    "reserved": "a filler that no text contains",
+    "padding": "a logit without a token",
+    "hole": "an id without a token",
+    "special without counterpart": "no special token of the teacher has its role or name",
+    "teacher cannot spell it": "the teacher's tokenizer gives nothing, or an unknown token",
+}
+"""Why a row is empty -> what that means."""
+
+
+def loss_words(loss: str) -> tuple[str, str]:
+    """Headline and explanation; a loss of a newer version is named without one."""
+    return LOSSES.get(loss, (f"Train with {loss}", ""))
+
 
 MOST_LOSSY = 200
 """Lossy rows that are listed; all of them are in the table of tokens."""

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..coverage.render import percent
 from ..errors import MissingExtraError
-from ..mapping.atomic import write_atomically
-from ..mapping.audit import audit
+from ..files import write_atomically
+from ..mapping.audit import audit, override_text
 from ..mapping.mapping import Mapping
-from ..mapping.suggest import override_text
 from ..rules.pieces import Pieces
-from . import contents, numerals, tokens, words
-from .charts import coverage_chart, pieces_chart
-from .palette import style_rules, swatch
+from . import contents, tables
+from .charts import coverage_chart, pieces_chart, rule_name, style_rules, swatch
 from .visible import markup, visible, visible_bytes
 
 if TYPE_CHECKING:
@@ -83,7 +81,7 @@ def _environment() -> Environment:
     environment.filters.update(
         number=lambda count: f"{count:,}",
         percent=percent,
-        rule_name=words.rule_name,
+        rule_name=rule_name,
         swatch=swatch,
         token=lambda surface: markup(visible_bytes(surface)),
         visible=visible,
@@ -115,12 +113,12 @@ def _pieces(pieces: Pieces, side: str, writer: str) -> dict[str, Any]:
 def _facts(mapping: Mapping) -> dict[str, Any]:
     coverage, found = mapping.coverage(), audit(mapping)
     every = contents.totals(coverage)
-    table = tokens.token_table(mapping)
-    hundreds = numerals.numerals(mapping)
-    headline, explanation = words.loss_words(coverage.recommendation.loss)
+    table = tables.token_table(mapping)
+    hundreds = tables.numerals(mapping)
+    headline, explanation = contents.loss_words(coverage.recommendation.loss)
     return {
         "mapping": mapping,
-        "words": words,
+        "words": contents,
         "advice": coverage.recommendation,
         "headline": headline,
         "explanation": explanation,
@@ -134,10 +132,10 @@ def _facts(mapping: Mapping) -> dict[str, Any]:
         "suggestions": override_text(found.suggestions) if found.suggestions else "",
         "lossy": contents.lossy_rows(mapping),
         "hundreds": hundreds,
-        "numeral_counts": numerals.counts(hundreds),
-        "table_json": _trusted(tokens.embeddable(table)),
+        "numeral_counts": tables.counts(hundreds),
+        "table_json": _trusted(tables.embeddable(table)),
         "table_rows": len(table["rows"]["id"]),
-        "reasons": tokens.reasons_of(table),
+        "reasons": tables.reasons_of(table),
         "sides": [contents.side_facts(side) for side in (mapping.teacher, mapping.student)],
         "mapping_facts": contents.mapping_facts(mapping),
     }

@@ -1,4 +1,4 @@
-"""Links: the triples that rules produce, each with its rule and its position in a decomposition."""
+"""The rules' names in their order, the links that they make, and the weights by which pieces fade."""
 
 from __future__ import annotations
 
@@ -9,8 +9,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OptionError
-from .names import RULE_NUMBER
 from .pieces import Pieces
+
+RULES = (
+    "none",
+    "override",
+    "identity",
+    "exact",
+    "special",
+    "space",
+    "case",
+    "nfkc",
+    "digits",
+    "decompose",
+    "bytes",
+    "reverse",
+)
+"""Index 0 marks a row without links. `reverse` is no owner unless a row has nothing else."""
+
+RULE_NUMBER = {name: number for number, name in enumerate(RULES)}
+
+EXACT_RULES = ("identity", "exact", "special")
+NEAR_RULES = ("space", "case", "nfkc")
+SPLIT_RULES = ("digits", "decompose", "bytes", "reverse")
+OPTIONAL_RULES = ("case", "nfkc")
+
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
 

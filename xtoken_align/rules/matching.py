@@ -12,8 +12,7 @@ from ..vocab.kinds import Kind
 from ..vocab.roles import ROLES
 from ..vocab.vocab import Vocab
 from .links import Links, one_to_one
-from .pair import Pair
-from .pieces import is_utf8
+from .pieces import Pair, is_utf8
 
 Open = NDArray[np.bool_]
 

@@ -1,4 +1,4 @@
-"""The user's own rows: a YAML or JSON file that has the last word."""
+"""The user's override file: reading it, finding its tokens, and what becomes of the decompositions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -17,9 +18,8 @@ from numpy.typing import NDArray
 from ..errors import OverrideError
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
-from .links import Decay, Links, normalised
-from .names import RULE_NUMBER
-from .pair import Pair
+from .links import RULE_NUMBER, Decay, Links, normalised
+from .pieces import Pair, Pieces, Speller
 
 TokenRef = str | int
 """A surface (else a raw string), or an id."""
@@ -235,3 +235,27 @@ class TokenFinder:
         table = {self._vocab.raw[token_id]: token_id for token_id in reversed(ids)}
         table.pop("", None)
         return table
+
+
+def with_overrides(pair: Pair, overrides: Sequence[Override]) -> Pieces:
+    """The student's decompositions with overridden tokens replaced by their teacher tokens, in the order given.
+
+    An override that spells another text than its token counts as lossy, like any decomposition that does.
+
+    Raises:
+        OverrideError: a token is unknown.
+    """
+    pieces = pair.student_pieces
+    if not overrides:
+        return pieces
+    speller = Speller(pair.teacher)
+    table = {token_id: pieces[token_id] for token_id in np.flatnonzero(pieces.lengths).tolist()}
+    lossy = set(pieces.lossy.tolist())
+    for entry, (row, found) in zip(overrides, find_overridden(pair, overrides), strict=True):
+        # By decay all of them are its pieces, whatever is cut from W; a weight of 0 says that one is not.
+        used = [True] * len(found) if entry.weights is None else (entry.shares(Decay()) > 0).tolist()
+        table[row] = list(compress(found, used))
+        lossy.discard(row)
+        if not speller.equals(table[row], pair.student.surfaces[row]):
+            lossy.add(row)
+    return Pieces.of_table(len(pair.student), table, lossy)

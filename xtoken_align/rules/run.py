@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from ..errors import OptionError
 from . import matching, splitting
-from .links import Decay, Links
-from .names import OPTIONAL_RULES, RULES
+from .links import OPTIONAL_RULES, RULES, Decay, Links
 from .override import Override, override
-from .pair import Pair
+from .pieces import Pair
 
 SELECTABLE = tuple(rule for rule in RULES if rule not in ("none", "reverse"))
 DEFAULT_RULES = tuple(rule for rule in SELECTABLE if rule not in OPTIONAL_RULES)

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from ..vocab.kinds import Kind
 from .links import Decay, Links, from_pieces
-from .pair import Pair
-from .pieces import is_utf8
+from .pieces import Pair, is_utf8
 
 _NUMERAL = re.compile(rb" ?[0-9]+")
 

@@ -1,21 +1,123 @@
-"""From what a user types for a tokenizer to files on this disk.
-
-A source is an existing path, else an alias, else a file in a package (`pkg:`), else a Hub id with an optional
-`@revision`.
-"""
+"""From what a user types for a tokenizer to the files on disk, and to a short name."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import unicodedata
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import OptionError, SourceError
 from . import hub
-from .names import hub_name, path_name
-from .package_files import PREFIX, package_file
 from .presets import Preset, presets
+
+PREFIX = "pkg:"
+
+
+def package_file(source: str) -> Path:
+    """Finds a file that an installed package carries.
+
+    The package is never imported (some take a second to): its directories come from the import system's finder, which
+    also knows packages without `__init__.py` and those spread over several directories.
+
+    Args:
+        source: `pkg:package/path/in/package`.
+
+    Returns:
+        The file's or directory's path on this disk.
+
+    Raises:
+        SourceError: the form is wrong, the package is not installed, or it has no such file.
+    """
+    package, _, inside = source.removeprefix(PREFIX).partition("/")
+    parts = inside.split("/")
+    if not package.isidentifier() or any(part in {"", ".", ".."} or "\\" in part or "\0" in part for part in parts):
+        raise SourceError(
+            f"{source!r} does not name a file in a package: expected pkg:package/path/in/package,"
+            " without '..' or an empty part"
+        )
+    spec = _spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        raise SourceError(
+            f"{source!r} names the package {package}, which is not installed here: install it, or use a path"
+        )
+    for directory in spec.submodule_search_locations:
+        candidate = Path(directory, *parts)
+        if candidate.exists():
+            return candidate
+    raise SourceError(
+        f"the installed package {package} has no file {inside!r}: check the name, or install a version that has it"
+    )
+
+
+def _spec(package: str) -> ModuleSpec | None:
+    try:
+        return find_spec(package)
+    except ValueError:  # a module that was put into sys.modules by hand has no spec
+        return None
+
+
+_GENERIC = frozenset(
+    {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "config.json",
+        "tokenizer.model",
+        "tekken.json",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+    }
+)
+"""File names that every model's directory uses, so the directory says more."""
+
+_SUFFIX = re.compile(r"\.(json|tiktoken|model|spm|gguf|txt)(?=(\.\w+)?$)", re.IGNORECASE)
+_DEVICE = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)")
+"""Windows opens a device under these names, whatever follows the first dot."""
+
+_LONGEST = 80
+_CACHED_REPOSITORY = "models--"
+
+
+def hub_name(repo_id: str) -> str:
+    """Returns the name of a Hub repository: the part after the slash."""
+    return safe_name(repo_id.rpartition("/")[2])
+
+
+def path_name(path: Path) -> str:
+    """Returns the name of a file or directory.
+
+    Args:
+        path: an absolute path.
+
+    Returns:
+        The directory's name where the file's says nothing (`tokenizer.json`), else the file's without its suffixes.
+    """
+    directory = path if path.is_dir() else path.parent
+    if path == directory or path.name.lower() in _GENERIC:
+        repository = directory.parent.parent.name  # models--user--repo/snapshots/<commit>: a commit is no name
+        if directory.parent.name == "snapshots" and repository.startswith(_CACHED_REPOSITORY):
+            return safe_name(repository.rpartition("--")[2])
+        return safe_name(directory.name)
+    name = re.sub(r"\.gz$", "", path.name, flags=re.IGNORECASE)
+    return safe_name(_SUFFIX.sub("", name))
+
+
+def safe_name(text: str) -> str:
+    """Returns a text in lower case, reduced to what file names allow everywhere: a-z, 0-9, `.`, `_` and `-`."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii").lower()
+    name = re.sub(r"[^a-z0-9._-]+", "-", plain).strip("-. ")[:_LONGEST].rstrip("-. ")
+    if not name:
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"tokenizer-{digest[:8]}"
+    return _DEVICE.sub(r"\1-tokenizer\2", name)
+
 
 _FILE_SUFFIX = re.compile(r"\.(json|tiktoken|spm|gguf|gz|txt|bpe|vocab|model(\.\w+)?)$", re.IGNORECASE)
 _PATH_START = re.compile(r"[/~\\]|\.{1,2}(?=[/\\]|$)|[A-Za-z]:[/\\]")

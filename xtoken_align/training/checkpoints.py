@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import StoreError
-from ..mapping.atomic import write_atomically
+from ..files import write_atomically
 
 STATE = "distillation.pt"
 """The losses' state. Written after everything else and removed before it, it says that a checkpoint is whole."""

@@ -9,8 +9,7 @@ from typing import Any
 from ..errors import MismatchError, OptionError
 from ..mapping.mapping import Mapping
 from ..read import read_vocab
-from ..store.get_or_build import get_or_build
-from ..store.load import check_fits, load
+from ..store.load import check_fits, get_or_build, load
 from ..vocab.vocab import Vocab
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError, MismatchError, StoreError
-from ..mapping.atomic import write_atomically
+from ..files import write_atomically
 from .checkpoints import last_checkpoint
 from .config import DistillConfig
 

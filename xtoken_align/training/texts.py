@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..corpus.pieces import pieces
-from ..corpus.texts import read_texts
+from ..corpus.texts import pieces, read_texts
 from ..errors import CorpusError, MissingExtraError
 from .config import DistillConfig
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ...errors import ArtifactError, MismatchError, OptionError, StoreError
-from ...mapping.atomic import write_atomically
+from ...files import write_atomically
 from ...spans.encode import Edges
 from ...spans.units import End, check_side
 from ...vocab.kinds import Kind

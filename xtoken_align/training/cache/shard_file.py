@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import MissingExtraError
-from ...mapping.atomic import write_atomically
+from ...files import write_atomically
 from .rows import KEY_BYTES, key_of
 from .run import CachedRow
 from .settings import SCHEMA, CacheSettings, shard_name

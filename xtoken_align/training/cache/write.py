@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ArtifactError, MismatchError, OptionError
-from ...mapping.atomic import TEMPORARY_PATTERN
+from ...files import TEMPORARY_PATTERN
 from ...read import read_vocab
 from ...spans.units import End
 from ...vocab.vocab import Vocab

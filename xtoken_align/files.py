@@ -8,7 +8,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import StoreError
+from .errors import StoreError
 
 TEMPORARY_PATTERN = ".xtoken-align-*.tmp"
 """Names of the unfinished files that a killed process may leave beside its target, for the store to clear away."""

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArtifactError
-from ..rules.names import EXACT_RULES, NEAR_RULES, RULE_NUMBER, RULES, SPLIT_RULES
+from ..rules.links import EXACT_RULES, NEAR_RULES, RULE_NUMBER, RULES, SPLIT_RULES
 from ..vocab.kinds import Kind
-from .classes import CLASSES
+from .classes import CLASSES, ClassRow
 from .recommend import DEFAULT_CRITICAL, Recommendation, recommend
-from .rows import ClassRow
 
 EMPTY_REASONS = {
     "reserved": (Kind.RESERVED,),

@@ -1,1 +1,0 @@
-"""Surfaces: the bytes that tokens stand for."""
