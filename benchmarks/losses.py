@@ -27,11 +27,7 @@ from meter import Contender, Meter, compare
 from torch.nn.functional import kl_div
 
 from xtoken_align import Mapping, align_ids, align_texts, build, read_vocab
-from xtoken_align.losses.forms import Hidden, Logits
-from xtoken_align.losses.p_kl import p_kl
-from xtoken_align.losses.partition_kl import partition_kl
-from xtoken_align.losses.uld import uld
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import Hidden, Logits, XTokenLoss, p_kl, partition_kl, uld
 from xtoken_align.spans.spans import Spans
 
 WIDTH = 256

@@ -79,7 +79,7 @@ def loss_of(arm: Arm, mapping: Any) -> tuple[Loss, Callable[[], None]]:
         return _text_alone, _nothing
     if arm.kind == "same":
         return (_ordinary_alone if arm.ce == "none" else _ordinary), _nothing
-    from xtoken_align.losses.xtoken_loss import XTokenLoss
+    from xtoken_align.losses import XTokenLoss
 
     scale = "dynamic" if arm.ce == "dynamic" else "fixed"
     module = XTokenLoss(mapping, kind=arm.kind, scale=scale, **arm.options)

@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 from random_batches import Case, random_case
+from slow_loss import slow_loss
 
-from xtoken_align.losses.forms import Teacher
-from xtoken_align.losses.outputs import LossOutput
-from xtoken_align.losses.slow.slow_loss import slow_loss
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import LossOutput, Teacher, XTokenLoss
 
 KINDS = ("partition-kl", "c-kl", "p-kl", "h-kl", "gold", "uld", "alm")
 SORTED = ("h-kl", "gold", "uld")

@@ -19,7 +19,7 @@ from small_vocabs import Token, make_vocab
 
 from xtoken_align import Mapping, Spans, Vocab, align_ids, build
 from xtoken_align.errors import XTokenWarning
-from xtoken_align.losses.forms import TopK
+from xtoken_align.losses import TopK
 from xtoken_align.vocab.kinds import Kind
 
 FEATURES = (

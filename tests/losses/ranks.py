@@ -22,9 +22,7 @@ from torch import distributed
 
 from xtoken_align import Spans
 from xtoken_align.errors import OptionError
-from xtoken_align.losses.forms import Hidden, Logits
-from xtoken_align.losses.fuse_head import fuse_head
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import Hidden, Logits, XTokenLoss, fuse_head
 
 LOSSES: dict[str, dict[str, Any]] = {
     "partition-kl": {"kind": "partition-kl"},

@@ -10,13 +10,7 @@ import torch
 from loss_calls import case_of
 
 from xtoken_align.errors import OptionError
-from xtoken_align.losses import operator
-from xtoken_align.losses.forms import Hidden
-from xtoken_align.losses.h_kl import h_kl
-from xtoken_align.losses.p_kl import p_kl
-from xtoken_align.losses.partition_kl import partition_kl
-from xtoken_align.losses.uld import uld
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import Hidden, XTokenLoss, h_kl, operator, p_kl, partition_kl, uld
 
 # PyTorch warns of what its own tracing does: it asks every input for its gradient, also where that is a model's output,
 # and makes an object of an autograd function.

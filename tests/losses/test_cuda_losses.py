@@ -20,14 +20,7 @@ from tiny_models import case as tiny_case
 from tiny_models import inputs, make_model, plain
 
 from xtoken_align import Mapping, Vocab, align_texts
-from xtoken_align.losses.forms import Hidden
-from xtoken_align.losses.fuse_head import fuse_head
-from xtoken_align.losses.h_kl import h_kl
-from xtoken_align.losses.multi import MultiTeacherLoss
-from xtoken_align.losses.p_kl import p_kl
-from xtoken_align.losses.partition_kl import partition_kl
-from xtoken_align.losses.uld import uld
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import Hidden, MultiTeacherLoss, XTokenLoss, fuse_head, h_kl, p_kl, partition_kl, uld
 
 pytestmark = [
     needs_gpu,

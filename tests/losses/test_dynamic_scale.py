@@ -8,9 +8,8 @@ import pytest
 import torch
 from loss_calls import case_of
 
-from xtoken_align.losses.multi import MultiTeacherLoss
-from xtoken_align.losses.scale import HIGHEST, LOWEST, MOMENTUM, DynamicScale
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import DynamicScale, MultiTeacherLoss, XTokenLoss
+from xtoken_align.losses.scale import HIGHEST, LOWEST, MOMENTUM
 
 CASE = case_of(4)
 

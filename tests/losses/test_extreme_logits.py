@@ -10,9 +10,7 @@ import torch
 from loss_calls import KINDS, case_of, name_of, options_of, possible_labels
 from random_batches import FEATURES, Case, random_case, top_k_of
 
-from xtoken_align.losses.forms import Hidden, TopK
-from xtoken_align.losses.outputs import LossOutput
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import Hidden, LossOutput, TopK, XTokenLoss
 from xtoken_align.vocab.kinds import Kind
 
 Logits = tuple[torch.Tensor, torch.Tensor]

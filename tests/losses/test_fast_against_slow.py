@@ -13,8 +13,7 @@ from random_batches import FEATURES, Case, top_k_of
 from small_vocabs import make_vocab
 
 from xtoken_align import align_ids, build
-from xtoken_align.losses import divergence, parts
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import XTokenLoss, divergence, parts
 from xtoken_align.vocab.kinds import Kind
 
 BATCHES = 2 * len(FEATURES)

@@ -13,9 +13,7 @@ from tiny_models import assert_same, fused, inputs, loss_of, make_model, plain
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xtoken_align.errors import OptionError
-from xtoken_align.losses.forms import Hidden
-from xtoken_align.losses.fuse_head import FusedHead, fuse_head, unfuse_head
-from xtoken_align.losses.outputs import LossOutput
+from xtoken_align.losses import FusedHead, Hidden, LossOutput, fuse_head, unfuse_head
 
 # PEFT reads a name that transformers is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -10,9 +10,7 @@ import torch
 from loss_calls import KINDS, assert_same, called, case_of, name_of, options_of
 from random_batches import Case
 
-from xtoken_align.losses import block_sizes
-from xtoken_align.losses.forms import Hidden, Logits
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import Hidden, Logits, XTokenLoss, block_sizes
 
 WIDTH = 6
 

@@ -12,11 +12,8 @@ from loss_calls import KINDS, assert_same, called, case_of, fast, name_of, optio
 from random_batches import Case
 
 from xtoken_align import Spans
-from xtoken_align.losses import batch, block_sizes
+from xtoken_align.losses import Hidden, XTokenLoss, batch, block_sizes, uld
 from xtoken_align.losses.block_sizes import BlockSizes
-from xtoken_align.losses.forms import Hidden
-from xtoken_align.losses.uld import uld
-from xtoken_align.losses.xtoken_loss import XTokenLoss
 
 SEEDS = (10, 38)
 """Batches of several rows: with one-to-many, many-to-one and many-to-many chunks, misfits and levels."""

@@ -11,13 +11,12 @@ import pytest
 import torch
 from loss_calls import case_of
 from random_batches import Case
+from slow_loss import slow_loss
 from small_vocabs import make_vocab
 
 from xtoken_align import Mapping, Spans, align_ids, build, load
 from xtoken_align.errors import OptionError
-from xtoken_align.losses.forms import Hidden
-from xtoken_align.losses.slow.slow_loss import slow_loss
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import Hidden, XTokenLoss
 from xtoken_align.vocab.kinds import Kind
 
 SEEDS = (2, 4, 10, 38)

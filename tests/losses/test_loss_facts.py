@@ -10,8 +10,7 @@ from loss_calls import KINDS, name_of, options_of
 from small_vocabs import make_vocab
 
 from xtoken_align import align_ids, build
-from xtoken_align.losses.h_kl import gold, h_kl
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import XTokenLoss, gold, h_kl
 from xtoken_align.vocab.kinds import Kind
 
 P = torch.tensor([[0.3, 0.2, 0.0, 0.5]], dtype=torch.float64)

@@ -13,7 +13,7 @@ from random_batches import FEATURES, Case, top_k_of
 from small_vocabs import make_vocab
 
 from xtoken_align import Mapping, Spans, align_ids, build
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import XTokenLoss
 from xtoken_align.vocab.kinds import Kind
 
 NAMES = {"kd", "ce", "scale", "agreement", "chunks_used", "misfits", "dropped_mass", "empty_mass"}

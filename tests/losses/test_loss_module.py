@@ -12,9 +12,7 @@ import torch
 from loss_calls import KINDS, case_of, name_of, options_of
 
 from xtoken_align.errors import OptionError
-from xtoken_align.losses.forms import Hidden
-from xtoken_align.losses.multi import MultiTeacherLoss
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import Hidden, MultiTeacherLoss, XTokenLoss
 
 CASE = case_of(4)
 

@@ -12,10 +12,7 @@ from loss_calls import KINDS, case_of
 from random_batches import top_k_of
 
 from xtoken_align.errors import OptionError
-from xtoken_align.losses.forms import Hidden, Logits, TopK
-from xtoken_align.losses.multi import MultiTeacherLoss
-from xtoken_align.losses.options import LossOptions
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import Hidden, Logits, LossOptions, MultiTeacherLoss, TopK, XTokenLoss
 
 NAN, INF = float("nan"), float("inf")
 

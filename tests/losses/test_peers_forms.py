@@ -11,13 +11,10 @@ from loss_calls import case_of
 from random_batches import Case, top_k_of
 
 from xtoken_align.errors import OptionError
-from xtoken_align.losses.compat import nemo_rl, tokenkit_alm
-from xtoken_align.losses.compat.nemo_pairs import find_pairs
-from xtoken_align.losses.compat.nemo_total import total
-from xtoken_align.losses.compat.trl_groups import Groups, Runs
-from xtoken_align.losses.compat.trl_uld import uld_on_groups
-from xtoken_align.losses.forms import Hidden, Logits
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import Hidden, Logits, XTokenLoss
+from xtoken_align.losses.peers import nemo_rl, tokenkit
+from xtoken_align.losses.peers.nemo_rl import find_pairs, total
+from xtoken_align.losses.peers.trl import Groups, Runs, uld_on_groups
 
 SEEDS = (2, 4, 10, 38)
 
@@ -44,7 +41,7 @@ def peers_own(case: Case, student: torch.Tensor, options: dict[str, Any]) -> tor
     chunks = (spans.student, spans.teacher)
     ids = {"student_ids": spans.student_ids, "teacher_ids": spans.teacher_ids}
     if options["compat"] == "tokenkit":
-        return tokenkit_alm.alm(student, teacher, *chunks, **ids, pair_valid=valid).loss
+        return tokenkit.alm(student, teacher, *chunks, **ids, pair_valid=valid).loss
     strict = find_pairs(*links, matrix.shape)
     if options["compat"] == "trl":
         return uld_on_groups(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from toy_world import CROSSING, WORLDS, ToyWorld
 
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import XTokenLoss
 
 Make = Callable[[int], ToyWorld]
 

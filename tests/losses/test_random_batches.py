@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from random_batches import FEATURES, Case, random_case, top_k_of
+from slow_loss import slow_loss
 
-from xtoken_align.losses.slow.slow_loss import slow_loss
 from xtoken_align.vocab.kinds import Kind
 
 KINDS = ("partition-kl", "c-kl", "p-kl", "h-kl", "gold", "uld", "alm")

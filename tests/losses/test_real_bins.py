@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from xtoken_align import Mapping, load
+from xtoken_align.losses import XTokenLoss, partition_kl
 from xtoken_align.losses.comparison import Comparison
-from xtoken_align.losses.partition_kl import partition_kl
-from xtoken_align.losses.xtoken_loss import XTokenLoss
 from xtoken_align.vocab.kinds import Kind
 
 

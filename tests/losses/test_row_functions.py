@@ -11,12 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from loss_calls import case_of
 
 from xtoken_align.errors import OptionError
-from xtoken_align.losses.alm import alm
-from xtoken_align.losses.h_kl import gold, h_kl
-from xtoken_align.losses.p_kl import p_kl
-from xtoken_align.losses.partition_kl import partition_kl
-from xtoken_align.losses.uld import uld
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import XTokenLoss, alm, gold, h_kl, p_kl, partition_kl, uld
 
 STUDENT_BIN = torch.tensor([0, 1, 1, 2, -1, 3, 0, -2, 7])
 TEACHER_BIN = torch.tensor([2, 0, 1, 1, -1, 5, 3])

@@ -12,9 +12,7 @@ from loss_calls import case_of
 from small_vocabs import make_vocab
 
 from xtoken_align import Mapping, Spans, align_ids, build
-from xtoken_align.losses.forms import Hidden
-from xtoken_align.losses.multi import MultiTeacherLoss
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import Hidden, MultiTeacherLoss, XTokenLoss
 from xtoken_align.vocab.kinds import Kind
 
 CASE = case_of(4)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from random_batches import random_case
 
-from xtoken_align.losses.forms import Logits
+from xtoken_align.losses import Logits
 from xtoken_align.losses.sharded import Shares, shares_of
 
 

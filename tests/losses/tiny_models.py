@@ -14,9 +14,7 @@ import torch
 import transformers
 from random_batches import Case, random_case
 
-from xtoken_align.losses.fuse_head import fuse_head
-from xtoken_align.losses.outputs import LossOutput
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import LossOutput, XTokenLoss, fuse_head
 
 Gradients = dict[str, torch.Tensor]
 

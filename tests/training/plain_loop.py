@@ -4,7 +4,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import xtoken_align
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import XTokenLoss
 
 student = AutoModelForCausalLM.from_pretrained("student")
 teacher = AutoModelForCausalLM.from_pretrained("teacher").eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,10 +13,12 @@ from ..errors import OptionError
 from ..spans.spans import Predictions
 from .block_sizes import block_sizes
 from .chain import ChainTables, chain_levels
-from .forms import Hidden, Logits, Student, Teacher, TopK
 from .index import make_index
+from .inputs import Hidden, Logits, Student, Teacher, TopK
+
+if TYPE_CHECKING:
+    from .loss import Metric
 from .operator import attach, compare_batch, gradients_of
-from .outputs import Metric
 from .passes import Pass, Recipe, Wanted, Weights
 from .plan import IGNORED, Plan, make_plan
 from .rows import compute_dtype, student_source, teacher_source

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import OptionError
-from .forms import Hidden
+from .inputs import Hidden
 
 MULTIPLIED = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 """By what models multiply their logits, by its name in the config: Cohere, Falcon-H1, Muse."""

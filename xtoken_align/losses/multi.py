@@ -9,10 +9,9 @@ import torch
 
 from ..errors import OptionError
 from ..spans.spans import Spans
-from .forms import Student, Teacher
+from .inputs import Student, Teacher
+from .loss import Count, LossOutput, XTokenLoss
 from .options import weight
-from .outputs import LossOutput
-from .xtoken_loss import Count, XTokenLoss
 
 
 class MultiTeacherLoss(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Checks of the options of the losses: each returns the value or refuses it in one sentence."""
+"""What a loss was asked for, and the checks of options: each returns the value or refuses it in one sentence."""
 
 from __future__ import annotations
 

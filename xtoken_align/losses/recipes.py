@@ -13,16 +13,13 @@ from ..coverage.common import relaxed_common, strict_common
 from ..mapping.mapping import Mapping
 from ..vocab.kinds import Kind
 from .bins import MASKED
-from .h_kl import recipe_of_pairs
-from .p_kl import recipe_of_projection
+from .functional import recipe_of_bins, recipe_of_everything, recipe_of_pairs, recipe_of_projection
 from .pairs import Pairs, everything
-from .partition_kl import recipe_of_bins
 from .passes import Recipe, resolved
 from .projection import Projection
-from .uld import recipe_of_everything
 
 if TYPE_CHECKING:
-    from .options import LossOptions
+    from .loss import LossOptions
 
 
 def make_recipe(mapping: Mapping, options: LossOptions) -> Recipe:

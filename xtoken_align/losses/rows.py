@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import OptionError
-from .forms import Hidden, Logits, Student, Teacher, TopK
+from .inputs import Hidden, Logits, Student, Teacher, TopK
 
 
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import OptionError
 from ..spans.spans import Predictions
 from .batch import Batch
-from .forms import Logits, TopK
+from .inputs import Logits, TopK
 from .plan import IGNORED, Plan
 
 

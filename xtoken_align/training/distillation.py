@@ -11,11 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import OptionError
-from ..losses.forms import Student, Teacher
-from ..losses.fuse_head import FusedHead
-from ..losses.multi import MultiTeacherLoss
-from ..losses.outputs import LossOutput
-from ..losses.xtoken_loss import XTokenLoss
+from ..losses import FusedHead, LossOutput, MultiTeacherLoss, Student, Teacher, XTokenLoss
 from ..mapping.mapping import Mapping as VocabMapping
 from ..spans.collate import IGNORED
 from .cache.read import TeacherCache

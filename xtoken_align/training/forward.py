@@ -9,9 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import OptionError
-from ..losses.forms import Hidden
-from ..losses.fuse_head import FusedHead, fuse_head
-from ..losses.outputs import LossOutput
+from ..losses import FusedHead, Hidden, LossOutput, fuse_head
 from ..spans.collate import block_mask
 
 

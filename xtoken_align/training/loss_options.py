@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import OptionError
-from ..losses.options import LossOptions
+from ..losses import LossOptions
 from .config_values import refuse_unknown
 
 

@@ -14,7 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from ..errors import OptionError, StoreError, XTokenWarning
-from ..losses.multi import MultiTeacherLoss
+from ..losses import MultiTeacherLoss
 from .checkpoints import finish_checkpoint, last_checkpoint, load_loss, rotate
 from .distillation import Counts, Distillation
 from .on_policy import OnPolicy

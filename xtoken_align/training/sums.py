@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ..losses.outputs import Metric
+from ..losses import Metric
 
 
 class MetricSums:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import OptionError
-from ..losses.forms import Teacher, TopK
+from ..losses import Teacher, TopK
 from ..vocab.vocab import Vocab
 from .cache.read import TeacherCache
 from .fit import logit_width, vocab_of

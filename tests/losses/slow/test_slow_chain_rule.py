@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from slow_loss import slow_loss
 from toy_world import WORLDS
-
-from xtoken_align.losses.slow.slow_loss import slow_loss
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from slow_loss import slow_loss
 from small_vocabs import make_vocab
 from tiny import Tiny
 
 from xtoken_align import align_ids, build
-from xtoken_align.losses.slow.slow_loss import slow_loss
 from xtoken_align.vocab.kinds import Kind
 
 P, Q = [0.3, 0.2, 0.0, 0.5], [0.5, 0.4, 0.1]

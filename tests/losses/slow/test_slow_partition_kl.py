@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from slow_loss import PartitionKL, slow_loss
+from slow_parts import Chunk, SlowOptions
 from tiny import Tiny, kl
 
 from xtoken_align.errors import OptionError
-from xtoken_align.losses.slow.batch import Chunk
-from xtoken_align.losses.slow.options import SlowOptions
-from xtoken_align.losses.slow.partition_kl import PartitionKL
-from xtoken_align.losses.slow.slow_loss import slow_loss
 from xtoken_align.vocab.kinds import Kind
 
 STUDENT = [0.1, 0.2, 0.3, 0.15, 0.25]

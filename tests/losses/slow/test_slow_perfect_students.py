@@ -7,9 +7,8 @@ from math import log
 
 import pytest
 import torch
+from slow_loss import SlowOutput, slow_loss
 from toy_world import CROSSING, END, UNCLOSED, WORLDS, ToyWorld
-
-from xtoken_align.losses.slow.slow_loss import SlowOutput, slow_loss
 
 Make = Callable[[int], ToyWorld]
 

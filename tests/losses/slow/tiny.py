@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from slow_loss import SlowOutput, slow_loss
 from small_vocabs import Token, make_vocab
 
 from xtoken_align import align_ids, build
-from xtoken_align.losses.slow.slow_loss import SlowOutput, slow_loss
 from xtoken_align.vocab.kinds import Kind
 
 Rows = Sequence[Sequence[float]]

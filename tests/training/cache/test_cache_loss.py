@@ -11,7 +11,7 @@ from cache_models import WIDTH, Causal, small_vocab
 from small_vocabs import make_vocab
 
 from xtoken_align import build
-from xtoken_align.losses.xtoken_loss import XTokenLoss
+from xtoken_align.losses import XTokenLoss
 from xtoken_align.mapping.mapping import Mapping
 from xtoken_align.spans.collate import SpanCollator
 from xtoken_align.training.cache.read import TeacherCache

@@ -22,7 +22,7 @@ from .shard import Shard
 from .truncation import Truncation
 
 if TYPE_CHECKING:
-    from ...losses.forms import TopK
+    from ...losses import TopK
 
 
 class TeacherCache:
@@ -204,7 +204,7 @@ class TeacherCache:
     def _placed(self, found: Sequence[CachedRow], units: Units, device: Any) -> TopK:
         import torch
 
-        from ...losses.forms import TopK
+        from ...losses import TopK
 
         (height, width), most = units.shape, self.settings.top_k
         keep = units.mask

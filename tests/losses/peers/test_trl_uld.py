@@ -13,9 +13,16 @@ from peer_batches import Answers, answers
 from peer_cases import agrees
 
 from xtoken_align.errors import OptionError
-from xtoken_align.losses.compat.trl_groups import Groups, Runs, align_ends, answer_groups
-from xtoken_align.losses.compat.trl_merge import merge_groups
-from xtoken_align.losses.compat.trl_uld import ULDLoss, uld, uld_on_groups
+from xtoken_align.losses.peers.trl import (
+    Groups,
+    Runs,
+    ULDLoss,
+    align_ends,
+    answer_groups,
+    merge_groups,
+    uld,
+    uld_on_groups,
+)
 
 options = st.fixed_dictionaries(
     {

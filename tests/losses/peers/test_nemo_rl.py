@@ -11,8 +11,7 @@ from peer_batches import Batch, batches
 from peer_cases import agrees
 
 from xtoken_align.errors import OptionError
-from xtoken_align.losses.compat.nemo_pairs import Pairs, find_pairs
-from xtoken_align.losses.compat.nemo_rl import GoldLoss, PKLLoss, gold, p_kl
+from xtoken_align.losses.peers.nemo_rl import GoldLoss, Pairs, PKLLoss, find_pairs, gold, p_kl
 
 temperatures = st.sampled_from([0.7, 1.0, 2.0])
 

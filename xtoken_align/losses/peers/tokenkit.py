@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from ...errors import OptionError
-from ..options import one_of, positive, same_shape
+from ...mapping.mapping import Mapping
+from ...spans.spans import Spans
+from ..functional import binary_ce
+from ..options import LossOptions, one_of, same_shape
 from .chunks import Side, compute_dtype, rows_at, sum_in_chunks, valid_chunks
 
 ALM_MODES = ("none", "append_space")
-# Keeps 1 - exp(l) above 0 for a chunk that is certain.
-_EPSILON = 1e-6
-_LOG_HALF = -math.log(2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,35 +35,6 @@ class ALMLoss:
     teacher_log_likelihood: torch.Tensor
     student_log_likelihood: torch.Tensor
     chunk_ce: torch.Tensor
-
-
-def binary_ce(teacher: torch.Tensor, student: torch.Tensor, *, tau: float = 100.0) -> torch.Tensor:
-    """The cross-entropy of "this chunk" against "another" at temperature tau.
-
-    a = l_T / tau - 1e-6, b = l_S / tau - 1e-6: -(exp(a) b + (1 - exp(a)) log(1 - exp(b))).
-
-    Args:
-        teacher: floats, any shape, natural-log likelihoods of at most 0.
-        student: floats of the same shape.
-        tau: the temperature of the likelihoods.
-
-    Returns:
-        Floats of that shape, the entropy of exp(a) where student and teacher agree, never less; so not 0 at the best.
-
-    Raises:
-        OptionError: for a `tau` that is not above 0, or two shapes.
-
-    Example:
-        >>> import torch
-        >>> binary_ce(torch.tensor([-0.5]), torch.tensor([-0.7])).item()  # doctest: +ELLIPSIS
-        0.0317350...
-
-    Source: tokenkit, `compute_alm_loss`, 2025; Minixhofer et al. 2025.
-    """
-    positive("tau", tau)
-    same_shape("student", student, teacher.shape, "that of teacher")
-    log_teacher, log_student = teacher / tau - _EPSILON, student / tau - _EPSILON
-    return -(log_teacher.exp() * log_student - log_teacher.expm1() * _log_complement(log_student))
 
 
 def alm(
@@ -160,12 +130,25 @@ def _log_space(logits: torch.Tensor, side: Side, space_ids: torch.Tensor | None,
     return log_probabilities.index_select(1, space_ids.long()).logsumexp(dim=1).clamp_max(0)
 
 
-def _log_complement(value: torch.Tensor) -> torch.Tensor:
-    """log(1 - exp(value)) for value < 0: near 0 through expm1, far from it through log1p, where each keeps its digits.
+def on_spans(
+    mapping: Mapping, options: LossOptions, student: torch.Tensor, teacher: torch.Tensor, spans: Spans
+) -> torch.Tensor:
+    """The loss of one batch of this library, scalar: what `XTokenLoss(compat="tokenkit")` calls.
 
-    Each branch sees values of its own side only, since `where` would turn the other's infinite slope into NaN.
+    Args:
+        mapping: not read: likelihoods need none.
+        options: not read.
+        student: floats (B, T_s, V_s).
+        teacher: floats (B, T_t, V_t).
+        spans: on the logits' device.
     """
-    far = value < _LOG_HALF
-    through_log1p = torch.log1p(-torch.where(far, value, _LOG_HALF).exp())
-    through_expm1 = torch.log(-torch.where(far, _LOG_HALF, value).expm1())
-    return torch.where(far, through_log1p, through_expm1)
+    del mapping, options
+    return alm(
+        student,
+        teacher,
+        spans.student,
+        spans.teacher,
+        student_ids=spans.student_ids,
+        teacher_ids=spans.teacher_ids,
+        pair_valid=spans.weight > 0,
+    ).loss

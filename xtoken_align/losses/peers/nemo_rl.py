@@ -1,4 +1,4 @@
-"""NeMo-RL's cross-tokenizer losses (X-Token, 2026): P-KL, gold and H-KL.
+"""NeMo-RL's cross-tokenizer losses (X-Token, 2026): P-KL, gold, H-KL, common pairs, and the sum with a cross-entropy.
 
 The options carry NeMo-RL's own names. As there, the chunks of one call are the divisor, so results depend on how a
 batch is cut.
@@ -11,9 +11,111 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import OptionError
-from ..options import positive, same_shape, size
-from .chunks import Side, compute_dtype, rows_at, sum_in_chunks, valid_chunks
-from .nemo_pairs import Pairs, check_links
+from ...mapping.mapping import Mapping
+from ...spans.spans import Spans
+from ..options import LossOptions, positive, same_shape, size, weight
+from .chunks import Side, compute_dtype, other_ids, rows_at, sum_in_chunks, valid_chunks
+
+RELAXED_WEIGHT = 0.6
+"""The least top weight of a row whose token has a counterpart under the relaxed rule (NeMo-RL 2026, `xtoken_loss`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Two vocabularies split into a common part and two remainders.
+
+    Attributes:
+        common: int64 (M, 2), student and teacher ids, ascending by student; one to one.
+        uncommon_student: int64 (V_s - M,), the other student ids, ascending.
+        uncommon_teacher: int64 (V_t - M,), the other teacher ids, ascending.
+    """
+
+    common: torch.Tensor
+    uncommon_student: torch.Tensor
+    uncommon_teacher: torch.Tensor
+
+
+def find_pairs(
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    weights: torch.Tensor,
+    shape: tuple[int, int],
+    *,
+    xtoken_loss: bool = False,
+) -> Pairs:
+    """Picks the common pairs from the mapping's links.
+
+    Strict (`xtoken_loss` False, NeMo-RL's gold): the rows of one link of weight exactly 1. Relaxed (True, its H-KL):
+    the rows whose heaviest link weighs 0.6 or more. Where several rows claim one column, the heaviest link wins, then
+    the lowest student id.
+
+    Args:
+        rows: integers (links,), student ids.
+        columns: integers (links,), teacher ids.
+        weights: floats (links,).
+        shape: (V_s, V_t).
+        xtoken_loss: the peer's name for the relaxed rule.
+
+    Returns:
+        The pairs, on the device of `rows`. They depend on the mapping alone: find them once, not at every step.
+
+    Raises:
+        OptionError: where the three arrays differ in length or an id lies outside of `shape`.
+
+    Example:
+        >>> import torch
+        >>> rows, columns = torch.tensor([0, 1, 1, 2]), torch.tensor([3, 1, 0, 3])
+        >>> weights = torch.tensor([1.0, 0.9, 0.1, 1.0])
+        >>> find_pairs(rows, columns, weights, (3, 4)).common.tolist()
+        [[0, 3]]
+        >>> find_pairs(rows, columns, weights, (3, 4), xtoken_loss=True).common.tolist()
+        [[0, 3], [1, 1]]
+
+    Source: NeMo-RL, `x_token` losses, 2026. Ours differ: `XTokenLoss` matches by surfaces, not by weights.
+    """
+    check_links(rows, columns, weights, shape)
+    rows, columns = rows.long(), columns.long()
+    if xtoken_loss:
+        # Stable, so that of equal weights the link stored first is the row's top.
+        order = weights.argsort(descending=True, stable=True)
+        order = order[_first_of_each(rows[order])]
+        order = order[weights[order] >= RELAXED_WEIGHT]
+    else:
+        order = ((torch.bincount(rows, minlength=shape[0])[rows] == 1) & (weights == 1)).nonzero().squeeze(1)
+    order = order[rows[order].argsort(stable=True)]
+    order = order[weights[order].argsort(descending=True, stable=True)]
+    order = order[_first_of_each(columns[order])]
+    order = order[rows[order].argsort(stable=True)]
+    return Pairs(
+        common=torch.stack([rows[order], columns[order]], dim=1),
+        uncommon_student=other_ids(rows[order], shape[0]),
+        uncommon_teacher=other_ids(columns[order], shape[1]),
+    )
+
+
+def check_links(rows: torch.Tensor, columns: torch.Tensor, weights: torch.Tensor, shape: tuple[int, int]) -> None:
+    """Refuses links that do not fit each other or the vocabularies."""
+    same_shape("columns", columns, rows.shape, "that of rows")
+    same_shape("weights", weights, rows.shape, "that of rows")
+    if torch.compiler.is_compiling():
+        # While a graph is made there are no ids to look at.
+        return
+    for name, ids, width in (("rows", rows, shape[0]), ("columns", columns, shape[1])):
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < width:
+            raise OptionError(
+                f"{name} must lie between 0 and {width - 1}, one less than the width of the logits, but they run from "
+                f"{int(ids.min())} to {int(ids.max())}"
+            )
+
+
+def _first_of_each(keys: torch.Tensor) -> torch.Tensor:
+    """Where each key occurs first, ascending by key."""
+    order = keys.argsort(stable=True)
+    ordered = keys[order]
+    begins = torch.ones_like(ordered, dtype=torch.bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    return order[begins]
+
 
 # The peer adds these so that nothing divides by 0 or takes log 0; they show from the tenth decimal on.
 _EPSILON = 1e-10
@@ -198,7 +300,7 @@ def gold(
 
     Example:
         >>> import torch
-        >>> from xtoken_align.losses.compat.nemo_pairs import Pairs
+        >>> from xtoken_align.losses.peers.nemo_rl import Pairs
         >>> teacher = torch.tensor([0.3, 0.2, 0.5]).log().expand(1, 2, 3)
         >>> student = torch.tensor([0.5, 0.4, 0.1]).log().expand(1, 2, 3)
         >>> pairs = Pairs(torch.tensor([[0, 0], [1, 1]]), torch.tensor([2]), torch.tensor([2]))
@@ -294,3 +396,145 @@ def _sorted_distance(student: torch.Tensor, teacher: torch.Tensor, most: int) ->
     """Row sums of |difference| of the largest values in order, as many as both sides have, at most `most`."""
     length = min(student.shape[1], teacher.shape[1], most)
     return (student.topk(length, dim=1).values - teacher.topk(length, dim=1).values).abs().sum(dim=1)
+
+
+_LABEL_EPSILON = 1e-8
+
+
+@dataclass(frozen=True, eq=False)
+class TotalLoss:
+    """Distillation with cross-entropy.
+
+    Attributes:
+        loss: scalar with the student's graph.
+        kd: scalar, the distillation loss as given, detached.
+        ce: scalar, the cross-entropy, detached.
+        kl_scale: scalar, what `dynamic_loss_scaling` multiplied `kd` by, else 1.
+    """
+
+    loss: torch.Tensor
+    kd: torch.Tensor
+    ce: torch.Tensor
+    kl_scale: torch.Tensor
+
+
+def total(
+    kd: torch.Tensor,
+    student_logits: torch.Tensor,
+    student_ids: torch.Tensor,
+    *,
+    token_mask: torch.Tensor | None = None,
+    sample_mask: torch.Tensor | None = None,
+    kl_loss_weight: float = 1.0,
+    ce_loss_scale: float = 1.0,
+    dynamic_loss_scaling: bool = False,
+) -> TotalLoss:
+    """NeMo-RL's sum of a distillation loss and the student's cross-entropy.
+
+    ce = sum over masked next-token labels of -log softmax(z_S[t])[x[t + 1]], divided by (their number + 1e-8).
+    Fixed: loss = kl_loss_weight * kd + ce_loss_scale * ce. Dynamic: loss = |ce| / |kd| * kd + ce, the factor a
+    constant and both weights ignored; where kd is 0 the factor is 1.
+
+    What differs from ours: the dynamic factor is this batch's, where ours runs over averages that are clipped and kept;
+    it makes the value 2 ce whatever the teacher says, cancels ce where kd is negative, and blows kd's noise up as kd
+    falls. Labels are counted in this call.
+
+    Args:
+        kd: scalar, the `loss` of `p_kl` or `gold`.
+        student_logits: floats (B, T_s, V_s).
+        student_ids: integers (B, T_s).
+        token_mask: (B, T_s), non-zero where a token may be a label; by default everywhere.
+        sample_mask: (B,), non-zero where a sample may count.
+        kl_loss_weight: the fixed weight of `kd`.
+        ce_loss_scale: the fixed weight of the cross-entropy.
+        dynamic_loss_scaling: scale `kd` to the cross-entropy instead.
+
+    Returns:
+        The sum and its parts.
+
+    Raises:
+        OptionError: for a weight out of range or shapes that do not belong together.
+
+    Example:
+        >>> import torch
+        >>> logits, ids = torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]])
+        >>> out = total(torch.tensor(0.5), logits, ids, dynamic_loss_scaling=True)
+        >>> round(float(out.ce), 4), round(float(out.kl_scale), 4), round(float(out.loss), 4)
+        (1.3863, 2.7726, 2.7726)
+
+    Source: NeMo-RL, `CrossTokenizerDistillationLossFn`, 2026.
+    """
+    weight("kl_loss_weight", kl_loss_weight)
+    weight("ce_loss_scale", ce_loss_scale)
+    if kd.dim():
+        raise OptionError(f"kd must be a scalar, the loss of p_kl or gold, but it has shape {tuple(kd.shape)}")
+    ce = _next_token_loss(student_logits, student_ids, token_mask, sample_mask)
+    scale = torch.ones_like(ce.detach())
+    if dynamic_loss_scaling:
+        size_of_kd = kd.detach().abs()
+        scale = torch.where(size_of_kd > 0, ce.detach().abs() / size_of_kd, scale)
+        loss = scale * kd + ce
+    else:
+        loss = kl_loss_weight * kd + ce_loss_scale * ce
+    return TotalLoss(loss=loss, kd=kd.detach(), ce=ce.detach(), kl_scale=scale)
+
+
+def _next_token_loss(
+    logits: torch.Tensor, ids: torch.Tensor, token_mask: torch.Tensor | None, sample_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The masked cross-entropy of the next token, divided by the number of labels + 1e-8."""
+    same_shape("student_ids", ids, logits.shape[:2], "(B, T_s)")
+    labelled = torch.ones_like(ids, dtype=torch.bool)
+    if token_mask is not None:
+        same_shape("token_mask", token_mask, ids.shape, "(B, T_s)")
+        labelled = token_mask.bool()
+    if sample_mask is not None:
+        same_shape("sample_mask", sample_mask, ids.shape[:1], "(B,)")
+        labelled = labelled & sample_mask.bool().unsqueeze(1)
+    sample, position = labelled[:, 1:].nonzero(as_tuple=True)
+    rows = rows_at(logits, sample * ids.shape[1] + position, compute_dtype(logits))
+    labels = ids[sample, position + 1].long()
+    return torch.nn.functional.cross_entropy(rows, labels, reduction="sum") / (len(labels) + _LABEL_EPSILON)
+
+
+def on_spans(
+    mapping: Mapping, options: LossOptions, student: torch.Tensor, teacher: torch.Tensor, spans: Spans
+) -> torch.Tensor:
+    """The loss of one batch of this library, scalar: what `XTokenLoss(compat="nemo-rl")` calls.
+
+    Args:
+        mapping: whose W is the projection.
+        options: `kind`, `temperature`, `top_k`, `uncommon_top_k` are read.
+        student: floats (B, T_s, V_s).
+        teacher: floats (B, T_t, V_t).
+        spans: on the logits' device; their chunks are NeMo-RL's.
+    """
+    matrix = mapping.matrix
+    rows, columns, weights = (
+        torch.from_numpy(array).to(student.device) for array in (matrix.rows, matrix.indices, matrix.data)
+    )
+    valid = spans.weight > 0
+    if options.kind == "p-kl":
+        return p_kl(
+            student,
+            teacher,
+            spans.student,
+            spans.teacher,
+            rows=rows,
+            columns=columns,
+            weights=weights,
+            pair_valid=valid,
+            temperature=options.temperature,
+            vocab_topk=8192 if options.top_k is None else options.top_k,
+        ).loss
+    pairs = find_pairs(rows, columns, weights, matrix.shape, xtoken_loss=options.kind == "h-kl")
+    return gold(
+        student,
+        teacher,
+        spans.student,
+        spans.teacher,
+        pairs=pairs,
+        pair_valid=valid,
+        temperature=options.temperature,
+        uncommon_topk=options.uncommon_top_k,
+    ).loss

@@ -1,4 +1,4 @@
-"""Which logit positions predict which chunk, and sums over them: the common ground of the forms that take chunk ids."""
+"""Sets of token ids as arrays."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ import torch
 
 from ...errors import OptionError
 from ..options import batch_of_logits, same_shape
+
+
+def other_ids(ids: torch.Tensor, width: int) -> torch.Tensor:
+    """The ids below `width` that are not in `ids`, int64, ascending.
+
+    Example:
+        >>> import torch
+        >>> other_ids(torch.tensor([3, 0]), 5).tolist()
+        [1, 2, 4]
+    """
+    rest = torch.ones(width, dtype=torch.bool, device=ids.device)
+    rest[ids.long()] = False
+    return rest.nonzero().squeeze(1)
 
 
 @dataclass(frozen=True, eq=False)

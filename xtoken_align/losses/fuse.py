@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from ..errors import OptionError
-from .forms import Hidden
 from .heads import check_head, hidden_of, logit_factors, output_head
-from .outputs import LossOutput
+from .inputs import Hidden
+from .loss import LossOutput
 
 Compute = Callable[[Hidden], LossOutput]
 

@@ -11,7 +11,7 @@ from peer_batches import Batch, batches
 from peer_cases import agrees
 
 from xtoken_align.errors import OptionError
-from xtoken_align.losses.compat.tokenkit_alm import ALMLoss, alm, binary_ce
+from xtoken_align.losses.peers.tokenkit import ALMLoss, alm, binary_ce
 
 
 def fast(batch: Batch, **options) -> ALMLoss:

@@ -11,7 +11,7 @@ from peer_batches import Batch, batches
 from peer_cases import agrees
 
 from xtoken_align.errors import OptionError
-from xtoken_align.losses.compat.nemo_total import total
+from xtoken_align.losses.peers.nemo_rl import total
 
 
 @settings(max_examples=40, deadline=None)

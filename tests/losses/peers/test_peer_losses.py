@@ -9,11 +9,9 @@ import pytest
 import torch
 from peer_cases import agrees, cases, given, links, peer_losses, student
 
-from xtoken_align.losses.compat.nemo_pairs import Pairs, find_pairs
-from xtoken_align.losses.compat.nemo_rl import GoldLoss, PKLLoss, gold, p_kl
-from xtoken_align.losses.compat.nemo_total import total
-from xtoken_align.losses.compat.tokenkit_alm import alm, binary_ce
-from xtoken_align.losses.compat.trl_uld import ULDLoss, uld
+from xtoken_align.losses.peers.nemo_rl import GoldLoss, Pairs, PKLLoss, find_pairs, gold, p_kl, total
+from xtoken_align.losses.peers.tokenkit import alm, binary_ce
+from xtoken_align.losses.peers.trl import ULDLoss, uld
 
 PRECISIONS = (torch.float64, torch.float32)
 SIZES = {

@@ -1,4 +1,4 @@
-"""What the two sides of a loss hand in: logits, hidden states with a head, or a teacher's best tokens."""
+"""What a loss takes: logits, hidden states with a head, or a teacher's best tokens."""
 
 from __future__ import annotations
 

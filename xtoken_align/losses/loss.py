@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any, Self
 
 import numpy as np
@@ -13,23 +14,45 @@ from torch._compile import _disable_dynamo
 from ..errors import OptionError
 from ..mapping.mapping import Mapping
 from ..spans.spans import Predictions, Spans
-from .alm import alm, chunk_log_likelihoods
 from .batch import Planner, Result, block_rows, metrics_of, next_labels, run_batch
 from .chain import chain_tables
 from .comparison import Comparison
-from .forms import Student, Teacher, TopK, check_positions
+from .functional import alm, chunk_log_likelihoods
+from .inputs import Logits, Student, Teacher, TopK, check_positions
 from .learned import LinkWeights
 from .operator import CLASSES
 from .options import LossOptions, same_shape
-from .outputs import LossOutput
 from .packing import pack, unpack
 from .passes import Recipe
-from .peers import peer_loss
 from .plan import IGNORED
 from .prefix_tree import Ids
 from .recipes import make_recipe
 from .scale import DynamicScale
 from .sharded import Shares, local_rows, shares_of, take_rows
+
+Metric = tuple[torch.Tensor, torch.Tensor]
+"""Numerator and denominator, detached scalars: add both over steps and ranks, then divide."""
+
+
+@dataclass(frozen=True, eq=False)
+class LossOutput:
+    """A loss and its parts.
+
+    Attributes:
+        loss: scalar with the student's graph, kd_weight * scale * kd + ce_weight * ce.
+        kd: scalar, the distillation loss, detached.
+        ce: scalar, the cross-entropy, detached; 0 where it is not computed.
+        metrics: detached (numerator, denominator) pairs, by name: `kd`, `ce`, `scale`, `agreement` (the two sides' top
+            choices in the common space are one), `chunks_used` (of all chunks with a weight), `misfits`,
+            `dropped_mass` (the teacher's mass that was not compared), `empty_mass` (the student's mass on tokens
+            without a counterpart). With several teachers the names carry the teacher's number: `agreement/0`.
+    """
+
+    loss: torch.Tensor
+    kd: torch.Tensor
+    ce: torch.Tensor
+    metrics: dict[str, Metric] = field(default_factory=dict)
+
 
 Count = int | float | torch.Tensor
 
@@ -183,7 +206,7 @@ class XTokenLoss(torch.nn.Module):
             )
         if self.options.compat is not None:
             options = replace(self.options, kd_weight=share * self.options.kd_weight)
-            return peer_loss(self.mapping, options, student, teacher, spans, labels)
+            return _peer_loss(self.mapping, options, student, teacher, spans, labels)
         if isinstance(teacher, TopK) and self.kind not in ("partition-kl", "c-kl", "p-kl"):
             raise OptionError(
                 f"{self.kind} needs the teacher's whole distribution, but the teacher is a TopK; use partition-kl, "
@@ -321,6 +344,45 @@ class XTokenLoss(torch.nn.Module):
         if self.scale is not None and self.training:
             self.scale.add(metrics["kd"], metrics["ce"])
         return LossOutput(loss, kd / chunks[0], ce / items[0], metrics)
+
+
+def _peer_loss(
+    mapping: Mapping,
+    options: LossOptions,
+    student: Student,
+    teacher: Teacher,
+    spans: Spans,
+    labels: torch.Tensor | None,
+) -> LossOutput:
+    """A peer's form of the loss, and its sum with the cross-entropy as NeMo-RL makes it: counts are those of the call.
+
+    Raises:
+        OptionError: a side is not logits.
+    """
+    # Nothing else needs the peers' forms, so they are loaded here.
+    peer = import_module(f".peers.{(options.compat or '').replace('-', '_')}", __package__)
+    total = import_module(".peers.nemo_rl", __package__).total
+    logits = []
+    for side, name in ((student, "student"), (teacher, "teacher")):
+        plain = side.logits if isinstance(side, Logits) else side
+        if not isinstance(plain, torch.Tensor):
+            raise OptionError(f"the peers' forms read logits, but the {name} is a {type(side).__name__}")
+        logits.append(plain)
+    kd = peer.on_spans(mapping, options, *logits, spans.to(logits[0].device))
+    if labels is None:
+        return LossOutput(options.kd_weight * kd, kd.detach(), torch.zeros_like(kd.detach()))
+    out = total(
+        kd,
+        logits[0],
+        labels.clamp_min(0),
+        token_mask=labels >= 0,
+        kl_loss_weight=options.kd_weight,
+        ce_loss_scale=options.ce_weight,
+        dynamic_loss_scaling=options.scale == "dynamic",
+    )
+    one = torch.ones_like(out.kd)
+    metrics = {"kd": (out.kd, one), "ce": (out.ce, one), "scale": (out.kl_scale, one)}
+    return LossOutput(out.loss, out.kd, out.ce, metrics)
 
 
 def _predictions(spans: Spans, student_ids: torch.Tensor | None, teacher_ids: torch.Tensor | None) -> Predictions:
