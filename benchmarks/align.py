@@ -26,7 +26,9 @@ from time import perf_counter, process_time
 import numpy as np
 
 from xtoken_align import Vocab, align_ids, align_texts, read_vocab
-from xtoken_align.spans.slow import slow_chunks
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "spans"))
+from slow_spans import slow_chunks
 
 STUDENT, TEACHER = "llama-3", "qwen3"
 PAIRS = (("llama-3", "qwen3"), ("llama-4", "qwen3.6"), ("mistral-v1", "qwen3"), ("deepseek", "llama-3"))

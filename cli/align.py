@@ -61,7 +61,7 @@ def command(teacher: str, student: str, file: str | None, text: str | None, **op
       xtoken-align align gpt-oss ./my-student notes.txt --bos --json
     """
     text = _read(file, text)
-    from ..spans.align_texts import align_texts
+    from ..spans.aligner import align_texts
 
     with steps(quiet=False) as say:
         say("Reading the tokenizers")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import regex
 from rich.cells import cell_len
 
-from ..report.visible import MARKS, visible
+from ..visible import MARKS, visible
 
 LONGEST = 160
 """Tokens of a cell that are drawn: two tokenizers may agree on no border for pages."""

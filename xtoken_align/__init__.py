@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from .errors import XTokenError, XTokenWarning
     from .mapping.mapping import Mapping
     from .read import read_vocab
-    from .spans.align_chats import align_chats
-    from .spans.align_ids import align_ids
-    from .spans.align_texts import align_texts
-    from .spans.collate import SpanCollator
+    from .spans.aligner import align_chats, align_ids, align_texts
+    from .spans.batch import SpanCollator
     from .spans.dataset import AlignColumns
     from .spans.spans import Spans
     from .store.load import get_or_build, load
@@ -32,15 +30,15 @@ _HOMES = {
     "Compat": "compare.compat",
     "Diff": "compare.diff",
     "Mapping": "mapping.mapping",
-    "SpanCollator": "spans.collate",
+    "SpanCollator": "spans.batch",
     "Spans": "spans.spans",
     "Store": "store.store",
     "Vocab": "vocab.vocab",
     "XTokenError": "errors",
     "XTokenWarning": "errors",
-    "align_chats": "spans.align_chats",
-    "align_ids": "spans.align_ids",
-    "align_texts": "spans.align_texts",
+    "align_chats": "spans.aligner",
+    "align_ids": "spans.aligner",
+    "align_texts": "spans.aligner",
     "build": "builder",
     "compat": "compare.compat",
     "diff": "compare.diff",

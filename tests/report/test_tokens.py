@@ -12,7 +12,7 @@ from small_vocabs import vocabs
 
 from xtoken_align import Mapping, Vocab, build
 from xtoken_align.report.tables import embeddable, reasons_of, token_table
-from xtoken_align.report.visible import visible_bytes
+from xtoken_align.visible import visible_bytes
 
 
 def unpacked(table: dict[str, Any]) -> list[tuple[Any, ...]]:

@@ -8,7 +8,7 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xtoken_align.report.visible import LONGEST, MARKS, markup, visible, visible_bytes
+from xtoken_align.visible import LONGEST, MARKS, markup, visible, visible_bytes
 
 _UNSEEN = regex.compile(r"[\p{C}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]")
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xtoken_align.errors import OptionError
-from xtoken_align.spans.align_chats import align_chats
+from xtoken_align.spans.aligner import align_chats
 from xtoken_align.spans.spans import Spans
 from xtoken_align.vocab.vocab import Vocab
 

@@ -14,7 +14,7 @@ from span_checks import any_text, check, chunk_rows, surfaces_of, vocab
 
 from xtoken_align import Vocab
 from xtoken_align.errors import OptionError
-from xtoken_align.spans.align_ids import align_ids
+from xtoken_align.spans.aligner import align_ids
 from xtoken_align.spans.spans import Spans
 
 Real = Callable[[str], Vocab]

@@ -14,9 +14,8 @@ from span_checks import any_text, check, chunk_rows, expected_rows, id_rows, sur
 
 from xtoken_align import Vocab
 from xtoken_align.errors import OptionError
-from xtoken_align.spans.align_ids import align_ids
-from xtoken_align.spans.align_texts import align_texts
-from xtoken_align.spans.offsets import said_in
+from xtoken_align.spans.aligner import align_ids, align_texts
+from xtoken_align.spans.fold import text_by_offsets
 from xtoken_align.spans.tables import pair_tables
 
 Real = Callable[[str], Vocab]
@@ -224,7 +223,7 @@ def test_bytes_that_a_normaliser_takes_away_are_in_no_chunk() -> None:
 def test_tokens_that_spell_the_text_lie_on_it_byte_by_byte(text: str) -> None:
     data = text.encode("utf-8", "surrogatepass")
     side = vocab([bytes([byte]) for byte in range(256)])
-    said = said_in(
+    said = text_by_offsets(
         text, np.frombuffer(data, dtype=np.uint8).astype(np.int64), side, pair_tables(side, side), first_id=0
     )
     assert said is not None

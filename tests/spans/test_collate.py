@@ -10,11 +10,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from xtoken_align.errors import OptionError
-from xtoken_align.spans.align_texts import align_texts, aligned_texts
-from xtoken_align.spans.collate import SpanCollator, block_mask, positions
-from xtoken_align.spans.encode import Edges
-from xtoken_align.spans.layout import packed
-from xtoken_align.spans.tables import pair_tables
+from xtoken_align.spans.aligner import Aligner, align_texts
+from xtoken_align.spans.batch import SpanCollator, block_mask, packed, positions
 from xtoken_align.vocab.vocab import Vocab
 
 Real = Callable[[str], Vocab]
@@ -203,10 +200,9 @@ def test_a_document_longer_than_a_packed_row_is_cut_to_it(real: Real) -> None:
 
 
 def test_packing_refuses_a_document_longer_than_a_row(real: Real) -> None:
-    tables = pair_tables(real("llama-3"), real("qwen3"))
-    documents = aligned_texts(["a b c"], tables, Edges(), (None, None))
+    documents = Aligner(student=real("llama-3"), teacher=real("qwen3")).text_units(["a b c"])
     with pytest.raises(OptionError, match="3 student and 3 teacher tokens, a packed row at most 2 and 9"):
-        packed(documents, max_student_tokens=2, max_teacher_tokens=9, padding_side="right")
+        packed(documents, (2, 9), padding_side="right")
 
 
 def test_a_data_loader_takes_the_collator_also_as_a_copy_for_another_process(real: Real) -> None:

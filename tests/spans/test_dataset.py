@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 import xtoken_align.spans.dataset as home
 from xtoken_align.errors import OptionError, SourceError
-from xtoken_align.spans.align_chats import align_chats
-from xtoken_align.spans.align_texts import align_texts
-from xtoken_align.spans.collate import SpanCollator
+from xtoken_align.spans.aligner import align_chats, align_texts
+from xtoken_align.spans.batch import SpanCollator
 from xtoken_align.spans.dataset import AlignColumns, spans_from_columns
 from xtoken_align.spans.spans import Spans
 from xtoken_align.vocab.vocab import Vocab
@@ -146,7 +145,7 @@ def test_a_copy_carries_no_vocabulary_and_reads_each_once_per_process(
     reads = []
     read_vocab = home.read_vocab
     monkeypatch.setattr(home, "read_vocab", lambda source: reads.append(source) or read_vocab(source))
-    monkeypatch.setattr(home, "_READ", {})
+    monkeypatch.setattr(home, "vocabularies_read", {})
     for _ in range(2):
         made = pickle.loads(data)({"text": TEXTS})
         assert all(map(np.array_equal, made["student_chunks"], expected["student_chunks"]))
@@ -157,7 +156,7 @@ def test_a_process_that_finds_another_tokenizer_refuses(tmp_path: Path, monkeypa
     file = tokenizer_file(tmp_path / "tokenizer.json", ["a", "b"])
     align = AlignColumns(student=file, teacher=file)
     tokenizer_file(file, ["a", "c"])
-    monkeypatch.setattr(home, "_READ", {})
+    monkeypatch.setattr(home, "vocabularies_read", {})
     with pytest.raises(SourceError, match="all processes need the same"):
         pickle.loads(pickle.dumps(align))({"text": ["a"]})
 
@@ -167,7 +166,7 @@ def test_a_file_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     align = AlignColumns(student="tokenizer.json", teacher="tokenizer.json")
     monkeypatch.chdir("/")
-    monkeypatch.setattr(home, "_READ", {})
+    monkeypatch.setattr(home, "vocabularies_read", {})
     assert align({"text": ["b"]})["student_ids"][0].tolist() == [1]
 
 
@@ -183,7 +182,7 @@ def test_a_fresh_process_aligns_without_torch(align: AlignColumns, tmp_path: Pat
 
 def test_options_of_a_side_reach_its_reader(real: Real) -> None:
     wide = AlignColumns(student="llama-3", teacher="qwen3", teacher_options={"logits": 160_000})
-    assert len(wide.tables().teacher) == 160_000
+    assert len(wide.tables.teacher) == 160_000
 
 
 def test_a_vocab_and_rows_without_a_text_are_refused(align: AlignColumns, real: Real) -> None:

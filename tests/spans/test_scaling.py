@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from span_checks import vocab
 
-from xtoken_align.spans import chunks
-from xtoken_align.spans.align_ids import align_ids
-from xtoken_align.spans.align_texts import align_texts
+from xtoken_align.spans.aligner import align_ids, align_texts
+from xtoken_align.spans.chunks import chunks_of
 from xtoken_align.spans.spans import Spans
+from xtoken_align.spans.tables import pair_tables
+from xtoken_align.spans.units import units_of
 
 Ids = list[np.ndarray]
 
@@ -142,8 +143,7 @@ def test_ten_thousand_empty_texts_have_ten_thousand_empty_rows() -> None:
     assert seconds < 5
 
 
-def test_rows_are_aligned_as_one_by_one_whatever_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "_BLOCK", 50)
+def test_rows_are_aligned_as_one_by_one_whatever_the_blocks() -> None:
     rng = np.random.default_rng(3)
     texts = ["".join(map(chr, rng.integers(97, 99, int(size)))) for size in rng.integers(0, 60, 40)]
     pairs = vocab([b"a", b"b", b"ab", b"ba", b"aab"])
@@ -151,8 +151,13 @@ def test_rows_are_aligned_as_one_by_one_whatever_the_blocks(monkeypatch: pytest.
     ours, theirs = (side.encode_batch(texts) for side in (pairs, plain))
     theirs[5] = theirs[5][::-1]
     theirs[25] = theirs[25][:-3]
-    together = align_ids(ours, theirs, student=pairs, teacher=plain)
+    student, teacher = (units_of(side, width=9, side="student") for side in (ours, theirs))
+    args = student.ids, student.counts, teacher.ids, teacher.counts, pair_tables(pairs, plain)
+    together, whole = chunks_of(*args, block_tokens=50), chunks_of(*args)
+    for name in ("student", "teacher", "count", "differs"):
+        assert np.array_equal(getattr(together, name), getattr(whole, name)), name
+    spans = align_ids(ours, theirs, student=pairs, teacher=plain)
     for row, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         alone = align_ids([one], [other], student=pairs, teacher=plain)
-        assert np.array_equal(alone.student[0], together.student[row, : len(one)])
-        assert np.array_equal(alone.teacher[0], together.teacher[row, : len(other)])
+        assert np.array_equal(alone.student[0], spans.student[row, : len(one)])
+        assert np.array_equal(alone.teacher[0], spans.teacher[row, : len(other)])

@@ -9,11 +9,11 @@ import pytest
 from families import FAMILIES_AND_WORDY, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slow_spans import slow_chunks
 from span_checks import chunk_rows, vocab
 
 from xtoken_align import Vocab
-from xtoken_align.spans.align_ids import align_ids
-from xtoken_align.spans.slow import slow_chunks
+from xtoken_align.spans.aligner import align_ids
 from xtoken_align.vocab.kinds import Kind
 
 NAMES = ("gpt2", "qwen", "llama2", "gemma", "nllb", "unigram-bytes", "t5", "bert-uncased", "bert-cased", "clip", "gpt1")

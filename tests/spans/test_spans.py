@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from span_checks import vocab
 
-from xtoken_align.spans.align_ids import align_ids
+from xtoken_align.spans.aligner import align_ids
 from xtoken_align.spans.spans import Predictions, Spans
 
 STUDENT = vocab(["a", "b", "ab", "<s>", "<x>"], roles={"bos": [3]})

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xtoken_align.spans.specials import in_order, matched
+from xtoken_align.spans.tables import best_pairs_in_order, paired_specials
 
 grids = st.integers(0, 5).flatmap(
     lambda columns: st.lists(st.lists(st.booleans(), min_size=columns, max_size=columns), max_size=5).map(
@@ -29,7 +29,7 @@ def longest(grid: np.ndarray, row: int = 0, column: int = 0) -> int:
 
 @given(grid=grids)
 def test_pairs_are_the_longest_list_that_ascends_on_both_sides(grid: np.ndarray) -> None:
-    pairs = in_order(grid)
+    pairs = best_pairs_in_order(grid)
     assert all(grid[pair] for pair in pairs)
     assert all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(pairs))
     assert len(pairs) == longest(grid)
@@ -49,7 +49,7 @@ def test_specials_are_paired_place_by_place(
         for side, size in zip((ours, theirs), grid.shape, strict=True)
     ]
     places = [np.array([place for place, _ in side], dtype=np.int64) for side in (ours, theirs)]
-    left, right = matched(kinds[0], places[0], kinds[1], places[1], grid)
+    left, right = paired_specials(kinds[0], places[0], kinds[1], places[1], grid)
     assert (np.diff(left) > 0).all()
     assert (np.diff(right) > 0).all()
     assert np.array_equal(places[0][left], places[1][right])
@@ -66,5 +66,5 @@ def test_long_runs_are_paired_by_their_place() -> None:
     kinds = np.array([0] * 100 + [1], dtype=np.int32)
     others = np.array([0] * 90 + [1] * 3, dtype=np.int32)
     nowhere = np.zeros(101, dtype=np.int64)
-    left, right = matched(kinds, nowhere, others, nowhere[:93], same)
+    left, right = paired_specials(kinds, nowhere, others, nowhere[:93], same)
     assert left.tolist() == right.tolist() == list(range(90))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xtoken_align.spans.stretches import common_stretches
+from xtoken_align.spans.careful import common_stretches
 
 
 def found(one: bytes, other: bytes) -> list[tuple[int, int, int]]:

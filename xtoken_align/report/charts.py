@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 from ..coverage.render import percent
 from ..rules.links import EXACT_RULES, NEAR_RULES, RULES, SPLIT_RULES
-from .visible import visible
+from ..visible import visible
 
 if TYPE_CHECKING:
     from markupsafe import Markup

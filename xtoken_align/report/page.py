@@ -13,9 +13,9 @@ from ..files import write_atomically
 from ..mapping.audit import audit, override_text
 from ..mapping.mapping import Mapping
 from ..rules.pieces import Pieces
+from ..visible import markup, visible, visible_bytes
 from . import contents, tables
 from .charts import coverage_chart, pieces_chart, rule_name, style_rules, swatch
-from .visible import markup, visible, visible_bytes
 
 if TYPE_CHECKING:
     from jinja2 import Environment

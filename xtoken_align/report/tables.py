@@ -11,9 +11,9 @@ import numpy as np
 from ..mapping.find import Row
 from ..mapping.mapping import Mapping
 from ..rules.links import RULE_NUMBER, SPLIT_RULES
+from ..visible import MARKS, visible_bytes
 from ..vocab.kinds import Kind
 from .charts import way_of
-from .visible import MARKS, visible_bytes
 
 ABSENT = "absent"
 """The student has no token for the numeral: it writes several."""

@@ -1,8 +1,14 @@
 """Chunks of units whose two sides say the same text, or one the beginning of the other's: the fast path.
 
-Both sides' tokens are laid along one axis of bytes. A *chunk* is the run between two neighbouring byte boundaries that
-both sides have: sums, two marks and an intersection over the whole batch. The student's and the teacher's tokens stand
-in one array, the teacher's after the student's, since numpy charges by the call.
+A *chunk* is the run between two neighbouring byte boundaries that both sides have. "x = 123", where the student has a
+token `123` and the teacher has single digits:
+
+    student   x  " ="  " "  123          ends  1 3 4 7          chunk  0 1 2 3
+    teacher   x  " ="  " "  1  2  3      ends  1 3 4 5 6 7      chunk  0 1 2 3 3 3
+
+1, 3, 4 and 7 are common ends, and a token's chunk is the number of common ends before its own. So a whole batch takes a
+few cumulative sums and one look-up per token, and time grows with the length alone. The student's and the teacher's
+tokens stand in one array, the teacher's after the student's, since numpy charges by the call.
 """
 
 from __future__ import annotations
@@ -14,17 +20,16 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .specials import matched
-from .tables import PairTables
-from .units import Ids, offsets_of, runs
-
-Numbers = NDArray[np.int64]
-Flags = NDArray[np.bool_]
+from .tables import PairTables, paired_specials
+from .units import Flags, Numbers, offsets_of, runs
 
 T = TypeVar("T", np.int32, np.int64)
 
-_BLOCK = 1 << 16
+BLOCK_TOKENS = 1 << 16
 """Tokens looked at together: what they need stays in the processor's second-level cache."""
+
+_SPECIAL, _STUDENT_TRIMMED, _TEACHER_TRIMMED = -1, -2, -3
+"""Numbers in place of a surface's: equal for paired specials, different for tokens that lost a dummy prefix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +50,13 @@ class Chunks:
 
 
 def chunks_of(
-    student_ids: Ids, student_counts: Numbers, teacher_ids: Ids, teacher_counts: Numbers, tables: PairTables
+    student_ids: Numbers,
+    student_counts: Numbers,
+    teacher_ids: Numbers,
+    teacher_counts: Numbers,
+    tables: PairTables,
+    *,
+    block_tokens: int = BLOCK_TOKENS,
 ) -> Chunks:
     """Aligns units by the bytes of their tokens.
 
@@ -55,234 +66,291 @@ def chunks_of(
         teacher_ids: the same of the teacher.
         teacher_counts: the same.
         tables: the pair's tables.
+        block_tokens: about how many tokens are looked at together; units are not cut.
 
     Returns:
         The chunks. Every one has been compared: its two sides' bytes are equal.
     """
-    if len(student_ids) + len(teacher_ids) <= 2 * _BLOCK:
-        return _block(student_ids, student_counts, teacher_ids, teacher_counts, tables)
+    if len(student_ids) + len(teacher_ids) <= 2 * block_tokens:
+        return _chunks_of_block(student_ids, student_counts, teacher_ids, teacher_counts, tables)
     offsets = offsets_of(student_counts), offsets_of(teacher_counts)
-    cuts = _cuts(offsets[0] + offsets[1])
+    both = offsets[0] + offsets[1]
+    units = len(student_counts)
+    wanted = np.arange(block_tokens, int(both[-1]), block_tokens)
+    cuts = sorted({0, units, *np.minimum(both.searchsorted(wanted), units).tolist()})
     student, teacher = np.empty(len(student_ids), dtype=np.int32), np.empty(len(teacher_ids), dtype=np.int32)
-    count, differs = np.empty(len(student_counts), dtype=np.int64), np.empty(len(student_counts), dtype=np.bool_)
-    base = 0
+    count, differs = np.empty(units, dtype=np.int64), np.empty(units, dtype=np.bool_)
+    chunks_before = 0
     for first, last in pairwise(cuts):
         ours, theirs = (slice(*side[[first, last]].tolist()) for side in offsets)
-        units = slice(first, last)
-        part = _block(student_ids[ours], student_counts[units], teacher_ids[theirs], teacher_counts[units], tables)
+        block = slice(first, last)
+        part = _chunks_of_block(
+            student_ids[ours], student_counts[block], teacher_ids[theirs], teacher_counts[block], tables
+        )
         for whole, where, chunk in ((student, ours, part.student), (teacher, theirs, part.teacher)):
-            np.add(chunk, (chunk >= 0) * np.int32(base), out=whole[where])
-        count[units], differs[units] = part.count, part.differs
-        base += int(part.count.sum())
+            np.add(chunk, (chunk >= 0) * np.int32(chunks_before), out=whole[where])
+        count[block], differs[block] = part.count, part.differs
+        chunks_before += int(part.count.sum())
     return Chunks(student, teacher, count, differs)
 
 
-def _cuts(offsets: Numbers) -> list[int]:
-    """Where to cut units into blocks of about `_BLOCK` tokens."""
-    units = len(offsets) - 1
-    wanted = np.arange(_BLOCK, int(offsets[-1]), _BLOCK)
-    return sorted({0, units, *np.minimum(offsets.searchsorted(wanted), units).tolist()})
-
-
-def _block(
-    student_ids: Ids, student_counts: Numbers, teacher_ids: Ids, teacher_counts: Numbers, tables: PairTables
+def _chunks_of_block(
+    student_ids: Numbers, student_counts: Numbers, teacher_ids: Numbers, teacher_counts: Numbers, tables: PairTables
 ) -> Chunks:
-    laid = _Laid(
+    """Finds the ends that both sides have, numbers the chunks by them, and compares the bytes.
+
+    Every token leaves the number of its surface at its end on the axis, and every token of the other side takes what
+    lies at its own end. Of the text "ab cd", surfaces numbered ab 1, " cd" 2, " " 3, cd 4:
+
+        student  ab " cd"       ends 2 5       takes  1 4    both ends are common; 1 is the token's own number
+        teacher  ab " " cd      ends 2 3 5     takes  1 0 2  0: the student has no end at 3
+
+    A token that takes its own number is a chunk by itself and needs no comparison: equal tokens with one end have one
+    beginning. The bytes of all others are compared.
+    """
+    axis = _lay(
         np.concatenate((student_ids, teacher_ids + len(tables.student))),
         np.concatenate((student_counts, teacher_counts)),
         tables,
     )
-    rest = laid.meet()
-    chunk = laid.chunk
-    differs = np.zeros(laid.units, dtype=np.bool_)
-    if laid.uneven:
-        first = laid.tails()
-        tails = runs(first, laid.offsets[1:] - first)
-        open_ = np.zeros(len(chunk), dtype=np.bool_)
-        open_[tails] = True
-        rest = rest[~open_[rest]]
-        differs |= laid.tails_differ(first)
+    units, middle = axis.units, axis.middle
+    taken = np.empty(len(axis.ids), dtype=np.int32)
+    student, teacher = slice(0, middle), slice(middle, len(taken))
+    for here, there in ((student, teacher), (teacher, student)):
+        marks = np.zeros(axis.size + 1, dtype=np.int32)
+        marks[axis.ends[there]] = axis.numbers[there]
+        # Ends lie on the axis by construction; `take` is faster where it need not check that.
+        marks.take(axis.ends[here], out=taken[here], mode="clip")
+    is_common = taken != 0
+    chunk = is_common.cumsum(dtype=np.int32)
+    common_before = _before_each_side(chunk, axis.offsets)
+    chunk -= is_common
+    unequal: Numbers = (taken != axis.numbers).nonzero()[0]
+    differs = np.zeros(units, dtype=np.bool_)
+    if axis.uneven:
+        tail, differs = _compare_tails(axis, chunk, common_before)
+        unequal = unequal[~tail[unequal]]
         if tables.student.ends_words or tables.teacher.ends_words:
             # The longer text may have nothing more than a space that its last word invents.
-            differs |= laid.totals[0] != laid.totals[1]
-    if len(rest):
-        differs |= laid.different(rest)
-    chunk[laid.middle :] -= laid.until[laid.units]
-    count = laid.until[1 : laid.units + 1] - laid.until[: laid.units]
-    if laid.uneven:
-        chunk[tails] = -1
+            differs |= axis.totals[0] != axis.totals[1]
+    if len(unequal):
+        _compare_bytes(axis, unequal, differs)
+    chunk[middle:] -= common_before[units]
+    count = common_before[1 : units + 1] - common_before[:units]
+    if axis.uneven:
+        chunk[tail] = -1
     if differs.any():
-        kept = np.where(differs, 0, count)
-        shift = (offsets_of(count) - offsets_of(kept))[:-1].astype(np.int32)
-        tokens = laid.counts
-        chunk -= np.concatenate((shift, shift)).repeat(tokens) * (chunk >= 0)
-        chunk[np.concatenate((differs, differs)).repeat(tokens)] = -1
-        count = kept
-    chunk = laid.back(chunk)
+        count_kept = np.where(differs, 0, count)
+        shift = (offsets_of(count) - offsets_of(count_kept))[:-1].astype(np.int32)
+        chunk -= np.concatenate((shift, shift)).repeat(axis.counts) * (chunk >= 0)
+        chunk[np.concatenate((differs, differs)).repeat(axis.counts)] = -1
+        count = count_kept
+    if axis.positions is not None:
+        of_tokens_with_bytes = chunk
+        chunk = np.full(len(student_ids) + len(teacher_ids), -1, dtype=np.int32)
+        chunk[axis.positions] = of_tokens_with_bytes
     return Chunks(chunk[: len(student_ids)], chunk[len(student_ids) :], count, differs)
 
 
-class _Laid:
-    """Tokens laid along the axis. Arrays over "sides" have the student's units first, then the teacher's.
+@dataclass(frozen=True, eq=False)
+class _Axis:
+    """The tokens that cover a piece of the axis. A "side" is one unit on one side: the student's sides come first.
 
-    Args:
-        ids: int64 (tokens,), the student's ids, then the teacher's as `PairTables` counts them.
-        counts: int64 (sides,), tokens of each unit on each side.
+    Attributes:
         tables: the pair's tables.
+        ids: int64 (tokens,), the student's ids, then the teacher's as `PairTables` counts them.
+        counts: int64 (sides,), tokens of each side.
+        offsets: int64 (sides + 1,), where each side's tokens begin.
+        lengths: int32 (tokens,), bytes that a token covers; a paired special covers one.
+        numbers: int32 (tokens,), never 0: equal numbers are equal bytes.
+        ends: int64 (tokens,), where each ends on the axis; a unit begins at the same place on both sides.
+        totals: int64 (2, units), bytes of each side.
+        base: int64 (units,), where each unit begins on the axis; None where no unit is longer on one side.
+        size: the axis' length.
+        positions: int64 (tokens,), where these tokens stand among all; None where they are all.
+        trimmed: int64, the positions among all tokens of those that lost a dummy prefix; None where none did.
     """
 
-    def __init__(self, ids: Numbers, counts: Numbers, tables: PairTables) -> None:
-        self.tables = tables
-        self.all = len(ids)
-        self.units = len(counts) // 2
-        self.ids = ids
-        self.counts = counts
-        self.offsets = offsets_of(counts)
-        self.lengths = tables.lengths.take(ids)
-        self.numbers = tables.text.take(ids)
-        self.trimmed: Numbers | None = None
-        self.kept: Numbers | None = None
-        if tables.student.encoder.dummy_prefix or tables.teacher.encoder.dummy_prefix:
-            self._trim()
-        if len(ids) and not self.lengths.min():
-            self._pair_specials()
-            self._drop_gaps()
-        self.middle = int(self.offsets[self.units])
-        self.ends = self.lengths.cumsum(dtype=np.int64)
-        reached = self._until(self.ends)
-        self.totals = (reached[1:] - reached[:-1]).reshape(2, self.units)
-        self.uneven = bool((self.totals[0] != self.totals[1]).any())
-        if self.uneven:
-            base = offsets_of(self.totals.max(axis=0))
-            self.base, self.size = base[:-1], int(base[-1])
-            self.ends += (np.concatenate((self.base, self.base)) - reached[:-1]).repeat(self.counts)
-        else:
-            self.size = int(reached[self.units])
-            self.ends[self.middle :] -= self.size
+    tables: PairTables
+    ids: Numbers
+    counts: Numbers
+    offsets: Numbers
+    lengths: NDArray[np.int32]
+    numbers: NDArray[np.int32]
+    ends: Numbers
+    totals: Numbers
+    base: Numbers | None
+    size: int
+    positions: Numbers | None
+    trimmed: Numbers | None
 
-    def _trim(self) -> None:
-        """Takes the dummy prefix away where the other side's text does not begin with a space."""
-        spoken = self.lengths.nonzero()[0]
-        first = np.append(spoken, self.all)[spoken.searchsorted(self.offsets[:-1])]
-        begins = first < self.offsets[1:]
-        spaced = np.zeros(len(first), dtype=np.bool_)
-        spaced[begins] = self.tables.spaced[self.ids[first[begins]]]
-        ours, theirs = spaced[: self.units], spaced[self.units :]
-        may = self.tables.student.encoder.dummy_prefix, self.tables.teacher.encoder.dummy_prefix
-        spare = np.concatenate((ours & ~theirs & may[0], theirs & ~ours & may[1]))
-        self.trimmed = first[spare]
-        self.lengths[self.trimmed] -= 1
-        self.numbers[first[spare]] = np.where(self.trimmed < self.offsets[self.units], -2, -3)
+    @property
+    def units(self) -> int:
+        return len(self.counts) // 2
 
-    def _pair_specials(self) -> None:
-        """Gives specials that correspond one place on the axis, so that they become chunks like everything else."""
-        gaps = (self.lengths == 0).nonzero()[0]
-        rows = self.tables.special[self.ids[gaps]]
-        gaps, rows = gaps[rows >= 0], rows[rows >= 0]
-        middle = int(gaps.searchsorted(self.offsets[self.units]))
-        if not 0 < middle < len(gaps):
-            return
-        ends = np.concatenate((_ZERO, self.lengths.cumsum(dtype=np.int64)))
-        side = self.offsets.searchsorted(gaps, side="right") - 1
-        places = ((side % self.units) << 40) + ends[gaps] - ends[self.offsets[side]]
-        same = self.tables.same_special
-        ours, theirs = matched(rows[:middle], places[:middle], rows[middle:], places[middle:], same)
-        pairs = np.concatenate((gaps[ours], gaps[middle + theirs]))
-        self.lengths[pairs] = 1
-        self.numbers[pairs] = -1
+    @property
+    def middle(self) -> int:
+        """Where the teacher's tokens begin."""
+        return int(self.offsets[len(self.counts) // 2])
 
-    def _drop_gaps(self) -> None:
-        self.kept = self.lengths.nonzero()[0]
-        self.ids, self.lengths = self.ids[self.kept], self.lengths[self.kept]
-        self.numbers = self.numbers[self.kept]
-        self.offsets = self.kept.searchsorted(self.offsets)
-        self.counts = self.offsets[1:] - self.offsets[:-1]
+    @property
+    def uneven(self) -> bool:
+        """Whether some unit is longer on one side."""
+        return self.base is not None
 
-    def back(self, chunk: NDArray[np.int32]) -> NDArray[np.int32]:
-        """int32 (all tokens,), from a value per token with a length; -1 for the others."""
-        if self.kept is None:
-            return chunk
-        out = np.full(self.all, -1, dtype=np.int32)
-        out[self.kept] = chunk
-        return out
-
-    def meet(self) -> Numbers:
-        """Finds the ends that both sides have: `chunk`, the number of them before each token, and `until`, per side.
-
-        Returns:
-            The positions of the tokens that do not end where an equal token of the other side ends. Equal tokens with
-            one end have one beginning: they are a chunk of one token each, already compared.
-        """
-        middle = self.middle
-        met = np.empty(len(self.ids), dtype=np.int32)
-        ours, theirs = slice(0, middle), slice(middle, len(met))
-        for here, there in ((ours, theirs), (theirs, ours)):
-            axis = np.zeros(self.size + 1, dtype=np.int32)
-            axis[self.ends[there]] = self.numbers[there]
-            # Ends lie on the axis by construction; without a check taking is faster.
-            axis.take(self.ends[here], out=met[here], mode="clip")
-        common = met != 0
-        self.chunk = common.cumsum(dtype=np.int32)
-        self.until = self._until(self.chunk)
-        self.chunk -= common
-        rest: Numbers = (met != self.numbers).nonzero()[0]
-        return rest
-
-    def different(self, rest: Numbers) -> Flags:
-        """Units, bool (units,), whose chunks of tokens that are not equal have other bytes on the two sides."""
-        said = self._said(rest)
-        wrong = said[: len(said) // 2] != said[len(said) // 2 :]
-        differs = np.zeros(self.units, dtype=np.bool_)
-        if wrong.any():
-            tokens = rest[: rest.searchsorted(self.middle)]
-            wrong_tokens = tokens.repeat(self.lengths[tokens])[wrong]
-            differs[self.offsets.searchsorted(wrong_tokens, side="right") - 1] = True
-        return differs
-
-    def tails(self) -> Numbers:
-        """Tokens, int64 (sides,): the first after the last chunk of a side."""
-        some = self.until[1:] > self.until[:-1]
-        first = self.offsets[:-1].copy()
-        # It is the first before which so many chunks are closed.
-        first[some] = self.chunk.searchsorted(self.until[1:][some])
-        return first
-
-    def tails_differ(self, first: Numbers) -> Flags:
-        """Units, bool (units,), where what follows the last chunk is not one text, as far as both sides go."""
-        shorter = self.totals.min(axis=0)
-        base, least = np.concatenate((self.base, self.base)), np.concatenate((shorter, shorter))
-        some = self.until[1:] > self.until[:-1]
-        reached = np.where(some, self.ends[np.where(some, first - 1, 0)] - base, 0)
-        left = least - reached
-        stop = np.empty_like(first)
-        for half in (slice(0, self.units), slice(self.units, 2 * self.units)):
-            begin, end = self.offsets[half.start], self.offsets[half.stop]
-            stop[half] = begin + self.ends[begin:end].searchsorted(base[half] + least[half]) + 1
-        counts = np.where(left > 0, np.minimum(stop, self.offsets[1:]) - first, 0)
-        said = self._said(runs(first, counts))
-        spoken = counts > 0
-        lengths = np.zeros_like(left)
-        lengths[spoken] = self.ends[(first + counts - 1)[spoken]] - (base + reached)[spoken]
-        texts = said[runs(offsets_of(lengths)[:-1], left)]
-        wrong = texts[: len(texts) // 2] != texts[len(texts) // 2 :]
-        differs = np.zeros(self.units, dtype=np.bool_)
-        differs[np.arange(self.units).repeat(left[: self.units])[wrong]] = True
-        return differs
-
-    def _until(self, values: NDArray[T]) -> NDArray[T]:
-        """A running sum over the tokens as it stands before every side, and after the last."""
-        made = np.zeros(len(self.offsets), dtype=values.dtype)
-        some = self.offsets > 0
-        made[some] = values[self.offsets[some] - 1]
-        return made
-
-    def _said(self, tokens: Numbers) -> NDArray[np.uint8]:
+    def bytes_of(self, tokens: Numbers) -> NDArray[np.uint8]:
         """uint8, the bytes of tokens, one after another."""
-        lengths = self.lengths[tokens]
         begins = self.tables.begins[self.ids[tokens]]
         if self.trimmed is not None and len(self.trimmed):
-            begins += np.isin(tokens if self.kept is None else self.kept[tokens], self.trimmed)
-        return self.tables.blob[runs(begins, lengths)]
+            begins += np.isin(tokens if self.positions is None else self.positions[tokens], self.trimmed)
+        return self.tables.blob[runs(begins, self.lengths[tokens])]
 
 
-_ZERO = np.zeros(1, dtype=np.int64)
+def _lay(ids: Numbers, counts: Numbers, tables: PairTables) -> _Axis:
+    """Lays tokens along the axis, without those that cover nothing of it.
+
+    Two units, "ab" and "c", where the teacher goes on with "d" in the second:
+
+        sides            student "ab"   student "c"   teacher "ab"   teacher "c" "d"
+        running length   2              3             5              6 7
+        base             0              2             0              2
+        ends             2              3             2              3 4                 size 4
+
+    The base of a unit is the sum of the longer sides of the units before it.
+    """
+    units = len(counts) // 2
+    offsets = offsets_of(counts)
+    lengths, numbers = tables.lengths.take(ids), tables.text.take(ids)
+    trimmed = positions = base = None
+    if tables.student.encoder.dummy_prefix or tables.teacher.encoder.dummy_prefix:
+        trimmed = _spare_dummy_prefixes(ids, offsets, lengths, tables)
+        lengths[trimmed] -= 1
+        numbers[trimmed] = np.where(trimmed < offsets[units], _STUDENT_TRIMMED, _TEACHER_TRIMMED)
+    if len(ids) and not lengths.min():
+        paired = _specials_with_counterpart(ids, offsets, lengths, tables)
+        lengths[paired], numbers[paired] = 1, _SPECIAL
+        positions = lengths.nonzero()[0]
+        ids, lengths, numbers = ids[positions], lengths[positions], numbers[positions]
+        offsets = positions.searchsorted(offsets)
+        counts = offsets[1:] - offsets[:-1]
+    ends = lengths.cumsum(dtype=np.int64)
+    bytes_before = _before_each_side(ends, offsets)
+    totals = (bytes_before[1:] - bytes_before[:-1]).reshape(2, units)
+    if (totals[0] != totals[1]).any():
+        bases = offsets_of(totals.max(axis=0))
+        base, size = bases[:-1], int(bases[-1])
+        ends += (np.concatenate((base, base)) - bytes_before[:-1]).repeat(counts)
+    else:
+        size = int(bytes_before[units])
+        ends[int(offsets[units]) :] -= size
+    return _Axis(tables, ids, counts, offsets, lengths, numbers, ends, totals, base, size, positions, trimmed)
+
+
+def _spare_dummy_prefixes(ids: Numbers, offsets: Numbers, lengths: NDArray[np.int32], tables: PairTables) -> Numbers:
+    """Positions of the tokens that begin a text with a dummy prefix where the other side's text has no space."""
+    units = (len(offsets) - 1) // 2
+    with_bytes = lengths.nonzero()[0]
+    first = np.append(with_bytes, len(ids))[with_bytes.searchsorted(offsets[:-1])]
+    has_first = first < offsets[1:]
+    spaced = np.zeros(len(first), dtype=np.bool_)
+    spaced[has_first] = tables.spaced[ids[first[has_first]]]
+    student, teacher = spaced[:units], spaced[units:]
+    spare = np.concatenate(
+        (
+            student & ~teacher & tables.student.encoder.dummy_prefix,
+            teacher & ~student & tables.teacher.encoder.dummy_prefix,
+        )
+    )
+    return first[spare]
+
+
+def _specials_with_counterpart(
+    ids: Numbers, offsets: Numbers, lengths: NDArray[np.int32], tables: PairTables
+) -> Numbers:
+    """Positions of the specials that correspond to one at the same place on the other side."""
+    units = (len(offsets) - 1) // 2
+    silent = (lengths == 0).nonzero()[0]
+    rows = tables.special[ids[silent]]
+    silent, rows = silent[rows >= 0], rows[rows >= 0]
+    of_student = int(silent.searchsorted(offsets[units]))
+    if not 0 < of_student < len(silent):
+        return silent[:0]
+    bytes_before = offsets_of(lengths)
+    side = offsets.searchsorted(silent, side="right") - 1
+    # The unit in the high bits, the bytes of the unit before the special in the low ones.
+    places = ((side % units) << 40) + bytes_before[silent] - bytes_before[offsets[side]]
+    left, right = paired_specials(
+        rows[:of_student], places[:of_student], rows[of_student:], places[of_student:], tables.same_special
+    )
+    return np.concatenate((silent[left], silent[of_student + right]))
+
+
+def _before_each_side(running: NDArray[T], offsets: Numbers) -> NDArray[T]:
+    """A running sum over the tokens as it stands before every side, and after the last.
+
+    >>> _before_each_side(np.array([2, 3, 5, 6, 7]), np.array([0, 1, 2, 2, 5])).tolist()
+    [0, 2, 3, 3, 7]
+    """
+    before = np.zeros(len(offsets), dtype=running.dtype)
+    not_first = offsets > 0
+    before[not_first] = running[offsets[not_first] - 1]
+    return before
+
+
+def _compare_bytes(axis: _Axis, unequal: Numbers, differs: Flags) -> None:
+    """Sets `differs` for units in which tokens that are not equal one by one spell other bytes on the two sides.
+
+    Args:
+        axis: the tokens.
+        unequal: int64, the tokens to compare; those of each side cover as many bytes as those of the other.
+        differs: bool (units,), written to.
+    """
+    data = axis.bytes_of(unequal)
+    wrong = data[: len(data) // 2] != data[len(data) // 2 :]
+    if wrong.any():
+        of_student = unequal[: unequal.searchsorted(axis.middle)]
+        wrong_tokens = of_student.repeat(axis.lengths[of_student])[wrong]
+        differs[axis.offsets.searchsorted(wrong_tokens, side="right") - 1] = True
+
+
+def _compare_tails(axis: _Axis, chunk: NDArray[np.int32], common_before: NDArray[np.int32]) -> tuple[Flags, Flags]:
+    """Which tokens come after their side's last common end, and in which units these tails are not one text.
+
+    "ab cd" cut to "ab" `_c` by the student, and to `ab` `_` by the teacher: the last common end is 2, the tails are
+    "_c" and "_". They are compared as far as both go, one byte, so the unit does not differ.
+
+    Args:
+        axis: the tokens.
+        chunk: int32 (tokens,), common ends before each token.
+        common_before: int32 (sides + 1,), common ends before each side.
+
+    Returns:
+        bool (tokens,) and bool (units,).
+    """
+    assert axis.base is not None
+    units = axis.units
+    has_common = common_before[1:] > common_before[:-1]
+    first = axis.offsets[:-1].copy()
+    # A side's tail begins with the first token before which all of the side's common ends lie.
+    first[has_common] = chunk.searchsorted(common_before[1:][has_common])
+    is_tail = np.zeros(len(chunk), dtype=np.bool_)
+    is_tail[runs(first, axis.offsets[1:] - first)] = True
+    # Of each tail, the bytes up to the end of the shorter side.
+    shorter = axis.totals.min(axis=0)
+    base, limit = np.concatenate((axis.base, axis.base)), np.concatenate((shorter, shorter))
+    tail_begin = np.where(has_common, axis.ends[np.where(has_common, first - 1, 0)] - base, 0)
+    wanted = limit - tail_begin
+    stop = np.empty_like(first)
+    for half in (slice(0, units), slice(units, 2 * units)):
+        begin, end = axis.offsets[half.start], axis.offsets[half.stop]
+        stop[half] = begin + axis.ends[begin:end].searchsorted(base[half] + limit[half]) + 1
+    counts = np.where(wanted > 0, np.minimum(stop, axis.offsets[1:]) - first, 0)
+    data = axis.bytes_of(runs(first, counts))
+    some = counts > 0
+    lengths = np.zeros_like(wanted)
+    lengths[some] = axis.ends[(first + counts - 1)[some]] - (base + tail_begin)[some]
+    tails = data[runs(offsets_of(lengths)[:-1], wanted)]
+    wrong = tails[: len(tails) // 2] != tails[len(tails) // 2 :]
+    differs = np.zeros(units, dtype=np.bool_)
+    differs[np.arange(units).repeat(wanted[:units])[wrong]] = True
+    return is_tail, differs

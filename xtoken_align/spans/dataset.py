@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,26 +21,22 @@ from .._version import __version__
 from ..errors import OptionError, SourceError
 from ..read import read_vocab
 from ..vocab.vocab import Vocab
-from .align_chats import aligned_chats
-from .align_texts import aligned_texts
-from .chat_render import Template, renderer
+from .aligner import Aligner
+from .batch import in_rows
 from .chunks import Chunks
-from .encode import Edges
-from .layout import in_rows
-from .make import Aligned, make_spans
-from .spans import Spans
+from .spans import AlignedUnits, Spans, make_spans
 from .tables import PairTables, pair_tables
-from .units import End, Units, check_side, offsets_of, units_of, values_of
+from .units import End, Flags, Numbers, Units, check_side, offsets_of, units_of, values_of
 
-Ragged = tuple[NDArray[Any], NDArray[np.int64]]
+Ragged = tuple[NDArray[Any], Numbers]
 """Values, row after row, and where each row begins; one more offset than rows."""
 
-_READ: dict[str, Vocab] = {}
+vocabularies_read: dict[str, Vocab] = {}
 """The vocabularies that this process has read, by what is in them; a forked worker finds them read."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignColumns:
+class AlignColumns(Aligner):
     """Aligns the texts or chats of a data set: what `datasets.Dataset.map(..., batched=True)` calls.
 
     It makes the columns `student_ids`, `teacher_ids`, `student_chunks` and `teacher_chunks` (each token's chunk,
@@ -50,18 +47,10 @@ class AlignColumns:
     found again while settings, vocabularies and the library's version are the same.
 
     Args:
-        student: a source of the student as `read_vocab` takes it; not a `Vocab`, which cannot travel.
-        teacher: a source of the teacher.
+        student: a source of the student as `read_vocab` takes it; not a `Vocab`, which cannot travel. All that is not
+            named here is as in `Aligner`.
+        bos: true here by default, as `eos`.
         column: the column of texts, or of chats: lists of messages with a `role` and a `content`.
-        bos: for texts, put the token that begins a text before each.
-        eos: for texts, put the token that ends a text after each.
-        max_student_tokens: cut to so many tokens.
-        max_teacher_tokens: the same of the teacher.
-        truncation_side: where to cut, `left` or `right`.
-        student_template: for chats; see `align_chats`.
-        teacher_template: the same of the teacher.
-        template_options: further variables of both Jinja templates.
-        loss_roles: whose messages count in the loss.
         student_options: further options of `read_vocab`: `logits`, `pattern`, `revision`.
         teacher_options: the same of the teacher.
 
@@ -75,32 +64,28 @@ class AlignColumns:
     ([-1, 0, 1, 2, 3, 4], [0, 1, 2, 3, 3, 3, 4])
     """
 
-    student: Any
-    teacher: Any
-    column: str = "text"
     bos: bool = True
     eos: bool = True
-    max_student_tokens: int | None = None
-    max_teacher_tokens: int | None = None
-    truncation_side: End = "right"
-    student_template: Template | None = None
-    teacher_template: Template | None = None
-    template_options: Mapping[str, Any] = field(default_factory=dict)
-    loss_roles: Sequence[str] = ("assistant",)
+    column: str = "text"
     student_options: Mapping[str, Any] = field(default_factory=dict)
     teacher_options: Mapping[str, Any] = field(default_factory=dict)
     contents: tuple[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_side("truncation_side", self.truncation_side)
         contents = []
         for side in ("student", "teacher"):
             source = _portable(getattr(self, side), side)
             object.__setattr__(self, side, source)
             vocab = read_vocab(source, **getattr(self, f"{side}_options"))
             contents.append(_content(vocab))
-            _READ.setdefault(contents[-1], vocab)
+            vocabularies_read.setdefault(contents[-1], vocab)
         object.__setattr__(self, "contents", tuple(contents))
+        super().__post_init__()
+
+    @cached_property
+    def tables(self) -> PairTables:
+        """What aligning needs to know of both vocabularies; they are read unless this process has read them."""
+        return pair_tables(self._vocab("student", self.contents[0]), self._vocab("teacher", self.contents[1]))
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[NDArray[Any]]]:
         """Aligns a batch.
@@ -120,27 +105,26 @@ class AlignColumns:
 
     def columns(self, entries: Sequence[Any]) -> dict[str, Ragged]:
         """The columns of some texts or chats, each as one array with offsets."""
-        made = self._aligned(entries)
-        bases = offsets_of(made.chunks.count)[:-1]
-        sides: dict[str, tuple[Any, ...]] = {
-            "student": (made.student, made.chunks.student, made.student_labelled),
-            "teacher": (made.teacher, made.chunks.teacher, made.teacher_labelled),
-        }
+        are_texts = {isinstance(entry, str) for entry in entries}
+        if len(are_texts) > 1 or any(entry is None for entry in entries):
+            raise OptionError(f"a row of `{self.column}` is no text: leave out the rows that have none")
+        aligned = self.text_units(entries) if are_texts <= {True} else self.chat_units(entries)
+        chunks = aligned.chunks
+        chunks_before = offsets_of(chunks.count)[:-1]
         columns: dict[str, Ragged] = {}
-        for side, (units, chunks, labelled) in sides.items():
-            own = np.where(chunks >= 0, chunks - bases.repeat(units.counts), -1)
+        for side, units, chunk, labelled in (
+            ("student", aligned.student, chunks.student, aligned.student_labelled),
+            ("teacher", aligned.teacher, chunks.teacher, aligned.teacher_labelled),
+        ):
+            in_row = np.where(chunk >= 0, chunk - chunks_before.repeat(units.counts), -1)
             columns[f"{side}_ids"] = units.ids.astype(np.int32), units.offsets
-            columns[f"{side}_chunks"] = own.astype(np.int32), units.offsets
+            columns[f"{side}_chunks"] = in_row.astype(np.int32), units.offsets
             if labelled is not None:
                 columns[f"{side}_loss_mask"] = labelled, units.offsets
         return columns
 
-    def tables(self) -> PairTables:
-        """What aligning needs to know of both vocabularies; they are read unless this process has read them."""
-        return pair_tables(self._vocab("student", self.contents[0]), self._vocab("teacher", self.contents[1]))
-
     def _vocab(self, side: str, content: str) -> Vocab:
-        if content not in _READ:
+        if content not in vocabularies_read:
             source = getattr(self, side)
             vocab = read_vocab(source, **getattr(self, f"{side}_options"))
             if _content(vocab) != content:
@@ -148,23 +132,8 @@ class AlignColumns:
                     f"{vocab.name} is not what it was where the {side} was named: all processes need the same "
                     "tokenizer files and the same version of the library"
                 )
-            _READ[content] = vocab
-        return _READ[content]
-
-    def _aligned(self, entries: Sequence[Any]) -> Aligned:
-        limits = (self.max_student_tokens, self.max_teacher_tokens)
-        texts = {isinstance(entry, str) for entry in entries}
-        if len(texts) > 1 or any(entry is None for entry in entries):
-            raise OptionError(f"a row of `{self.column}` is no text: leave out the rows that have none")
-        tables = self.tables()
-        if texts <= {True}:
-            edges = Edges(bos=self.bos, eos=self.eos, truncation_side=self.truncation_side)
-            return aligned_texts(entries, tables, edges, limits)
-        renders = (
-            renderer(tables.student, self.student_template, "student", self.template_options),
-            renderer(tables.teacher, self.teacher_template, "teacher", self.template_options),
-        )
-        return aligned_chats(entries, tables, renders, self.loss_roles, limits, self.truncation_side)
+            vocabularies_read[content] = vocab
+        return vocabularies_read[content]
 
 
 def spans_from_columns(batch: Mapping[str, Any], *, padding_side: End = "right") -> Spans:
@@ -186,26 +155,31 @@ def spans_from_columns(batch: Mapping[str, Any], *, padding_side: End = "right")
     [[0.0, 1.0]]
     """
     check_side("padding_side", padding_side)
-    student, our_chunks, our_labels = _side(batch, "student")
-    teacher, their_chunks, their_labels = _side(batch, "teacher")
-    if len(student.counts) != len(teacher.counts):
-        raise OptionError(f"student columns have {len(student.counts)} rows, teacher columns {len(teacher.counts)}")
-    count = np.zeros(len(student.counts), dtype=np.int64)
-    for units, chunks in ((student, our_chunks), (teacher, their_chunks)):
-        np.maximum.at(count, np.arange(len(count)).repeat(units.counts), chunks + 1)
-    bases = offsets_of(count)
-    numbered = [
-        np.where(chunks >= 0, chunks + bases[:-1].repeat(units.counts), -1).astype(np.int32)
-        for units, chunks in ((student, our_chunks), (teacher, their_chunks))
+    student, student_chunks, student_labelled = _side(batch, "student")
+    teacher, teacher_chunks, teacher_labelled = _side(batch, "teacher")
+    rows = len(student.counts)
+    if rows != len(teacher.counts):
+        raise OptionError(f"student columns have {rows} rows, teacher columns {len(teacher.counts)}")
+    count = np.zeros(rows, dtype=np.int64)
+    sides = ((student, student_chunks), (teacher, teacher_chunks))
+    for units, chunks in sides:
+        np.maximum.at(count, np.arange(rows).repeat(units.counts), chunks + 1)
+    chunks_before = offsets_of(count)
+    student_chunk, teacher_chunk = (
+        np.where(chunks >= 0, chunks + chunks_before[:-1].repeat(units.counts), -1).astype(np.int32)
+        for units, chunks in sides
+    )
+    has_tokens = [
+        np.bincount(chunk[chunk >= 0], minlength=int(chunks_before[-1])) > 0 for chunk in (student_chunk, teacher_chunk)
     ]
-    filled = [np.bincount(chunks[chunks >= 0], minlength=int(bases[-1])) > 0 for chunks in numbered]
-    if not (filled[0] & filled[1]).all():
+    if not (has_tokens[0] & has_tokens[1]).all():
         raise OptionError("a chunk stands on one side alone: cut rows with the limits of AlignColumns or SpanCollator")
-    found = Chunks(numbered[0], numbered[1], count, np.zeros(len(count), dtype=np.bool_))
-    return make_spans(in_rows(Aligned(student, teacher, found, our_labels, their_labels), padding_side=padding_side))
+    together = Chunks(student_chunk, teacher_chunk, count, np.zeros(rows, dtype=np.bool_))
+    aligned = AlignedUnits(student, teacher, together, student_labelled, teacher_labelled)
+    return make_spans(in_rows(aligned, padding_side=padding_side))
 
 
-def _side(batch: Mapping[str, Any], side: str) -> tuple[Units, NDArray[np.int64], NDArray[np.bool_] | None]:
+def _side(batch: Mapping[str, Any], side: str) -> tuple[Units, Numbers, Flags | None]:
     """A side's ids, chunks and loss mask, a value per token."""
     missing = [f"{side}_{name}" for name in ("ids", "chunks") if f"{side}_{name}" not in batch]
     if missing:

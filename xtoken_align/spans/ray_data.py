@@ -22,7 +22,7 @@ class AlignBlocks:
         self._align = align
         self._keep = list(keep)
         # Read before the first batch comes.
-        align.tables()
+        assert align.tables
 
     def __call__(self, table: Any) -> Any:
         """Aligns a batch.
@@ -42,11 +42,11 @@ class AlignBlocks:
         missing = [name for name in (align.column, *self._keep) if name not in table.column_names]
         if missing:
             raise OptionError(f"there is no column `{missing[0]}` among {table.column_names}")
-        made = table.select(self._keep)
+        aligned = table.select(self._keep)
         for name, (values, offsets) in align.columns(table.column(align.column).to_pylist()).items():
             lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
-            made = made.append_column(name, lists)
-        return made
+            aligned = aligned.append_column(name, lists)
+        return aligned
 
 
 def align_ray(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MissingExtraError
-from .units import offsets_of
+from ..errors import MissingExtraError, OptionError
+from ..vocab.vocab import Vocab
+from .chunks import Chunks
+from .drawing import Side, as_html, plot_tokens
+from .units import Flags, Numbers, Units, offsets_of
 
 Array = Any
 """A numpy array or a torch tensor; all arrays of one `Spans` are of one sort."""
@@ -47,6 +51,9 @@ class Predictions:
 
 T = TypeVar("T", "Spans", Predictions)
 
+_ROWS_IN_HTML = 3
+"""Rows that a notebook's card draws."""
+
 
 @dataclass(frozen=True, slots=True)
 class SpanStatistics:
@@ -81,7 +88,7 @@ class SpanStatistics:
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Spans:
     """The chunks of a batch of B rows; arrays are numpy's, or torch's after `torch()`.
 
@@ -110,10 +117,32 @@ class Spans:
     teacher_segments: Array
     student_loss_mask: Array
     teacher_loss_mask: Array
-    _predictions: Predictions | None = field(default=None, repr=False)
+    _predictions: Predictions | None = None
+    _vocabs: tuple[Vocab, Vocab] | None = None
 
     def __len__(self) -> int:
         return len(self.count)
+
+    def __repr__(self) -> str:
+        totals = self.statistics()
+        sides = [
+            f"{tokens:,} {side} tokens ({1 - gaps / max(tokens, 1):.1%} in chunks)"
+            for side, tokens, gaps in (
+                ("student", totals.student_tokens, totals.student_gaps),
+                ("teacher", totals.teacher_tokens, totals.teacher_gaps),
+            )
+        ]
+        return f"Spans({len(self):,} rows, {', '.join(sides)}, {totals.chunks:,} chunks)"
+
+    def _repr_html_(self) -> str:
+        head = f"<code>{html.escape(repr(self))}</code>"
+        if self._vocabs is None:
+            return head
+        return head + "".join(as_html(*self.sides(row)) for row in range(min(len(self), _ROWS_IN_HTML)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Vocabularies cannot be pickled; they only serve to draw.
+        return {**vars(self), "_vocabs": None}
 
     @property
     def student_mask(self) -> Array:
@@ -124,6 +153,42 @@ class Spans:
     def teacher_mask(self) -> Array:
         """Tokens, bool (B, T_t), False at padding."""
         return self.teacher_segments >= 0
+
+    def sides(self, row: int = 0) -> tuple[Side, Side]:
+        """The student's and the teacher's tokens of a row without padding, for drawing.
+
+        Raises:
+            OptionError: the spans know no vocabularies, as those made from columns or sent by another process.
+        """
+        if self._vocabs is None:
+            raise OptionError(
+                "these spans know no vocabularies (they came from columns or from another process): draw those that "
+                "`align_texts`, `align_ids` or `align_chats` gives"
+            )
+        spans = self.numpy()
+        student_mask, teacher_mask = spans.student_mask[row], spans.teacher_mask[row]
+        count = int(spans.count[row])
+        student, teacher = self._vocabs
+        return (
+            Side(student, spans.student_ids[row][student_mask], spans.student[row][student_mask], count),
+            Side(teacher, spans.teacher_ids[row][teacher_mask], spans.teacher[row][teacher_mask], count),
+        )
+
+    def plot(self, row: int = 0, *, ax: Any = None) -> Any:
+        """Draws a row with matplotlib: the student's tokens over the teacher's, a column per chunk.
+
+        Args:
+            row: which row.
+            ax: matplotlib axes to draw on, by default new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            OptionError: the spans know no vocabularies.
+            MissingExtraError: matplotlib is not installed.
+        """
+        return plot_tokens(*self.sides(row), ax=ax)
 
     def torch(self) -> Spans:
         """The same with torch tensors, on the CPU; what `predictions` gives is made now.
@@ -137,8 +202,8 @@ class Spans:
             raise MissingExtraError("Spans as tensors", "torch") from error
         if not isinstance(self.count, np.ndarray):
             return self
-        made = replace(self, _predictions=self.predictions())
-        return _mapped(made, lambda array: from_numpy(np.ascontiguousarray(array)))
+        with_predictions = replace(self, _predictions=self.predictions())
+        return _mapped(with_predictions, lambda array: from_numpy(np.ascontiguousarray(array)))
 
     def numpy(self) -> Spans:
         """The same with numpy arrays."""
@@ -159,22 +224,22 @@ class Spans:
         if self._predictions is not None:
             return self._predictions
         spans = self.numpy()
-        bases = offsets_of(spans.count.astype(np.int64))[:-1]
-        columns = np.arange(spans.weight.shape[1])
-        weight = spans.weight[columns < spans.count[:, None]]
-        used = weight > 0
-        number = np.where(used, used.cumsum() - 1, -1)
-        sides = {
-            "student": _predicting(spans.student, spans.student_ids, bases, number),
-            "teacher": _predicting(spans.teacher, spans.teacher_ids, bases, number),
-        }
-        made = Predictions(
-            weight=weight[used],
-            **{name: side[0] for name, side in sides.items()},
-            **{f"{name}_offsets": side[1] for name, side in sides.items()},
-            **{f"{name}_tokens": side[2] for name, side in sides.items()},
+        chunks_before = offsets_of(spans.count.astype(np.int64))[:-1]
+        weight = spans.weight[np.arange(spans.weight.shape[1]) < spans.count[:, None]]
+        is_used = weight > 0
+        number = np.where(is_used, is_used.cumsum() - 1, -1)
+        student, student_offsets, student_tokens = _predicting(spans.student, spans.student_ids, chunks_before, number)
+        teacher, teacher_offsets, teacher_tokens = _predicting(spans.teacher, spans.teacher_ids, chunks_before, number)
+        predictions = Predictions(
+            student=student,
+            student_offsets=student_offsets,
+            teacher=teacher,
+            teacher_offsets=teacher_offsets,
+            weight=weight[is_used],
+            student_tokens=student_tokens,
+            teacher_tokens=teacher_tokens,
         )
-        return made if spans is self else _mapped(made, _as_torch_on(self.count.device))
+        return predictions if spans is self else _mapped(predictions, _as_torch_on(self.count.device))
 
     def statistics(self) -> SpanStatistics:
         """Shares of the kinds of chunks, gaps, and the longest chunk."""
@@ -200,13 +265,26 @@ class Spans:
 
 
 def _predicting(
-    chunk: NDArray[np.int32], ids: NDArray[np.int64], bases: NDArray[np.int64], number: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """A side's rows of logits, their offsets by chunk in use, and the tokens that they predict."""
+    chunk: NDArray[np.int32], ids: Numbers, chunks_before: Numbers, number: Numbers
+) -> tuple[Numbers, Numbers, Numbers]:
+    """A side's rows of logits, their offsets by chunk in use, and the tokens that they predict.
+
+    One row with the chunks 0 0 1 -1 2, of which 1 and 2 are in use and get the numbers 0 and 1:
+
+        tokens of chunks in use   at 2 and 4
+        rows of logits            1 and 3      a token is predicted one position before its own
+        offsets                   0 1 2
+
+    Args:
+        chunk: int32 (B, T), as in `Spans`.
+        ids: int64 (B, T).
+        chunks_before: int64 (B,), the chunks of the rows before each.
+        number: int64 (all chunks,), each chunk's number among those in use, -1 for the others.
+    """
     places = (chunk >= 0).ravel().nonzero()[0]
-    owner = number[(chunk + bases[:, None]).ravel()[places]]
-    places, owner = places[owner >= 0], owner[owner >= 0]
-    counts = np.bincount(owner, minlength=int(number.max(initial=-1)) + 1)
+    used_as = number[(chunk + chunks_before[:, None]).ravel()[places]]
+    places, used_as = places[used_as >= 0], used_as[used_as >= 0]
+    counts = np.bincount(used_as, minlength=int(number.max(initial=-1)) + 1)
     return places - 1, offsets_of(counts), ids.ravel()[places]
 
 
@@ -218,11 +296,69 @@ def _as_torch_on(device: Any) -> Callable[[Array], Array]:
 
 def _mapped(value: T, change: Callable[[Array], Array]) -> T:
     """The value with every array changed."""
-    made: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     for entry in fields(value):
         array = getattr(value, entry.name)
         if isinstance(array, Predictions):
-            made[entry.name] = _mapped(array, change)
-        elif array is not None:
-            made[entry.name] = change(array)
-    return replace(value, **made)
+            changed[entry.name] = _mapped(array, change)
+        elif array is not None and entry.name != "_vocabs":
+            changed[entry.name] = change(array)
+    return replace(value, **changed)
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedUnits:
+    """Units of both sides with their chunks, before they are put into rows and columns.
+
+    Attributes:
+        student: the student's units.
+        teacher: the teacher's.
+        chunks: their chunks.
+        student_labelled: bool (student tokens,), which tokens count in the loss; None for all.
+        teacher_labelled: bool (teacher tokens,).
+        vocabs: both vocabularies, for drawing.
+    """
+
+    student: Units
+    teacher: Units
+    chunks: Chunks
+    student_labelled: Flags | None = None
+    teacher_labelled: Flags | None = None
+    vocabs: tuple[Vocab, Vocab] | None = None
+
+
+def make_spans(aligned: AlignedUnits) -> Spans:
+    """Puts chunks into rows and columns and weighs them.
+
+    Two units with chunks 0 0 1 and 2, each in a row of its own: the rows count from 0 again, 0 0 1 and 0 -1.
+    """
+    student, teacher, chunks = aligned.student, aligned.teacher, aligned.chunks
+    rows = student.shape[0]
+    count = np.bincount(student.rows, chunks.count, minlength=rows).astype(np.int64)
+    first_chunk = offsets_of(count)
+    flat_weight = np.ones(int(first_chunk[-1]), dtype=np.float32)
+    arrays: dict[str, Any] = {}
+    for name, side, chunk, labelled in (
+        ("student", student, chunks.student, aligned.student_labelled),
+        ("teacher", teacher, chunks.teacher, aligned.teacher_labelled),
+    ):
+        # Nothing in its own document predicts a document's first token.
+        without_weight = [chunk[side.offsets[:-1][side.counts > 0]]]
+        if labelled is not None:
+            without_weight.append(chunk[~labelled])
+        for numbers in without_weight:
+            flat_weight[numbers[numbers >= 0]] = 0
+        in_rows = side.spread(chunk) if side.keep is not None else side.spread(chunk).copy()
+        in_rows -= first_chunk[:-1, None].astype(np.int32)
+        arrays[name] = np.maximum(in_rows, np.int32(-1), out=in_rows)
+        arrays[f"{name}_ids"] = side.spread(side.ids, 0)
+        mask = side.mask
+        arrays[f"{name}_loss_mask"] = mask if labelled is None else side.spread(labelled, fill=0)
+        if side.segments.any():
+            arrays[f"{name}_segments"] = side.spread(side.segments.astype(np.int32).repeat(side.counts))
+        else:
+            arrays[f"{name}_segments"] = np.subtract(mask, 1, dtype=np.int32)
+    columns = np.arange(int(count.max(initial=0)))
+    weight = np.zeros((rows, len(columns)), dtype=np.float32)
+    weight[columns < count[:, None]] = flat_weight
+    return Spans(count=count.astype(np.int32), weight=weight, _vocabs=aligned.vocabs, **arrays)

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import MismatchError, OptionError
 from ..read import read_vocab
-from ..spans.collate import SpanCollator
+from ..spans.batch import SpanCollator
 from ..spans.spans import Spans
 from ..vocab.vocab import Vocab
 from .cache.read import TeacherCache

@@ -13,7 +13,7 @@ import torch
 from ..errors import OptionError
 from ..losses import FusedHead, LossOutput, MultiTeacherLoss, Student, Teacher, XTokenLoss
 from ..mapping.mapping import Mapping as VocabMapping
-from ..spans.collate import IGNORED
+from ..spans.batch import IGNORED
 from .cache.read import TeacherCache
 from .collate import DistillationCollator, SourcedVocab
 from .fit import fitting_mapping, logit_width, vocab_of

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import OptionError
 from ..losses import FusedHead, Hidden, LossOutput, fuse_head
-from ..spans.collate import block_mask
+from ..spans.batch import block_mask
 
 
 def plain(model: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import OptionError
-from ..spans.collate import IGNORED
+from ..spans.batch import IGNORED
 from ..spans.spans import Spans
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab

@@ -13,7 +13,7 @@ from small_vocabs import make_vocab
 from xtoken_align import build
 from xtoken_align.losses import XTokenLoss
 from xtoken_align.mapping.mapping import Mapping
-from xtoken_align.spans.collate import SpanCollator
+from xtoken_align.spans.batch import SpanCollator
 from xtoken_align.training.cache.read import TeacherCache
 from xtoken_align.training.cache.truncation import loss_bound
 from xtoken_align.training.cache.write import write_teacher_cache

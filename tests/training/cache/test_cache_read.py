@@ -13,7 +13,7 @@ from cache_models import WIDTH, Causal, corpus, small_vocab
 from torch.utils.data import DataLoader
 
 from xtoken_align.errors import MismatchError, OptionError, StoreError
-from xtoken_align.spans.collate import SpanCollator
+from xtoken_align.spans.batch import SpanCollator
 from xtoken_align.training.cache.read import TeacherCache
 from xtoken_align.training.cache.write import write_teacher_cache
 from xtoken_align.vocab.vocab import Vocab

@@ -15,7 +15,7 @@ from cache_models import DEAD, WIDTH, Causal, corpus, files_of, small_vocab
 from xtoken_align import read_vocab
 from xtoken_align.errors import MismatchError, MissingExtraError, OptionError
 from xtoken_align.files import TEMPORARY_PATTERN
-from xtoken_align.spans.collate import SpanCollator
+from xtoken_align.spans.batch import SpanCollator
 from xtoken_align.training.cache.read import TeacherCache
 from xtoken_align.training.cache.run import Teacher
 from xtoken_align.training.cache.settings import MANIFEST

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import MismatchError, OptionError
-from ...spans.units import Units, kept, units_of
+from ...spans.units import Units, token_mask, units_of
 from ...vocab.vocab import Vocab
 from .rows import KEY_BYTES, key_of
 from .run import CachedRow
@@ -256,4 +256,4 @@ def _right_padded(counts: NDArray[np.int64], columns: int) -> Units:
     """Places for rows of some lengths; which ids stand there is not looked at."""
     rows = np.arange(len(counts))
     ids = np.zeros(int(counts.sum()), dtype=np.int64)
-    return Units(ids, counts, rows, np.zeros_like(rows), kept(counts, columns, "right"), (len(rows), columns))
+    return Units(ids, counts, rows, np.zeros_like(rows), token_mask(counts, columns, "right"), (len(rows), columns))

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError
-from ...spans.encode import encode
-from ...spans.units import offsets_of, units_of
+from ...spans.units import encode_texts, offsets_of, units_of
 from ...vocab.vocab import Vocab
 from .settings import CacheSettings
 
@@ -68,7 +67,14 @@ def teacher_ids(rows: Sequence[Any], teacher: Vocab, settings: CacheSettings) ->
     except (KeyError, TypeError, IndexError) as error:
         raise OptionError(f"some rows have `{form}` and some have not") from error
     if form == "text":
-        encoded = encode(entries, teacher, settings.edges, max_tokens=settings.max_teacher_tokens)
+        encoded = encode_texts(
+            entries,
+            teacher,
+            bos=settings.bos,
+            eos=settings.eos,
+            max_tokens=settings.max_teacher_tokens,
+            truncation_side=settings.truncation_side,
+        )
         return _split(encoded.ids, encoded.counts)
     units = units_of(entries, width=len(teacher), side="teacher")
     made = _split(units.ids, units.counts)

@@ -11,7 +11,6 @@ import numpy as np
 
 from ...errors import ArtifactError, MismatchError, OptionError, StoreError
 from ...files import write_atomically
-from ...spans.encode import Edges
 from ...spans.units import End, check_side
 from ...vocab.kinds import Kind
 from ...vocab.vocab import Vocab
@@ -77,11 +76,6 @@ class CacheSettings:
         """
         begin = shard * self.rows_per_shard
         return range(begin, min(begin + self.rows_per_shard, self.rows))
-
-    @property
-    def edges(self) -> Edges:
-        """What happens at the edges of texts."""
-        return Edges(bos=self.bos, eos=self.eos, truncation_side=self.truncation_side)
 
     @property
     def stored(self) -> np.dtype[Any]:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..vocab.kinds import Kind
-from ..vocab.vocab import Vocab
-from .fold import Folded, Folding
-from .resync import has_dummy_prefix
-from .specials import in_order
-from .stretches import Stretch, common_stretches
+from xtoken_align.spans.careful import Stretch, common_stretches, has_dummy_prefix
+from xtoken_align.spans.fold import Folded, Folding
+from xtoken_align.spans.tables import best_pairs_in_order
+from xtoken_align.vocab.kinds import Kind
+from xtoken_align.vocab.vocab import Vocab
 
 Boundary = tuple[int, ...]
 """A place on the axis and how many paired specials stand there before it; a boundary that compares with nothing has a
@@ -138,7 +137,9 @@ def _pair_specials(ours: list[_Token], theirs: list[_Token]) -> None:
         one, other = ([token for token in side if token.is_special and token.place == place] for side in (ours, theirs))
         if not other:
             continue
-        pairs = in_order(np.array([[_correspond(left, right) for right in other] for left in one], dtype=np.bool_))
+        pairs = best_pairs_in_order(
+            np.array([[_correspond(left, right) for right in other] for left in one], dtype=np.bool_)
+        )
         for number, pair in enumerate(pairs):
             for token in (one[pair[0]], other[pair[1]]):
                 token.begin, token.end = (place, number), (place, number + 1)
