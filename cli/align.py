@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from .console import steps, tokenizers
-
-if TYPE_CHECKING:
-    from ..vocab.vocab import Vocab
 
 _SHOWN = 500
 """Cells that are drawn where no other number is given: about ten screens."""
@@ -61,23 +58,26 @@ def command(teacher: str, student: str, file: str | None, text: str | None, **op
       xtoken-align align gpt-oss ./my-student notes.txt --bos --json
     """
     text = _read(file, text)
-    from ..spans.aligner import align_texts
+    from ..read import read_vocab
+    from ..spans.aligner import Aligner
 
     with steps(quiet=False) as say:
         say("Reading the tokenizers")
-        ours, theirs = _vocabularies(teacher, student, options)
+        vocabs = {
+            side: read_vocab(source, pattern=options[f"{side}_pattern"], revision=options[f"{side}_revision"])
+            for side, source in (("student", student), ("teacher", teacher))
+        }
         say("Aligning")
-        spans = align_texts([text], student=ours, teacher=theirs, bos=options["bos"], eos=options["eos"])
-    from .align_cells import sides_of
+        spans = Aligner(**vocabs, bos=options["bos"], eos=options["eos"]).texts([text])
     from .align_report import draw, print_report, print_statistics
 
-    sides = sides_of(spans, ours, theirs)
+    sides, statistics = spans.sides(), spans.statistics()
     if options["as_json"]:
-        print_report(sides, spans.statistics(), stats_only=options["stats_only"])
+        print_report(sides, statistics, stats_only=options["stats_only"])
     elif options["stats_only"]:
-        print_statistics(sides, spans.statistics())
+        print_statistics(sides, statistics)
     else:
-        draw(sides, spans.statistics(), limit=None if options["show_all"] else options["limit"])
+        draw(sides, statistics, limit=None if options["show_all"] else options["limit"])
 
 
 def _read(file: str | None, text: str | None) -> str:
@@ -103,14 +103,3 @@ def _decoded(data: bytes, name: str) -> str:
         raise CorpusError(
             f"{name} is not UTF-8 at byte {error.start} (line {line}): expected a text in UTF-8, convert it"
         ) from error
-
-
-def _vocabularies(teacher: str, student: str, options: dict[str, Any]) -> tuple[Vocab, Vocab]:
-    """Student and teacher."""
-    from ..read import read_vocab
-
-    read = [
-        read_vocab(source, pattern=options[f"{role}_pattern"], revision=options[f"{role}_revision"])
-        for role, source in (("student", student), ("teacher", teacher))
-    ]
-    return read[0], read[1]

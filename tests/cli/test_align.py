@@ -23,6 +23,7 @@ from rich.cells import cell_len
 from small_vocabs import make_vocab
 from test_compare_commands import rank_file
 
+from xtoken_align.spans.drawing import Side, cells, count_cells
 from xtoken_align.vocab.kinds import Kind
 
 Invoke = Callable[..., Result]
@@ -68,7 +69,10 @@ def written(surface: str | dict[str, str]) -> bytes:
 
 def test_the_student_stands_over_the_teacher_and_tokens_inside_a_chunk_are_set_apart(align: Invoke) -> None:
     result = align("--text", "the 1234")
-    assert result.out.splitlines()[0] == "master -> pupil: 4 chunks (2 1 to 1, 1 1 to n, 1 n to 1)"
+    assert (
+        result.out.splitlines()[0]
+        == "Student pupil learns from teacher master: 4 chunks (2 1 to 1, 1 1 to n, 1 n to 1)"
+    )
     assert rows(result.out) == [["pupil  │th┊e│␣│123 │4│", "master │the │␣│12┊3│4│"]]
 
 
@@ -132,10 +136,10 @@ def test_what_would_not_be_seen_is_written_out(align: Invoke, text: str, shown: 
 
 
 def test_signs_of_the_drawing_half_flags_and_lone_marks_are_not_taken_for_something_else() -> None:
-    pen = part("align_tokens").Pen("utf-8")
+    pen = part("align_report").Pen("utf-8")
 
     def drawn(text: str) -> str:
-        return "".join(atom.text for atom in part("align_tokens").draw_token(pen, text.encode()))
+        return "".join(atom.text for atom in part("align_report").draw_token(pen, text.encode()))
 
     assert drawn("│␣") == r"\u2502\u2423"
     assert drawn("🇪") == r"\U0001f1ea"
@@ -182,12 +186,12 @@ def drawing(student: list[int], teacher: list[int], width: int = 80) -> list[str
     letters = [(b"<x>", Kind.SPECIAL), *(bytes([code]) for code in b"abcdefgh")]
     count = max(student) + 1
     sides = [
-        part("align_cells").Side(make_vocab(letters, name=name), np.arange(len(chunk)), np.array(chunk), count)
+        Side(make_vocab(letters, name=name), np.arange(len(chunk)), np.array(chunk), count)
         for name, chunk in (("one", student), ("two", teacher))
     ]
-    drawn = part("align_rows").Drawing(*sides, part("align_tokens").Pen("utf-8"), width)
-    assert part("align_cells").count_cells(*sides) == len(list(part("align_cells").cells(*sides)))
-    return ["".join(text for text, _ in line) for line in drawn.lines(part("align_cells").cells(*sides))]
+    drawn = part("align_report").Drawing(*sides, part("align_report").Pen("utf-8"), width)
+    assert count_cells(*sides) == len(list(cells(*sides)))
+    return ["".join(text for text, _ in line) for line in drawn.lines(cells(*sides))]
 
 
 def test_gaps_of_both_sides_at_one_place_stand_one_after_the_other() -> None:
@@ -207,7 +211,7 @@ def test_a_chunk_wider_than_the_output_goes_on_in_the_next_row() -> None:
 
 
 def test_a_chunk_of_very_many_tokens_is_cut() -> None:
-    pen = part("align_tokens").Pen("utf-8")
+    pen = part("align_report").Pen("utf-8")
     atoms = pen.tokens([b"a"] * 1000, [False] * 1000)
     assert atoms[-1].text == r"\..[840 more]"
     assert len(atoms) < 400
@@ -341,7 +345,7 @@ def test_where_the_encoding_lacks_the_signs_columns_stay_true(
 def test_a_long_text_is_shown_in_part_with_a_note(align: Invoke) -> None:
     result = align("--text", "the\n" * 1000)
     assert len(rows(result.out)) == 250
-    assert result.out.splitlines()[0].startswith("master -> pupil: 2,000 chunks")
+    assert result.out.splitlines()[0].startswith("Student pupil learns from teacher master: 2,000 chunks")
     assert "Note: 500 of 2,000 chunks and gaps are shown: --all shows all." in result.err
     few = align("--text", "the\n" * 1000, "--limit", "2")
     assert len(rows(few.out)) == 1
@@ -356,10 +360,10 @@ def test_the_drawing_takes_time_in_proportion_to_the_text() -> None:
         # One line, and every other chunk with two tokens on one side.
         chunk = np.repeat(np.arange(tokens), 2)[:tokens]
         letters = make_vocab([b"a", b"b"])
-        side = part("align_cells").Side(letters, np.arange(tokens) % 2, chunk, int(chunk[-1]) + 1)
+        side = Side(letters, np.arange(tokens) % 2, chunk, int(chunk[-1]) + 1)
         started = perf_counter()
-        drawn = part("align_rows").Drawing(side, side, part("align_tokens").Pen("utf-8"), 80)
-        assert sum(1 for _ in drawn.lines(part("align_cells").cells(side, side))) > tokens / 40
+        drawn = part("align_report").Drawing(side, side, part("align_report").Pen("utf-8"), 80)
+        assert sum(1 for _ in drawn.lines(cells(side, side))) > tokens / 40
         return perf_counter() - started
 
     assert min(seconds(32_000) for _ in range(2)) < 30 * min(seconds(4_000) for _ in range(3))
