@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from ..corpus.weigh import CorpusCoverage
     from ..coverage.recommend import Recommendation
     from ..mapping.audit import Audit
-    from ..mapping.mapping import Mapping
-    from ..mapping.side import Side
+    from ..mapping.mapping import Mapping, Side
     from ..mapping.unmatched import Unmatched
     from ..vocab.vocab import Vocab
 

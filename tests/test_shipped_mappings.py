@@ -11,7 +11,7 @@ import pytest
 
 import xtoken_align
 from xtoken_align import Vocab, build, load
-from xtoken_align.mapping.storage import load_mapping
+from xtoken_align.mapping.mapping import load_mapping
 from xtoken_align.store.store import shipped_root
 
 PAIRS = [
@@ -70,7 +70,7 @@ sys.path.insert(0, sys.argv[2])
 import numpy as np
 from mutations import mutate
 from xtoken_align.errors import ArtifactError
-from xtoken_align.mapping.storage import load_mapping
+from xtoken_align.mapping.mapping import load_mapping
 content = pathlib.Path(sys.argv[1]).read_bytes()
 original = load_mapping(pathlib.Path(sys.argv[1]))
 place = pathlib.Path(sys.argv[3], "mutated.npz")

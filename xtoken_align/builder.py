@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,7 @@ from .coverage.classes import classify
 from .coverage.common import relaxed_common, strict_common
 from .coverage.coverage import Coverage, measure
 from .errors import OptionError, XTokenWarning
-from .mapping.bins import measure_bins, split_into_bins
-from .mapping.mapping import Mapping, first_pieces
-from .mapping.side import Side
-from .mapping.storage import hash_of
+from .mapping.mapping import Mapping, Side
 from .matrix import Matrix, assemble_matrix
 from .read import as_vocab
 from .rules.override import Override, parse_overrides, read_overrides, with_overrides
@@ -112,24 +108,17 @@ def _overrides(given: str | os.PathLike[str] | Sequence[Override | dict[str, Any
 
 
 def _mapping(pair: Pair, matrix: Matrix, student_pieces: Pieces, options: RuleOptions) -> Mapping:
-    student, teacher = Side.of(pair.student), Side.of(pair.teacher)
-    bins = split_into_bins(
-        first_pieces(matrix, student, teacher, student_pieces, "student"),
-        first_pieces(matrix, student, teacher, pair.teacher_pieces, "teacher"),
-    )
-    made = Mapping(
-        student=student,
-        teacher=teacher,
+    return Mapping(
+        student=Side.of(pair.student),
+        teacher=Side.of(pair.teacher),
         matrix=matrix,
         options=_plain(options),
-        make_pieces={"student": student_pieces, "teacher": pair.teacher_pieces}.__getitem__,
+        student_pieces=student_pieces,
+        teacher_pieces=pair.teacher_pieces,
         measured=_coverage(pair, matrix, student_pieces),
-        bin_sizes=measure_bins(*bins),
-        content_hash="",
         created=_created(),
         notes=_notes(pair),
     )
-    return replace(made, content_hash=hash_of(made))
 
 
 def _coverage(pair: Pair, matrix: Matrix, student_pieces: Pieces) -> Coverage:

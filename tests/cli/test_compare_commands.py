@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from xtoken_align.mapping.storage import load_mapping
+from xtoken_align.mapping.mapping import load_mapping
 
 
 def rank_file(path: Path, tokens: list[bytes]) -> Path:

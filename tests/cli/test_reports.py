@@ -15,7 +15,7 @@ import pytest
 from command_results import refused
 
 from xtoken_align import load
-from xtoken_align.mapping.hashing import SCHEMA
+from xtoken_align.mapping.file import SCHEMA
 
 Invoke = Callable[..., Any]
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from xtoken_align.errors import OptionError
 from xtoken_align.losses import TopK, options
-from xtoken_align.mapping.mapping import Mapping
-from xtoken_align.mapping.side import Side
+from xtoken_align.mapping.mapping import Mapping, Side
 from xtoken_align.spans.spans import Spans
 from xtoken_align.vocab.kinds import Kind
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from xtoken_align.mapping.archive import write_archive
-from xtoken_align.mapping.hashing import content_hash
+from xtoken_align.mapping.file import content_hash, write_archive
 from xtoken_align.rules.links import RULE_NUMBER, RULES
 from xtoken_align.vocab.kinds import Kind
 

@@ -13,8 +13,7 @@ from mutations import mutate
 from numpy.typing import NDArray
 
 from xtoken_align.errors import ArtifactError
-from xtoken_align.mapping.archive import read_archive, write_archive
-from xtoken_align.mapping.hashing import hashed_metadata
+from xtoken_align.mapping.file import hashed_metadata, read_archive, write_archive
 from xtoken_align.mapping.validate import load_checked, validate
 from xtoken_align.rules.links import RULE_NUMBER, RULES
 from xtoken_align.vocab.kinds import Kind

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from xtoken_align import Store
-from xtoken_align.mapping.storage import load_mapping
+from xtoken_align.mapping.mapping import load_mapping
 from xtoken_align.store.store import collect
 
 BUILD = """
@@ -28,7 +28,7 @@ KILLED = (
     + """
 import os, random, signal, time
 from pathlib import Path
-from xtoken_align.mapping.storage import load_mapping
+from xtoken_align.mapping.mapping import load_mapping
 mappings = [build(student=student, teacher=teacher, decay=0.1 + i / 100) for i in range(4)]
 chance = random.Random(0)
 for _ in range(50):

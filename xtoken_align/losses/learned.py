@@ -9,7 +9,6 @@ import torch
 
 from ..errors import OptionError
 from ..mapping.mapping import Mapping
-from ..mapping.storage import hash_of
 from .comparison import Comparison
 from .passes import Recipe
 
@@ -62,7 +61,4 @@ class LinkWeights(torch.nn.Module):
         sums = np.bincount(self.mapping.matrix.rows, weights, minlength=self.mapping.matrix.shape[0])
         # A weight that was trained down to nothing still is a link: W holds weights above 0.
         data = np.maximum((weights / sums[self.mapping.matrix.rows]).astype(np.float32), np.finfo(np.float32).tiny)
-        made = replace(
-            self.mapping, matrix=replace(self.mapping.matrix, data=data), provenance="learned", content_hash=""
-        )
-        return replace(made, content_hash=hash_of(made))
+        return replace(self.mapping, matrix=replace(self.mapping.matrix, data=data), provenance="learned")

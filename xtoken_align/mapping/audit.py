@@ -12,8 +12,7 @@ from ..coverage.common import relaxed_common, strict_common
 from ..rules.links import RULES
 from ..vocab.kinds import Kind
 from .find import json_surface
-from .mapping import Mapping
-from .side import Side
+from .mapping import Mapping, Side
 
 _LEAST_SCORE = 60.0
 

@@ -1,16 +1,20 @@
-"""Bins: the parts into which first pieces split both vocabularies, on which both sides' predictions can be compared."""
+"""Bins: groups of student and teacher tokens that first pieces tie together: both sides can be compared on them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ArtifactError
+
 
 @dataclass(frozen=True, slots=True)
 class BinSizes:
-    """How many bins there are and how many tokens the largest hold, each side by itself."""
+    """How many bins there are, and how many tokens of each side the largest hold."""
 
     count: int
     largest_student: int
@@ -18,17 +22,36 @@ class BinSizes:
 
     def to_dict(self) -> dict[str, int]:
         """The JSON of the commands."""
-        return {
-            "count": self.count,
-            "largest_student": self.largest_student,
-            "largest_teacher": self.largest_teacher,
-        }
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> BinSizes:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ArtifactError: a count is missing or is none.
+        """
+        try:
+            counts = [stored[key] for key in ("count", "largest_student", "largest_teacher")]
+        except KeyError as error:
+            raise ArtifactError(
+                f"metadata.bins lacks {error.args[0]!r}; build or download the mapping again"
+            ) from error
+        if any(type(count) is not int or count < 0 for count in counts):
+            raise ArtifactError(f"metadata.bins: expected three counts, found {counts!r:.60}; build the mapping again")
+        return cls(*counts)
 
 
 def split_into_bins(
     student_first: NDArray[np.int32], teacher_first: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Connected components over the edges from each token to its first piece on the other side.
+    """Groups the tokens of both sides: a token and its first piece on the other side are in one bin.
+
+    Student `20`, `2`, `a` and teacher `2`, `a`, `ab`: the first pieces of `20` and `2` are both teacher `2`, that of
+    teacher `ab` is student `a`. So the bins are {20, 2 | 2} and {a | a, ab}:
+
+    >>> split_into_bins(np.array([0, 0, 1], np.int32), np.array([1, 2, 2], np.int32))
+    (array([0, 0, 1], dtype=int32), array([0, 1, 1], dtype=int32))
 
     Args:
         student_first: int32 (student width,), each student token's first teacher piece, -1 for none.
@@ -36,13 +59,15 @@ def split_into_bins(
 
     Returns:
         int32 (student width,) and int32 (teacher width,): the bin of each token, numbered by lowest student id; -1
-        for a token in a component that has tokens of one side only.
+        for a token whose group has tokens of one side only.
     """
+    # Bins are the connected components of a graph: one node per token, teacher ids counted on after the student's,
+    # one edge from each token to its first piece. Above: edges 0-3, 1-3, 2-4 from the student, 3-1, 4-2, 5-2 back.
     width = len(student_first)
     tails = np.concatenate([np.flatnonzero(student_first >= 0), np.flatnonzero(teacher_first >= 0) + width])
     heads = np.concatenate([student_first[student_first >= 0] + width, teacher_first[teacher_first >= 0]])
+    # Every node takes the lowest label among its neighbours until nothing changes; `label[label]` halves the rounds.
     label = np.arange(width + len(teacher_first))
-    # Every token has at most one outgoing edge, so labels sink along short chains; pointer jumping halves what is left.
     while True:
         lower = np.minimum(label[tails], label[heads])
         sunk = label.copy()
@@ -52,7 +77,7 @@ def split_into_bins(
         if np.array_equal(sunk, label):
             break
         label = sunk
-    # The lowest label of a component with student tokens is a student id, and vice versa.
+    # Above the labels are now 0 0 2 | 0 2 2; the labels that occur on both sides, 0 and 2, become bins 0 and 1.
     in_student = np.bincount(label[:width], minlength=len(label)) > 0
     in_teacher = np.bincount(label[width:], minlength=len(label)) > 0
     shared = in_student & in_teacher
@@ -61,10 +86,6 @@ def split_into_bins(
 
 
 def measure_bins(student_bin: NDArray[np.int32], teacher_bin: NDArray[np.int32]) -> BinSizes:
-    """Counts bins and the tokens in the largest."""
-
-    def largest(bins: NDArray[np.int32]) -> int:
-        counted = bins[bins >= 0]
-        return int(np.bincount(counted).max()) if len(counted) else 0
-
-    return BinSizes(int(student_bin.max(initial=-1)) + 1, largest(student_bin), largest(teacher_bin))
+    """Counts the bins, and the tokens of each side in the largest."""
+    largest = [int(np.bincount(bins[bins >= 0]).max(initial=0)) for bins in (student_bin, teacher_bin)]
+    return BinSizes(int(student_bin.max(initial=-1)) + 1, *largest)

@@ -1,18 +1,18 @@
-"""Finding a mapping's rows by a token's text or id, and showing one row for people."""
+"""Finding tokens by their text, and a row of W as people and programs read it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..readers.spelling import bytes_of
 from ..vocab.byte_strings import ByteStrings
 from ..vocab.kinds import Kind
-from .side import Side
 
 
 def json_surface(surface: bytes) -> str | dict[str, str]:
@@ -29,7 +29,7 @@ def json_surface(surface: bytes) -> str | dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One entry of W."""
+    """One link of a row: a teacher token, its weight, which piece of the row it is, and the rule that made it."""
 
     teacher_id: int
     surface: bytes
@@ -58,7 +58,7 @@ class Row:
         rule: the rule that owns the row, `none` for an empty one.
         links: the row's entries.
         reason: why the row is empty, None where it is not.
-        lossy: whether its decomposition spells another text.
+        lossy: whether its pieces spell another text than the token.
     """
 
     id: int
@@ -85,29 +85,35 @@ class Row:
 _ESCAPE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def find_tokens(side: Side, token: str | bytes) -> list[int]:
+def find_tokens(kinds: NDArray[np.uint8], surfaces: ByteStrings, token: str | bytes) -> list[int]:
     """The ids, ascending, of the tokens with a surface; where none has it, of those with a raw string.
 
-    A mapping keeps surfaces only, so a raw string is read in each way in which tokenizers write one: by the byte table,
-    with `▁` for a space, as a byte escape, as a word piece.
+    A mapping keeps no raw strings, so a raw string is read in each way in which tokenizers write one: by the byte table
+    (`Ġthe`), with `▁` for a space, as a byte escape (`<0x0A>`), as the end of a word (`the</w>`) or as a continued word
+    (`##ing`).
 
     Args:
-        side: where to look.
+        kinds: uint8 (ids,), values of `Kind`; holes and padding are never found.
+        surfaces: the surface of each id.
         token: a surface, as text or bytes, or a raw string.
     """
     if isinstance(token, bytes):
-        return _with_surface(side, token)
-    found = _with_surface(side, token.encode("utf-8", "surrogatepass"))
-    if found:
-        return found
-    for surface, kind in _raw_readings(token):
-        ids = [i for i in _with_surface(side, surface) if kind is None or side.kinds[i] == kind]
+        readings: Iterable[tuple[bytes, Kind | None]] = [(token, None)]
+    else:
+        readings = _readings(token)
+    for surface, kind in readings:
+        if not surface:
+            continue
+        candidates = np.flatnonzero((surfaces.lengths == len(surface)) & (kinds < Kind.PADDING))
+        ids = [i for i in candidates.tolist() if surfaces[i] == surface and (kind is None or kinds[i] == kind)]
         if ids:
             return ids
     return []
 
 
-def _raw_readings(token: str) -> Iterator[tuple[bytes, Kind | None]]:
+def _readings(token: str) -> Iterator[tuple[bytes, Kind | None]]:
+    """The surfaces that a string may mean, the likeliest first, with the kind that the token must have, if any."""
+    yield token.encode("utf-8", "surrogatepass"), None
     escape = _ESCAPE.fullmatch(token)
     if escape:
         yield bytes([int(escape[1], 16)]), Kind.BYTE
@@ -120,11 +126,3 @@ def _raw_readings(token: str) -> Iterator[tuple[bytes, Kind | None]]:
         yield token.removesuffix("</w>").encode() + b" ", None
     if token.startswith("##"):
         yield token.removeprefix("##").encode(), None
-
-
-def _with_surface(side: Side, surface: bytes) -> list[int]:
-    if not surface:
-        return []
-    strings: ByteStrings = side.surfaces
-    candidates = np.flatnonzero((strings.lengths == len(surface)) & (side.kinds < Kind.PADDING))
-    return [token_id for token_id in candidates.tolist() if strings[token_id] == surface]

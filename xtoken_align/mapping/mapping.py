@@ -1,11 +1,11 @@
-"""The mapping: W with both vocabularies, both directions' decompositions, and what was measured on them."""
+"""The mapping: W with both vocabularies and both directions' decompositions, a value that knows its own hash."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Table
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,22 +13,94 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .._version import __version__
 from ..coverage.coverage import Coverage
-from ..errors import MappingError
+from ..errors import ArtifactError, MappingError
 from ..matrix import Matrix
 from ..rules.links import RULE_NUMBER, RULES
 from ..rules.pieces import Pieces
+from ..vocab.byte_strings import ByteStrings
 from ..vocab.kinds import Kind
-from .bins import BinSizes, split_into_bins
+from ..vocab.vocab import Sizes, Vocab
+from .bins import BinSizes, measure_bins, split_into_bins
+from .file import SCHEMA, content_hash, write_archive
 from .find import Link, Row, find_tokens
-from .hashing import version_of
-from .side import Side
 from .unmatched import REASON_OF_KIND, Unmatched, unmatched_tokens
+from .validate import load_checked
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 SideName = Literal["student", "teacher"]
+Arrays = dict[str, NDArray[Any]]
+
+VERSION_DIGITS = 12
+"""How many digits of the content hash are the version."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Side:
+    """The student or the teacher of a mapping: what a mapping keeps of its vocabulary.
+
+    Attributes:
+        name: short name.
+        source: what was read to build it.
+        revision: commit hash of a Hub repository, else None.
+        sizes: the four sizes.
+        roles: role -> ids.
+        fingerprint: hash of the text vocabulary.
+        kinds: uint8 (logits,), values of `Kind`.
+        surfaces: the bytes of each id.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    sizes: Sizes
+    roles: Table[str, tuple[int, ...]]
+    fingerprint: str
+    kinds: NDArray[np.uint8]
+    surfaces: ByteStrings
+
+    @classmethod
+    def of(cls, vocab: Vocab) -> Side:
+        """What a mapping keeps of `vocab`: its fields of the same names."""
+        return cls(**{attribute.name: getattr(vocab, attribute.name) for attribute in fields(cls)})
+
+    def metadata(self) -> dict[str, Any]:
+        """The part that stands in a file's metadata: all but the two arrays."""
+        sizes = self.sizes
+        return {
+            "name": self.name,
+            "source": self.source,
+            "revision": self.revision,
+            "sizes": {"base": sizes.base, "with_added": sizes.with_added, "ids": sizes.ids, "logits": sizes.logits},
+            "roles": {role: list(ids) for role, ids in self.roles.items()},
+            "fingerprint": self.fingerprint,
+        }
+
+    @classmethod
+    def from_file(cls, metadata: Table[str, Any], kinds: NDArray[np.uint8], surfaces: ByteStrings) -> Side:
+        """The inverse of `metadata`, for fields that were checked."""
+        return cls(
+            name=metadata["name"],
+            source=metadata["source"],
+            revision=metadata["revision"],
+            sizes=Sizes(**metadata["sizes"]),
+            roles={role: tuple(ids) for role, ids in metadata["roles"].items()},
+            fingerprint=metadata["fingerprint"],
+            kinds=kinds,
+            surfaces=surfaces,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What the JSON of the commands says of a side."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "size": self.sizes.with_added,
+            "logits": self.sizes.logits,
+        }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -40,10 +112,9 @@ class Mapping:
         teacher: the teacher's side.
         matrix: W as arrays.
         options: what decided the links, as plain values.
-        make_pieces: gives the decompositions of one side's tokens; reports do without them.
+        student_pieces: every student token as the teacher writes it, all its pieces.
+        teacher_pieces: every teacher token as the student writes it, all its pieces.
         measured: rows counted by class, rule and reason.
-        content_hash: SHA-256 over all that decides the mapping.
-        bin_sizes: the bins' count and largest sizes.
         provenance: `built`, `learned` or `imported`.
         created: ISO date, where SOURCE_DATE_EPOCH asked for one.
         notes: what a reader may want to know and no result depends on.
@@ -53,18 +124,22 @@ class Mapping:
     teacher: Side
     matrix: Matrix
     options: Table[str, Any]
-    make_pieces: Callable[[SideName], Pieces] = field(repr=False)
+    student_pieces: Pieces = field(repr=False)
+    teacher_pieces: Pieces = field(repr=False)
     measured: Coverage = field(repr=False)
-    bin_sizes: BinSizes
-    content_hash: str
     provenance: str = "built"
     created: str | None = None
     notes: Table[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over all that decides the mapping, as 64 hexadecimal digits."""
+        return content_hash(self.arrays, self.metadata())
+
     @property
     def version(self) -> str:
-        """The first 12 hexadecimal digits of the content hash."""
-        return version_of(self.content_hash)
+        """The first 12 digits of the content hash."""
+        return self.content_hash[:VERSION_DIGITS]
 
     @cached_property
     def W(self) -> csr_matrix:  # noqa: N802 - the method's paper calls the matrix W
@@ -74,38 +149,48 @@ class Mapping:
         matrix = self.matrix
         return csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
-    @cached_property
-    def student_pieces(self) -> Pieces:
-        """Every student token as the teacher writes it, uncut."""
-        return self.make_pieces("student")
-
-    @cached_property
-    def teacher_pieces(self) -> Pieces:
-        """Every teacher token as the student writes it, uncut."""
-        return self.make_pieces("teacher")
-
     @property
     def rules(self) -> list[str]:
         """The name of the rule that owns each row, `none` for an empty one."""
         return [RULES[number] for number in self.matrix.owner.tolist()]
 
     def decompositions(self, side: SideName) -> Pieces:
-        """Each token of one side as the other writes it, uncut; tokens that it cannot write have no pieces."""
-        return self.student_pieces if _checked(side) == "student" else self.teacher_pieces
+        """Each token of one side as the other writes it; a token that the other cannot write has no pieces."""
+        if side not in ("student", "teacher"):
+            raise MappingError(f"a mapping has the sides 'student' and 'teacher', got {side!r}")
+        return self.student_pieces if side == "student" else self.teacher_pieces
 
     def first_pieces(self, side: SideName) -> NDArray[np.int32]:
         """int32 (logits of the side,): each token's first piece on the other side, -1 for none.
 
-        Matched special tokens are each other's first pieces.
+        Special tokens are never encoded, so they have no decomposition; those that W matches are each other's first
+        pieces.
         """
-        return first_pieces(self.matrix, self.student, self.teacher, self.decompositions(side), _checked(side))
+        first = self.decompositions(side).first.copy()
+        matrix = self.matrix
+        special = self.student.kinds[matrix.rows] >= Kind.SPECIAL
+        special &= matrix.rule != RULE_NUMBER["reverse"]
+        rows, columns = matrix.rows[special], matrix.indices[special]
+        if side == "student":
+            leading = matrix.position[special] == 0
+            first[rows[leading]] = columns[leading]
+            return first
+        unset = (first[columns] < 0) & (self.teacher.kinds[columns] >= Kind.SPECIAL)
+        # The last assignment to an id stays: going down the student ids keeps the lowest of them.
+        first[columns[unset][::-1]] = rows[unset][::-1]
+        return first
 
     def bins(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The bin of each student and of each teacher token, -1 for tokens in none; see `mapping.bins`."""
+        """The bin of each student and of each teacher token, -1 for a token in none; see `split_into_bins`."""
         return split_into_bins(self.first_pieces("student"), self.first_pieces("teacher"))
 
+    @cached_property
+    def bin_sizes(self) -> BinSizes:
+        """How many bins there are, and how many tokens of each side the largest hold."""
+        return measure_bins(*self.bins())
+
     def row(self, token: str | bytes | int) -> Row:
-        """The row of a token: an id, or a surface, or else a raw string; of several the lowest id.
+        """The row of a token, which is an id, a surface or a raw string; the lowest id where several tokens fit.
 
         Raises:
             MappingError: there is no such token.
@@ -118,20 +203,21 @@ class Mapping:
         Raises:
             MappingError: there is no such token.
         """
+        kinds, surfaces = self.student.kinds, self.student.surfaces
         if isinstance(token, int | np.integer):
             if not 0 <= token < self.student.sizes.logits:
                 raise MappingError(
                     f"{self.student.name} has no id {token}: its ids run from 0 to {self.student.sizes.logits - 1}"
                 )
             return [self._row(int(token))]
-        found = find_tokens(self.student, token)
-        if not found:
+        ids = find_tokens(kinds, surfaces, token)
+        if not ids:
             spaced = (b" " if isinstance(token, bytes) else " ") + token  # type: ignore[operator]
-            hint = f"; {spaced!r} is one" if find_tokens(self.student, spaced) else ""
+            hint = f"; {spaced!r} is one" if find_tokens(kinds, surfaces, spaced) else ""
             raise MappingError(
                 f"{self.student.name} has no token {token!r}, neither as a surface nor as a raw string{hint}"
             )
-        return [self._row(token_id) for token_id in found]
+        return [self._row(token_id) for token_id in ids]
 
     def _row(self, token_id: int) -> Row:
         matrix = self.matrix
@@ -160,7 +246,7 @@ class Mapping:
 
     @cached_property
     def lossy_rows(self) -> frozenset[int]:
-        """Student ids whose decomposition spells another text."""
+        """Student ids whose pieces spell another text than the token."""
         return frozenset(self.student_pieces.lossy.tolist())
 
     def coverage(self) -> Coverage:
@@ -186,7 +272,15 @@ class Mapping:
         Raises:
             OptionError: there is no such class, or the pattern is no regular expression.
         """
-        return unmatched_tokens(self.student, self.matrix, classes, reasons, pattern, limit)
+        return unmatched_tokens(
+            self.student.kinds,
+            self.student.surfaces.list,
+            self.matrix,
+            classes=classes,
+            reasons=reasons,
+            pattern=pattern,
+            limit=limit,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `inspect`."""
@@ -205,6 +299,56 @@ class Mapping:
             "bins": self.bin_sizes.to_dict(),
         }
 
+    @cached_property
+    def arrays(self) -> Arrays:
+        """The arrays of the mapping's file, by name.
+
+        Of the decompositions the file holds only those that W does not tell: a row whose links are its whole
+        decomposition needs no second copy.
+        """
+        matrix = self.matrix
+        arrays: Arrays = {
+            "format": np.array(b"csr"),
+            "shape": np.array(matrix.shape, dtype=np.int64),
+            "data": matrix.data,
+            "indices": matrix.indices,
+            "indptr": matrix.indptr,
+            "position": matrix.position,
+            "rule": matrix.rule,
+        }
+        in_w = student_pieces_in_w(matrix, self.student.kinds), teacher_pieces_in_w(matrix, self.student.kinds)
+        for name, side, pieces, known in (
+            ("student", self.student, self.student_pieces, in_w[0]),
+            ("teacher", self.teacher, self.teacher_pieces, in_w[1]),
+        ):
+            stored = pieces.differing_from(known)
+            arrays[f"{name}_kind"] = side.kinds
+            arrays[f"{name}_surface_bytes"] = side.surfaces.blob
+            arrays[f"{name}_surface_lengths"] = side.surfaces.lengths
+            arrays[f"{name}_piece_lengths"] = stored.lengths
+            arrays[f"{name}_piece_ids"] = stored.ids
+            arrays[f"{name}_lossy"] = stored.lossy
+        return arrays
+
+    def metadata(self) -> dict[str, Any]:
+        """The metadata of the mapping's file, all but the content hash."""
+        metadata: dict[str, Any] = {
+            "schema": SCHEMA,
+            "package_version": __version__,
+            "student": self.student.metadata(),
+            "teacher": self.teacher.metadata(),
+            "options": dict(self.options),
+            "rules": list(RULES),
+            "coverage": self.measured.to_dict(),
+            "bins": self.bin_sizes.to_dict(),
+            "provenance": self.provenance,
+        }
+        if self.created is not None:
+            metadata["created"] = self.created
+        if self.notes:
+            metadata["notes"] = dict(self.notes)
+        return metadata
+
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
         """Writes the mapping; a file is there whole or not at all.
 
@@ -218,28 +362,81 @@ class Mapping:
         Raises:
             StoreError: it cannot be written, or exists and must not be replaced.
         """
-        from .storage import write_mapping
-
-        return write_mapping(self, Path(path), overwrite=overwrite)
-
-
-def _checked(side: str) -> SideName:
-    if side not in ("student", "teacher"):
-        raise MappingError(f"a mapping has the sides 'student' and 'teacher', got {side!r}")
-    return side  # type: ignore[return-value]
+        metadata = {**self.metadata(), "content_hash": self.content_hash}
+        write_archive(Path(path), self.arrays, metadata, overwrite=overwrite)
+        return Path(path)
 
 
-def first_pieces(matrix: Matrix, student: Side, teacher: Side, pieces: Pieces, side: SideName) -> NDArray[np.int32]:
-    """First pieces of one side: of its decompositions, and of matched special tokens by their links."""
-    first = pieces.first.copy()
-    special = student.kinds[matrix.rows] >= Kind.SPECIAL
-    special &= matrix.rule != RULE_NUMBER["reverse"]
-    rows, columns = matrix.rows[special], matrix.indices[special]
-    if side == "student":
-        leading = matrix.position[special] == 0
-        first[rows[leading]] = columns[leading]
-        return first
-    unset = (first[columns] < 0) & (teacher.kinds[columns] >= Kind.SPECIAL)
-    # Written from the highest student id down, so that the lowest stays.
-    first[columns[unset][::-1]] = rows[unset][::-1]
-    return first
+def load_mapping(path: Path) -> Mapping:
+    """Reads and checks a mapping file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ArtifactError: it is damaged, foreign or from a newer schema.
+        StoreError: there is no readable file at `path`.
+    """
+    arrays, stored = load_checked(path)
+    metadata: dict[str, Any] = dict(stored)
+    try:
+        measured, bin_sizes = Coverage.from_dict(metadata["coverage"]), BinSizes.from_dict(metadata["bins"])
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    shape = (int(arrays["shape"][0]), int(arrays["shape"][1]))
+    matrix = Matrix(shape, *(arrays[name] for name in ("indptr", "indices", "data", "position", "rule")))
+    sides: dict[str, Side] = {}
+    pieces: dict[str, Pieces] = {}
+    for name, known_in_w in (("student", student_pieces_in_w), ("teacher", teacher_pieces_in_w)):
+        surfaces = ByteStrings(arrays[f"{name}_surface_bytes"], arrays[f"{name}_surface_lengths"])
+        sides[name] = Side.from_file(metadata[name], arrays[f"{name}_kind"], surfaces)
+        written = Pieces(arrays[f"{name}_piece_lengths"], arrays[f"{name}_piece_ids"], arrays[f"{name}_lossy"])
+        pieces[name] = written.completed_by(known_in_w(matrix, arrays["student_kind"]))
+    mapping = Mapping(
+        student=sides["student"],
+        teacher=sides["teacher"],
+        matrix=matrix,
+        options=metadata["options"],
+        student_pieces=pieces["student"],
+        teacher_pieces=pieces["teacher"],
+        measured=measured,
+        provenance=metadata["provenance"],
+        created=metadata.get("created"),
+        notes=metadata.get("notes") or {},
+    )
+    # What these properties would compute stands in the file, whose hash was checked.
+    mapping.__dict__.update(arrays=arrays, content_hash=metadata["content_hash"], bin_sizes=bin_sizes)
+    return mapping
+
+
+_DECOMPOSING_RULES = ("override", "identity", "exact", "digits", "decompose", "bytes")
+"""Rules whose links are a row's whole decomposition, where nothing was cut or summed."""
+
+
+def student_pieces_in_w(matrix: Matrix, student_kinds: NDArray[np.uint8]) -> Pieces:
+    """The student's decompositions as W tells them: the links of a row in the order of their positions.
+
+    `201` under `digits` has the links 2, 0, 1 at positions 0, 1, 2: the pieces 2, 0, 1. A special token has links and
+    no decomposition, unless an override gave it one.
+    """
+    telling = np.isin(matrix.rule, [RULE_NUMBER[rule] for rule in _DECOMPOSING_RULES])
+    telling &= (student_kinds[matrix.rows] <= Kind.BYTE) | (matrix.rule == RULE_NUMBER["override"])
+    links = np.flatnonzero(telling)
+    rows = matrix.rows[links]
+    in_order = links[np.lexsort((matrix.position[links], rows))]
+    lengths = np.bincount(rows, minlength=matrix.shape[0]).astype(np.int32)
+    return Pieces(lengths, matrix.indices[in_order], np.zeros(0, dtype=np.int32))
+
+
+def teacher_pieces_in_w(matrix: Matrix, student_kinds: NDArray[np.uint8]) -> Pieces:
+    """The teacher's decompositions as W tells them: a token that is exactly a student token is that one piece.
+
+    If student ids 5 and 9 both have the surface of teacher id 2, the piece of 2 is 5, the lower.
+    """
+    exact = np.isin(matrix.rule, [RULE_NUMBER[rule] for rule in ("identity", "exact")])
+    exact &= student_kinds[matrix.rows] <= Kind.BYTE
+    rows, columns = matrix.rows[exact], matrix.indices[exact]
+    matched, first = np.unique(columns, return_index=True)
+    lengths = np.zeros(matrix.shape[1], dtype=np.int32)
+    lengths[matched] = 1
+    return Pieces(lengths, rows[first], np.zeros(0, dtype=np.int32))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..coverage.classes import CLASSES, classify
 from ..coverage.coverage import EMPTY_REASONS
@@ -16,7 +17,6 @@ from ..matrix import Matrix
 from ..rules.links import RULE_NUMBER, RULES, SPLIT_RULES
 from ..vocab.kinds import Kind
 from .find import json_surface
-from .side import Side
 
 REASON_OF_KIND = {kind: reason for reason, kinds in EMPTY_REASONS.items() for kind in kinds}
 """Why a row without links is empty, by the kind of its token."""
@@ -25,7 +25,7 @@ _LAST = ("special", "byte", "partial_utf8", "reserved")
 _READING_ORDER = np.array(
     [0 if name.startswith("digits") else 2 + _LAST.index(name) if name in _LAST else 1 for name in CLASSES]
 )
-"""Numerals first, since losing them costs most; what is no text last."""
+"""A number per class: numerals are listed first, since losing them costs most, and tokens that are no text last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,43 +55,40 @@ class Unmatched:
 
 
 def unmatched_tokens(
-    student: Side,
+    kinds: NDArray[np.uint8],
+    surfaces: Sequence[bytes],
     matrix: Matrix,
+    *,
     classes: Sequence[str],
     reasons: Sequence[str],
     pattern: str | None,
     limit: int | None,
 ) -> list[Unmatched]:
-    """See `Mapping.unmatched`."""
+    """`Mapping.unmatched`, over the student's kinds and surfaces and W."""
     unknown = [name for name in classes if name not in CLASSES]
     if unknown:
         raise OptionError(f"no class is called {unknown[0]!r}: the classes are {', '.join(CLASSES)}")
-    wanted = _compiled(pattern)
+    try:
+        wanted = None if pattern is None else re.compile(pattern)
+    except re.error as error:
+        raise OptionError(f"{pattern!r} is no regular expression: {error}") from error
     owner = matrix.owner
     split = np.isin(owner, [RULE_NUMBER[rule] for rule in SPLIT_RULES])
     split |= (owner == RULE_NUMBER["override"]) & (np.diff(matrix.indptr) > 1)
     candidates = np.flatnonzero(split | (owner == 0))
-    surfaces = student.surfaces.list
-    class_of = classify(student.kinds[candidates], [surfaces[token_id] for token_id in candidates.tolist()])
+    class_of = classify(kinds[candidates], [surfaces[token_id] for token_id in candidates.tolist()])
     order = np.argsort(_READING_ORDER[class_of], kind="stable")
-    found: list[Unmatched] = []
+    tokens: list[Unmatched] = []
     for at in order.tolist():
-        if limit is not None and len(found) >= limit:
+        if limit is not None and len(tokens) >= limit:
             break
         token_id, name = int(candidates[at]), CLASSES[class_of[at]]
-        number = int(owner[token_id])
-        reason = f"split by {RULES[number]}" if number else REASON_OF_KIND[Kind(student.kinds[token_id])]
+        rule = RULES[owner[token_id]]
+        reason = REASON_OF_KIND[Kind(kinds[token_id])] if rule == "none" else f"split by {rule}"
         if (
             (not classes or name in classes)
             and (not reasons or any(part in reason for part in reasons))
             and (wanted is None or wanted.search(surfaces[token_id].decode("utf-8", "backslashreplace")))
         ):
-            found.append(Unmatched(token_id, surfaces[token_id], reason, name))
-    return found
-
-
-def _compiled(pattern: str | None) -> re.Pattern[str] | None:
-    try:
-        return None if pattern is None else re.compile(pattern)
-    except re.error as error:
-        raise OptionError(f"{pattern!r} is no regular expression: {error}") from error
+            tokens.append(Unmatched(token_id, surfaces[token_id], reason, name))
+    return tokens

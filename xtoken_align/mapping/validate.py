@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from ..errors import ArtifactError
 from ..rules.links import RULE_NUMBER, RULES
 from ..vocab.kinds import Kind
-from .archive import check_arrays, check_schema, damaged, read_archive
-from .hashing import SIDES, content_hash
+from .file import SIDES, check_arrays, check_schema, content_hash, damaged, read_archive
 
 PROVENANCES = ("built", "learned", "imported")
 SIZES = ("base", "with_added", "ids", "logits")

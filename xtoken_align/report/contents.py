@@ -15,8 +15,7 @@ from ..coverage.classes import ClassRow
 from ..coverage.coverage import Coverage
 from ..coverage.render import percent
 from ..mapping.audit import Audit, SpecialDecision
-from ..mapping.mapping import Mapping
-from ..mapping.side import Side
+from ..mapping.mapping import Mapping, Side
 from ..rules.pieces import Pieces
 from .charts import WAYS, Bar, by_way
 

@@ -42,6 +42,45 @@ class Pieces:
         ids: list[int] = self.ids[self.offsets[token_id] : self.offsets[token_id + 1]].tolist()
         return ids
 
+    def of_tokens(self, tokens: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The pieces of some tokens, one token after another."""
+        counts = self.lengths[tokens].astype(np.int64)
+        # Tokens with 2, 1, 3 pieces at offsets 10, 40, 70: 0 1 2 3 4 5 becomes 10 11 40 70 71 72.
+        shift = self.offsets[:-1][tokens] - (np.cumsum(counts) - counts)
+        taken: NDArray[np.int32] = self.ids[np.arange(counts.sum()) + np.repeat(shift, counts)]
+        return taken
+
+    def differing_from(self, known: Pieces) -> Pieces:
+        """These pieces without those of tokens that have the same ones in `known`; `completed_by` brings them back.
+
+        >>> lossy = np.zeros(0, np.int32)
+        >>> pieces = Pieces(np.array([1, 2, 1], np.int32), np.array([7, 2, 0, 5], np.int32), lossy)
+        >>> known = Pieces(np.array([1, 2, 0], np.int32), np.array([7, 2, 9], np.int32), lossy)
+        >>> stored = pieces.differing_from(known)
+        >>> [stored[token] for token in range(3)]
+        [[], [2, 0], [5]]
+        >>> [stored.completed_by(known)[token] for token in range(3)]
+        [[7], [2, 0], [5]]
+
+        A token without pieces of which `known` has some would come back with those; a build makes no such token.
+        """
+        different = self.lengths != known.lengths
+        same_length = np.flatnonzero(~different & (self.lengths > 0))
+        unequal = self.of_tokens(same_length) != known.of_tokens(same_length)
+        different[np.repeat(same_length, self.lengths[same_length])[unequal]] = True
+        lengths = np.where(different, self.lengths, 0).astype(np.int32)
+        return Pieces(lengths, self.of_tokens(np.flatnonzero(different)), self.lossy)
+
+    def completed_by(self, known: Pieces) -> Pieces:
+        """These pieces, and those of `known` for every token that has none here."""
+        own = self.lengths > 0
+        lengths = np.where(own, self.lengths, known.lengths).astype(np.int32)
+        is_own = np.repeat(own, lengths)
+        ids = np.empty(len(is_own), dtype=np.int32)
+        ids[is_own] = self.ids
+        ids[~is_own] = known.of_tokens(np.flatnonzero(~own))
+        return Pieces(lengths, ids, self.lossy)
+
     @cached_property
     def first(self) -> NDArray[np.int32]:
         """int32 (width,), the first piece of each token, -1 where it has none."""

@@ -13,10 +13,8 @@ import numpy as np
 
 from ..builder import build, plain_options
 from ..errors import MappingError, MismatchError, StoreError, XTokenWarning
-from ..mapping.archive import read_metadata
-from ..mapping.mapping import Mapping
-from ..mapping.side import Side
-from ..mapping.storage import load_mapping
+from ..mapping.file import read_metadata
+from ..mapping.mapping import Mapping, Side, load_mapping
 from ..read import as_vocab
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab

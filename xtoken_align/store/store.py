@@ -14,9 +14,8 @@ from typing import Any
 
 from ..errors import MappingError, OptionError, StoreError
 from ..files import TEMPORARY_PATTERN
-from ..mapping.archive import read_metadata
-from ..mapping.mapping import Mapping
-from ..mapping.storage import load_mapping
+from ..mapping.file import read_metadata
+from ..mapping.mapping import Mapping, load_mapping
 
 ENVIRONMENT = "XTOKEN_ALIGN_STORE"
 
