@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes an environment with everything the tests need, then runs lint, types, import contracts and the test suite.
+# Makes an environment with everything the tests need, then runs lint, types, import contracts, the documentation and the tests.
 # Needs Python 3.11+ and pip. Arguments go to pytest.
 set -euo pipefail
 root=$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -24,5 +24,7 @@ echo "== Types"
 echo "== Project file and import contracts"
 "$bin/validate-pyproject" pyproject.toml
 (cd tests && "$bin/lint-imports" "$root/pyproject.toml" --no-cache)
+echo "== Documentation"
+"$bin/sphinx-build" -W --keep-going -q -b html docs docs/_build/html
 echo "== Tests"
 "$bin/pytest" -n 2 "$@"

@@ -141,6 +141,11 @@ def test_the_python_of_a_page_runs(page: Path) -> None:
     code = "\n".join(fenced(page, "python"))
     if "xtoken_align.training" in code and not hasattr(import_module("xtoken_align.training"), "XTokenTrainer"):
         pytest.skip("training's names are not there yet")
+    if "recommendation.reason" in code:
+        from xtoken_align.coverage.recommend import Recommendation
+
+        if "reason" not in Recommendation.__dataclass_fields__:
+            pytest.skip("the one recommendation is not there yet")
     exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
 
 
@@ -205,3 +210,9 @@ def test_the_drawings_are_what_the_vocabularies_say() -> None:
     for file, svg in draw.drawn().items():
         assert (DOCS / "drawings" / file).read_text(encoding="utf-8") == svg, "run `python docs/drawings/draw.py`"
     assert {path.name for path in (DOCS / "drawings").glob("*.svg")} == set(draw.drawn())
+
+
+@pytest.mark.parametrize("page", [DOCS / "developers.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"], ids=name)
+def test_the_files_that_a_page_names_exist(page: Path) -> None:
+    for path in re.findall(r"`((?:xtoken_align|cli|docs|tests|scripts|benchmarks)/[\w./]*)`", page.read_text("utf-8")):
+        assert (ROOT / path).exists(), path
