@@ -46,7 +46,7 @@ class Aligner:
 
     >>> aligner = Aligner(student="llama-3", teacher="qwen3", bos=True)
     >>> aligner.texts(["x = 123", "of 2026"])
-    Spans(2 rows, 10 student tokens (80.0% in chunks), 12 teacher tokens (100.0% in chunks), 7 chunks)
+    Spans(2 rows, 10 student tokens (80.0% in chunks), 12 teacher tokens (100.0% in chunks), 8 chunks)
     """
 
     student: Any

@@ -147,7 +147,7 @@ def as_html(student: Side, teacher: Side) -> str:
         boxes.append(f'<span style="{box};color:{ink};background:{background}">{"<br>".join(lines)}</span>')
     total = count_cells(student, teacher)
     more = f" … {total - _CELLS_DRAWN:,} more chunks and gaps" if total > _CELLS_DRAWN else ""
-    names = html.escape(f"{student.vocab.name} over {teacher.vocab.name}")
+    names = html.escape(f"student {student.vocab.name} over teacher {teacher.vocab.name}")
     return f'<div><small>{names}</small><div style="font-family:monospace">{"".join(boxes)}{more}</div></div>'
 
 
@@ -170,13 +170,14 @@ def plot_tokens(student: Side, teacher: Side, *, ax: Any = None) -> Any:
         boxes.append((line, column, width, labels, _colours(cell)))
         column += width
     if ax is None:
-        _, ax = plt.subplots(figsize=(12, 0.4 + 0.6 * (line + 1)), layout="constrained")
+        _, ax = plt.subplots(figsize=(9, 0.4 + 0.6 * (line + 1)), layout="constrained")
     for at, left, width, labels, (ink, background) in boxes:
         for lane, label in enumerate(labels):
             y = 2.4 * at + lane
             ax.barh(y, width - 0.15, left=left, height=0.95, color=background)
             # No mathematics: a dollar sign is a token.
-            ax.text(left + 0.4, y, label, color=ink, va="center", family="monospace", fontsize=8, parse_math=False)
-    ax.set(xlim=(0, _LINE), ylim=(2.4 * line + 1.7, -0.7), title=f"{student.vocab.name} over {teacher.vocab.name}")
+            ax.text(left + 0.4, y, label, color=ink, va="center", family="monospace", fontsize=8.5, parse_math=False)
+    title = f"student {student.vocab.name} over teacher {teacher.vocab.name}"
+    ax.set(xlim=(0, _LINE), ylim=(2.4 * line + 1.7, -0.7), title=title)
     ax.set_axis_off()
     return ax
