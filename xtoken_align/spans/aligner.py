@@ -63,7 +63,7 @@ class Aligner:
 
     def __post_init__(self) -> None:
         check_side("truncation_side", self.truncation_side)
-        assert self.tables  # a source that cannot be read is refused now, not by a worker
+        _ = self.tables  # a source that cannot be read is refused now, not by a worker
 
     @cached_property
     def tables(self) -> PairTables:

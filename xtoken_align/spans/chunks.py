@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,7 +127,7 @@ def _chunks_of_block(
     chunk -= is_common
     unequal: Numbers = (taken != axis.numbers).nonzero()[0]
     differs = np.zeros(units, dtype=np.bool_)
-    if axis.uneven:
+    if axis.base is not None:
         tail, differs = _compare_tails(axis, chunk, common_before)
         unequal = unequal[~tail[unequal]]
         if tables.student.ends_words or tables.teacher.ends_words:
@@ -137,7 +137,7 @@ def _chunks_of_block(
         _compare_bytes(axis, unequal, differs)
     chunk[middle:] -= common_before[units]
     count = common_before[1 : units + 1] - common_before[:units]
-    if axis.uneven:
+    if axis.base is not None:
         chunk[tail] = -1
     if differs.any():
         count_kept = np.where(differs, 0, count)
@@ -152,8 +152,7 @@ def _chunks_of_block(
     return Chunks(chunk[: len(student_ids)], chunk[len(student_ids) :], count, differs)
 
 
-@dataclass(frozen=True, eq=False)
-class _Axis:
+class _Axis(NamedTuple):
     """The tokens that cover a piece of the axis. A "side" is one unit on one side: the student's sides come first.
 
     Attributes:
@@ -169,6 +168,8 @@ class _Axis:
         size: the axis' length.
         positions: int64 (tokens,), where these tokens stand among all; None where they are all.
         trimmed: int64, the positions among all tokens of those that lost a dummy prefix; None where none did.
+        units: how many units there are.
+        middle: where the teacher's tokens begin.
     """
 
     tables: PairTables
@@ -183,20 +184,8 @@ class _Axis:
     size: int
     positions: Numbers | None
     trimmed: Numbers | None
-
-    @property
-    def units(self) -> int:
-        return len(self.counts) // 2
-
-    @property
-    def middle(self) -> int:
-        """Where the teacher's tokens begin."""
-        return int(self.offsets[len(self.counts) // 2])
-
-    @property
-    def uneven(self) -> bool:
-        """Whether some unit is longer on one side."""
-        return self.base is not None
+    units: int
+    middle: int
 
     def bytes_of(self, tokens: Numbers) -> NDArray[np.uint8]:
         """uint8, the bytes of tokens, one after another."""
@@ -233,6 +222,7 @@ def _lay(ids: Numbers, counts: Numbers, tables: PairTables) -> _Axis:
         ids, lengths, numbers = ids[positions], lengths[positions], numbers[positions]
         offsets = positions.searchsorted(offsets)
         counts = offsets[1:] - offsets[:-1]
+    middle = int(offsets[units])
     ends = lengths.cumsum(dtype=np.int64)
     bytes_before = _before_each_side(ends, offsets)
     totals = (bytes_before[1:] - bytes_before[:-1]).reshape(2, units)
@@ -242,26 +232,29 @@ def _lay(ids: Numbers, counts: Numbers, tables: PairTables) -> _Axis:
         ends += (np.concatenate((base, base)) - bytes_before[:-1]).repeat(counts)
     else:
         size = int(bytes_before[units])
-        ends[int(offsets[units]) :] -= size
-    return _Axis(tables, ids, counts, offsets, lengths, numbers, ends, totals, base, size, positions, trimmed)
+        ends[middle:] -= size
+    return _Axis(
+        tables, ids, counts, offsets, lengths, numbers, ends, totals, base, size, positions, trimmed, units, middle
+    )
 
 
 def _spare_dummy_prefixes(ids: Numbers, offsets: Numbers, lengths: NDArray[np.int32], tables: PairTables) -> Numbers:
     """Positions of the tokens that begin a text with a dummy prefix where the other side's text has no space."""
     units = (len(offsets) - 1) // 2
     with_bytes = lengths.nonzero()[0]
-    first = np.append(with_bytes, len(ids))[with_bytes.searchsorted(offsets[:-1])]
+    first: Numbers = np.append(with_bytes, len(ids))[with_bytes.searchsorted(offsets[:-1])]
     has_first = first < offsets[1:]
     spaced = np.zeros(len(first), dtype=np.bool_)
     spaced[has_first] = tables.spaced[ids[first[has_first]]]
     student, teacher = spaced[:units], spaced[units:]
-    spare = np.concatenate(
+    is_spare = np.concatenate(
         (
             student & ~teacher & tables.student.encoder.dummy_prefix,
             teacher & ~student & tables.teacher.encoder.dummy_prefix,
         )
     )
-    return first[spare]
+    spare: Numbers = first[is_spare]
+    return spare
 
 
 def _specials_with_counterpart(

@@ -343,11 +343,11 @@ def make_spans(aligned: AlignedUnits) -> Spans:
         ("teacher", teacher, chunks.teacher, aligned.teacher_labelled),
     ):
         # Nothing in its own document predicts a document's first token.
-        without_weight = [chunk[side.offsets[:-1][side.counts > 0]]]
+        first = chunk[(side.counts.cumsum() - side.counts)[side.counts > 0]]
+        flat_weight[first[first >= 0]] = 0
         if labelled is not None:
-            without_weight.append(chunk[~labelled])
-        for numbers in without_weight:
-            flat_weight[numbers[numbers >= 0]] = 0
+            unlabelled = chunk[~labelled]
+            flat_weight[unlabelled[unlabelled >= 0]] = 0
         in_rows = side.spread(chunk) if side.keep is not None else side.spread(chunk).copy()
         in_rows -= first_chunk[:-1, None].astype(np.int32)
         arrays[name] = np.maximum(in_rows, np.int32(-1), out=in_rows)

@@ -79,7 +79,7 @@ class Units:
         return offsets_of(self.counts)
 
 
-def offsets_of(counts: Numbers) -> Numbers:
+def offsets_of(counts: NDArray[np.signedinteger]) -> Numbers:
     """int64 (n + 1,), the sum of the counts before each position.
 
     >>> offsets_of(np.array([2, 0, 3])).tolist()
