@@ -267,7 +267,7 @@ def _specials_with_counterpart(
     silent, rows = silent[rows >= 0], rows[rows >= 0]
     of_student = int(silent.searchsorted(offsets[units]))
     if not 0 < of_student < len(silent):
-        return silent[:0]
+        return np.zeros(0, dtype=np.int64)
     bytes_before = offsets_of(lengths)
     side = offsets.searchsorted(silent, side="right") - 1
     # The unit in the high bits, the bytes of the unit before the special in the low ones.
