@@ -31,8 +31,7 @@ from torch import Tensor
 from xtoken_align.errors import OptionError
 from xtoken_align.losses import TopK
 from xtoken_align.losses import options as checks
-from xtoken_align.mapping.mapping import Mapping
-from xtoken_align.mapping.side import Side
+from xtoken_align.mapping.mapping import Mapping, Side
 from xtoken_align.spans.spans import Spans
 from xtoken_align.vocab.kinds import Kind
 
