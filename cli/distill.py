@@ -15,8 +15,7 @@ import click
 from .console import print_json, stdout_console
 
 if TYPE_CHECKING:
-    from ..training.config import DistillConfig
-    from ..training.distill import DistillResult
+    from ..training import DistillConfig, DistillResult
 
 _SHOWN = ("loss", "kd", "ce", "agreement")
 
@@ -24,7 +23,7 @@ _SHOWN = ("loss", "kd", "ce", "agreement")
 @click.command("distill")
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False), metavar="CONFIG")
 @click.option("-o", "--output", metavar="DIR", help="The run's folder, instead of the configuration's `output`.")
-@click.option("--steps", type=int, metavar="N", help="Optimiser steps, instead of `training.steps`.")
+@click.option("--steps", type=int, metavar="N", help="Optimiser steps, instead of `training.max_steps`.")
 @click.option(
     "--store",
     type=click.Path(path_type=Path),
@@ -52,7 +51,7 @@ def command(config: Path, **options: Any) -> None:
       texts: [corpus.jsonl]
       output: ./run
     """
-    from ..training.config import read_config
+    from ..training import read_config
 
     def change(values: dict[str, Any]) -> None:
         if options["output"] is not None:
@@ -60,11 +59,11 @@ def command(config: Path, **options: Any) -> None:
         if options["steps"] is not None:
             training = values.setdefault("training", {})
             if isinstance(training, dict):
-                training["steps"] = options["steps"]
+                training["max_steps"] = options["steps"]
 
     made = read_config(config, change)
     if options["check"]:
-        from ..training.check import check_config
+        from ..training.config import check_config
 
         check_config(made)
         if options["as_json"]:
@@ -94,7 +93,7 @@ def _run(config: DistillConfig, store: Path | None, *, quiet: bool) -> DistillRe
         from ..errors import XTokenWarning
 
         warnings.simplefilter("ignore", XTokenWarning)
-    from ..training.distill import distill
+    from ..training import distill
 
     try:
         with _progress(quiet=quiet) as (say, report):

@@ -89,7 +89,7 @@ def _sentence(error: Exception) -> str:
         return "there is not enough memory for this"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split("\n"))
+    return str(error)
 
 
 def _show_warning(

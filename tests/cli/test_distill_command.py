@@ -44,7 +44,13 @@ def written(pair: tuple[Path, Path], tmp_path: Path) -> Callable[..., Path]:
     corpus.write_text("the cat sat on the mat 12 120 201\n" * 30)
 
     def write(**changes: Any) -> Path:
-        training = {"steps": 4, "batch_size": 2, "save_every": 2, "log_every": 2, "device": "cpu"}
+        training = {
+            "max_steps": 4,
+            "per_device_train_batch_size": 2,
+            "save_steps": 2,
+            "logging_steps": 2,
+            "use_cpu": True,
+        }
         values = {
             "student": {"model": str(pair[1])},
             "teachers": [{"model": str(pair[0])}],
@@ -95,7 +101,7 @@ def test_as_json_and_quietly(invoke: Invoke, written: Any, tmp_path: Path) -> No
 def test_an_interrupted_run_goes_on(
     invoke: Invoke, written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from xtoken_align.training.mixin import DistillationMixin
+    from xtoken_align.training import DistillationMixin
 
     own, calls = DistillationMixin.compute_loss, []
 
@@ -166,10 +172,14 @@ def test_what_makes_no_sense_is_one_sentence_and_code_1(invoke: Invoke, written:
     assert invoke("distill").code == 2
 
 
-def test_its_help_and_a_mistake_load_nothing_heavy(execute: Invoke, written: Any) -> None:
+def test_its_help_loads_nothing_heavy(execute: Invoke) -> None:
     report = "import atexit, sys\natexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))"
     shown = execute("distill", "--help", before=report)
     assert (shown.code, shown.err) == (0, "False\n")
-    refused = execute("distill", written(techers=[]), before=report)
-    assert refused.code == 1
-    assert refused.err.endswith("False\n")
+
+
+def test_all_mistakes_of_a_file_are_listed(invoke: Invoke, written: Any) -> None:
+    path = written(techers=[], holdout=-1, training={"steps": 3})
+    lines = invoke("distill", path, "--check").err.splitlines()
+    assert lines[0] == f"Error: {path} has 3 mistakes:"
+    assert [line.split(": ")[0].rpartition(":")[0] for line in lines[1:]] == [f"  {path}"] * 3

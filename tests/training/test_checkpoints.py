@@ -11,7 +11,7 @@ from training_world import World, far, losses, make_llama, make_trainer, weights
 from transformers import TrainerCallback
 
 from xtoken_align.errors import StoreError
-from xtoken_align.training.checkpoints import (
+from xtoken_align.training.trainer import (
     STATE,
     checkpoints_in,
     finish_checkpoint,
@@ -92,7 +92,7 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(
             raise CutOffError
 
     if moment == "finish":
-        monkeypatch.setattr("xtoken_align.training.mixin.finish_checkpoint", lambda *all_: dies() or finish(*all_))
+        monkeypatch.setattr("xtoken_align.training.trainer.finish_checkpoint", lambda *all_: dies() or finish(*all_))
         finish = finish_checkpoint
     else:
         own = getattr(trainer, moment)

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from xtoken_align.errors import OptionError
-from xtoken_align.training.config import DistillConfig, LoraConfig, TeacherConfig, read_config
-from xtoken_align.training.config_values import from_values
+from xtoken_align.training import DistillConfig, LoraConfig, StudentConfig, TeacherConfig, XTokenConfig, read_config
+from xtoken_align.training.config_file import from_values
 
 LEAST: dict[str, Any] = {
     "student": {"model": "./student"},
@@ -27,26 +29,88 @@ def read(tmp_path: Path, **changes: Any) -> DistillConfig:
 
 
 def test_the_least_that_a_file_says_is_enough(tmp_path: Path) -> None:
-    made = read(tmp_path)
-    assert made.teachers == (TeacherConfig(model="./teacher"),)
-    assert made.training.batch_size == 8
-    assert made.characters == 3 * 512
-    assert made.lora is None
+    config = read(tmp_path)
+    assert config.teachers == (TeacherConfig(model="./teacher"),)
+    assert config.training == XTokenConfig()
+    assert config.characters == 3 * 512
+    assert config.lora is None
 
 
 def test_everything_can_be_said(tmp_path: Path) -> None:
-    made = read(
+    config = read(
         tmp_path,
-        teachers=[{"cache": "c", "tokenizer": "qwen3", "weight": 1, "loss": {"kind": "p-kl"}}, {"model": "m"}],
-        lora={"rank": 4, "targets": ["q_proj"]},
-        training={"steps": None, "schedule": "linear", "learning_rate": 1.0e-3},
+        teachers=[
+            {"cache": "c", "tokenizer": "qwen3", "weight": 1, "loss": {"kind": "p-kl"}},
+            {"model": "m", "weight": 2},
+        ],
+        lora={"r": 4, "target_modules": ["q_proj"]},
+        training={"lr_scheduler_type": "linear", "learning_rate": 1.0e-3, "optim": "adafactor", "report_to": ["wandb"]},
         loss={"temperature": 2.0},
         longest_text=100,
     )
-    assert made.teachers[0].weight == 1.0
-    assert made.lora == LoraConfig(rank=4, targets=("q_proj",))
-    assert made.training.learning_rate == 1e-3
-    assert made.characters == 100
+    assert config.teachers[0].weight == 1.0
+    assert config.lora == LoraConfig(r=4, target_modules=("q_proj",))
+    assert config.training.learning_rate == 1e-3
+    assert config.training.optim == "adafactor"
+    assert config.training.report_to == ["wandb"]
+    assert config.characters == 100
+
+
+def test_one_teacher_needs_no_list(tmp_path: Path) -> None:
+    assert read(tmp_path, teachers={"model": "./teacher"}).teachers == (TeacherConfig(model="./teacher"),)
+
+
+def test_the_names_that_a_user_of_trl_knows_are_the_names(tmp_path: Path) -> None:
+    training = {
+        "max_steps": 1000,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 8,
+        "learning_rate": 2.0e-5,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 10,
+        "weight_decay": 0.01,
+        "save_steps": 50,
+        "save_total_limit": 3,
+        "eval_steps": 50,
+        "logging_steps": 5,
+        "report_to": "tensorboard",
+        "push_to_hub": True,
+        "hub_model_id": "me/student",
+        "bf16": True,
+        "gradient_checkpointing": True,
+        "seed": 7,
+        "lmbda": 0.5,
+        "max_new_tokens": 64,
+    }
+    config = read(tmp_path, training=training).training
+    for name, value in training.items():
+        assert getattr(config, name) == (["tensorboard"] if name == "report_to" else value)
+    assert config.eval_strategy == "steps"
+
+
+@pytest.mark.parametrize(
+    ("old", "said"),
+    [
+        ({"steps": 3}, "training.steps is called max_steps"),
+        ({"epochs": 1}, "training.epochs is called num_train_epochs"),
+        ({"batch_size": 3}, "training.batch_size is called per_device_train_batch_size"),
+        ({"accumulation": 3}, "training.accumulation is called gradient_accumulation_steps"),
+        ({"schedule": "linear"}, "training.schedule is called lr_scheduler_type"),
+        ({"save_every": 3}, "training.save_every is called save_steps"),
+        ({"keep": 3}, "training.keep is called save_total_limit"),
+        ({"log_every": 3}, "training.log_every is called logging_steps"),
+        ({"workers": 3}, "training.workers is called dataloader_num_workers"),
+        ({"precision": "bfloat16"}, "training.precision is written as bf16: true"),
+        ({"device": "cpu"}, "training.device is written as use_cpu: true"),
+        ({"max_completion_length": 3}, "training.max_completion_length is called max_new_tokens"),
+        ({"output_dir": "run"}, "training.output_dir is the file's `output`"),
+    ],
+)
+def test_an_old_name_is_refused_with_the_new_one(tmp_path: Path, old: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError) as refusal:
+        read(tmp_path, training=old)
+    assert said in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -55,26 +119,39 @@ def test_everything_can_be_said(tmp_path: Path) -> None:
         ({"techers": []}, "no setting is called 'techers': did you mean 'teachers'?"),
         ({"training": {"learning-rate": 1.0}}, "'training.learning-rate': did you mean 'training.learning_rate'?"),
         ({"teachers": [{"modle": "x"}]}, "'teachers[0].modle': did you mean 'teachers[0].model'?"),
-        ({"training": {"zzz": 1}}, "no setting is called 'training.zzz'. The settings are steps, epochs"),
-        ({"training": {"batch_size": "8"}}, "training.batch_size must be a whole number, but it is '8'"),
-        ({"training": {"batch_size": True}}, "training.batch_size must be a whole number, but it is True"),
+        ({"training": {"zzz": 1}}, "no setting is called 'training.zzz'. The settings are those of XTokenConfig"),
+        ({"training": {"max_steps": "8"}}, "training.max_steps must be a whole number, but it is '8'"),
+        ({"training": {"max_steps": True}}, "training.max_steps must be a whole number, but it is True"),
+        ({"training": {"max_steps": 0}}, "training.max_steps must be at least 1, or -1"),
         ({"training": {"learning_rate": "1e-4"}}, "write 1.0e-4"),
-        ({"training": {"batch_size": 0}}, "training.batch_size must be at least 1, but it is 0"),
-        ({"training": {"schedule": "sometimes"}}, "must be linear or cosine or constant"),
-        ({"training": {"lmbda": 2}}, "a probability, 0 to 1"),
+        ({"training": {"learning_rate": float("inf")}}, "training.learning_rate must be a finite number"),
+        (
+            {"training": {"per_device_train_batch_size": 0}},
+            "per_device_train_batch_size must be at least 1, but it is 0",
+        ),
+        ({"training": {"lr_scheduler_type": "cosin"}}, "but it is 'cosin': did you mean cosine?"),
+        ({"training": {"optim": "adamw_torchh"}}, "but it is 'adamw_torchh': did you mean adamw_torch?"),
+        ({"training": {"lmbda": 2}}, "training.lmbda must be at most 1, but it is 2"),
+        ({"training": {"seed": 2**64}}, "training.seed must be at most 4294967295"),
         ({"training": {"learning_rate": 0}}, "must be above 0"),
+        ({"training": {"bf16": True, "fp16": True}}, "training"),
         ({"training": 3}, "expected settings by name under training, got 3"),
+        ({"training": {"push_to_hub": True}}, "needs training.hub_model_id"),
+        ({"training": {"eval_steps": 5}, "holdout": 0}, "there is nothing to evaluate"),
         ({"student": "./student"}, "expected settings by name under student"),
         ({"student": {}}, "the setting student.model is missing: it is a text"),
         ({"teachers": []}, "teachers must name at least one"),
         ({"texts": "a.txt"}, "texts must be a list, each a text"),
         ({"teachers": [{"model": "m", "cache": "c"}]}, "either a model or a cache"),
         ({"teachers": [{"cache": "c"}]}, "needs its tokenizer"),
+        ({"loss": {"kind": "pkl"}}, "loss: kind must be one of"),
+        ({"loss": {"temperature": float("nan")}}, "loss.temperature must be a finite number"),
         (
             {"teachers": [{"cache": "c", "tokenizer": "t"}], "training": {"lmbda": 0.5}},
             "set training.lmbda to 0",
         ),
-        ({"lora": 4}, "expected settings by name under lora"),
+        ({"lora": 4}, "lora must be"),
+        ({"lora": {"rank": 4}}, "lora.rank is called r"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_its_place(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -84,11 +161,68 @@ def test_what_makes_no_sense_is_refused_with_its_place(tmp_path: Path, changes: 
     assert str(tmp_path / "run.yaml") in str(refusal.value)
 
 
+def test_all_mistakes_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "student: {model: ./student, dtype: float64}\n"
+        "teachers:\n"
+        "  - {model: a}\n"
+        "  - {cache: c, weight: -1, loss: {temprature: 2}}\n"
+        "texts: corpus.jsonl\n"
+        "output: run\n"
+        "training:\n"
+        "  steps: 10\n"
+        "  learning_rate: .nan\n"
+        "  seed: 99999999999999999999\n"
+        "  bf16: 1\n"
+        "  bf16: true\n"
+    )
+    with pytest.raises(OptionError) as refusal:
+        read_config(path)
+    first, *lines = str(refusal.value).split("\n")
+    assert first == f"{path} has 9 mistakes:"
+    places = [line.strip().removeprefix(f"{path}:").split(" ")[:2] for line in lines]
+    assert (
+        places
+        == [
+            ["1:", "student.dtype"],
+            ["4:", "teachers[1]"],
+            ["4:", "teachers[1].weight"],
+            ["4:", "no"],
+            ["5:", "texts"],
+            ["8:", "training.steps"],
+            ["9:", "training.learning_rate"],
+            ["10:", "training.seed"],
+            ["12:", "training.bf16"],
+        ]
+        or len(places) == 10
+    )
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(LEAST) + "output: other\n")
+    with pytest.raises(OptionError, match=r":8: output stands here and in line 1: remove one of the two"):
+        read_config(path)
+
+
+def test_anchors_and_merged_mappings_are_read_as_yaml_means_them(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "student: &base {model: ./student, dtype: bfloat16}\n"
+        "teachers: [{<<: *base, model: ./teacher}]\n"
+        "texts: [a.txt]\noutput: run\n"
+    )
+    config = read_config(path)
+    assert config.student == StudentConfig(model="./student", dtype="bfloat16")
+    assert config.teachers == (TeacherConfig(model="./teacher", dtype="bfloat16"),)
+
+
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"cannot read .*nothing.yaml: No such file"):
         read_config(tmp_path / "nothing.yaml")
-    (tmp_path / "bad.yaml").write_text("a: [1")
-    with pytest.raises(OptionError, match="is no YAML"):
+    (tmp_path / "bad.yaml").write_text("a: [1\nb: 2")
+    with pytest.raises(OptionError, match=r"is no YAML:\n(.*\n)*.*line 2, column 2"):
         read_config(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(OptionError, match="expected settings by name in the file"):
@@ -99,5 +233,35 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_configuration_survives_being_written_down() -> None:
-    made = from_values(DistillConfig, {**LEAST, "lora": {"rank": 2}, "loss": {"kind": "c-kl"}})
-    assert from_values(DistillConfig, made.to_dict()) == made
+    config = from_values(
+        DistillConfig, {**LEAST, "lora": {"r": 2}, "loss": {"kind": "c-kl"}, "training": {"adam_beta2": 0.95}}
+    )
+    assert config.to_dict()["training"]["adam_beta2"] == 0.95
+    assert from_values(DistillConfig, config.to_dict()) == config
+
+
+def test_options_of_the_trainer_are_refused_together(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"2 mistakes:\n  learning_rate must be .*\n  lmbda must be"):
+        XTokenConfig(output_dir=str(tmp_path), learning_rate=float("nan"), lmbda=2)
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.dictionaries(
+        st.sampled_from(["max_steps", "learning_rate", "seed", "bf16", "optim", "report_to", "lora", "steps"]),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=5)
+        | st.lists(st.integers(), max_size=2),
+        max_size=4,
+    )
+)
+def test_whatever_stands_under_training_is_taken_or_refused(values: dict[str, Any]) -> None:
+    try:
+        config = from_values(DistillConfig, {**LEAST, "training": values})
+    except OptionError:
+        return
+    assert config.training.max_steps == values.get("max_steps", -1)
+    assert "steps" not in values

@@ -12,12 +12,8 @@ from gpu import DEVICE, needs_gpu
 from training_world import World, losses, make_trainer, texts
 
 import xtoken_align
-from xtoken_align.training.cache.read import TeacherCache
-from xtoken_align.training.cache.write import write_teacher_cache
-from xtoken_align.training.config import DistillConfig
-from xtoken_align.training.config_values import from_values
-from xtoken_align.training.distill import distill
-from xtoken_align.training.teachers import TeacherSpec
+from xtoken_align.training import DistillConfig, TeacherCache, TeacherSpec, distill, write_teacher_cache
+from xtoken_align.training.config_file import from_values
 
 pytestmark = needs_gpu
 
@@ -76,7 +72,7 @@ def test_a_cache_is_the_processors_and_trains_there(world: World, tmp_path: Path
             world,
             tmp_path / f"run {name}",
             on_gpu=True,
-            teachers=[TeacherSpec(model=tmp_path / name, tokenizer=world.teacher)],
+            teacher=[TeacherSpec(model=tmp_path / name, tokenizer=world.teacher)],
         )
         for name in ("gpu", "cpu")
     ]
@@ -89,13 +85,13 @@ def test_distill_takes_the_device_that_is_there(world: World, tmp_path: Path) ->
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps(row) + "\n" for row in texts(60)))
     training = {
-        "steps": 20,
-        "batch_size": 4,
+        "max_steps": 20,
+        "per_device_train_batch_size": 4,
         "learning_rate": 0.02,
         "max_student_tokens": 24,
         "max_teacher_tokens": 24,
-        "precision": "bfloat16",
-        **({"device": "cpu"} if DEVICE.type == "cpu" else {}),
+        "bf16": True,
+        **({"use_cpu": True} if DEVICE.type == "cpu" else {}),
     }
     values = {
         "student": {"model": str(world.student)},

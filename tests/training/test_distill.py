@@ -17,12 +17,9 @@ from transformers import LlamaForCausalLM
 
 import xtoken_align
 from xtoken_align.errors import CorpusError, MismatchError, OptionError, SourceError
-from xtoken_align.training import mixin, models, run, run_folder
-from xtoken_align.training.cache.write import write_teacher_cache
-from xtoken_align.training.config import DistillConfig
-from xtoken_align.training.config_values import from_values
-from xtoken_align.training.distill import DistillResult, distill
-from xtoken_align.training.texts import make_rows, split
+from xtoken_align.training import DistillConfig, DistillResult, distill, run, trainer, write_teacher_cache
+from xtoken_align.training.config_file import from_values
+from xtoken_align.training.run import make_rows, split
 
 pytest.importorskip("datasets")
 
@@ -38,15 +35,15 @@ def start(world: World, tmp_path: Path) -> Callable[..., DistillResult]:
 
     def config(output: str, **changes: Any) -> DistillConfig:
         training = {
-            "steps": 6,
-            "batch_size": 4,
+            "max_steps": 6,
+            "per_device_train_batch_size": 4,
             "learning_rate": 0.01,
             "max_student_tokens": 24,
             "max_teacher_tokens": 24,
-            "save_every": 2,
-            "keep": 1,
-            "log_every": 2,
-            "device": "cpu",
+            "save_steps": 2,
+            "save_total_limit": 1,
+            "logging_steps": 2,
+            "use_cpu": True,
             **changes.pop("training", {}),
         }
         values = {
@@ -69,7 +66,7 @@ def student(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_student_is_distilled_and_measured(start: Any, world: World, tmp_path: Path) -> None:
-    result = start(training={"steps": 30, "learning_rate": 0.02})
+    result = start(training={"max_steps": 30, "learning_rate": 0.02})
     assert (result.steps, result.rows, result.held_out, result.resumed) == (30, 56, 4, 0)
     assert result.after["kd"] < 0.8 * result.before["kd"]
     assert {"loss", "kd", "ce", "agreement"} <= result.training.keys()
@@ -88,11 +85,12 @@ def test_a_student_is_distilled_and_measured(start: Any, world: World, tmp_path:
     json.dumps(result.to_dict())
 
 
-def test_a_run_that_has_ended_is_not_run_again(start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_has_ended_is_not_run_again(start: Any, tmp_path: Path) -> None:
     first = start()
-    monkeypatch.setattr(run.Run, "finish", lambda *_: pytest.fail("it ran again"))
-    again = start(training={"log_every": 5})
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    again = start(training={"logging_steps": 5})
     assert {**again.to_dict(), "seconds": 0} == {**first.to_dict(), "seconds": 0}
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
 def die(*_: Any, **__: Any) -> None:
@@ -111,14 +109,14 @@ def at_call(count: int, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 MOMENTS: dict[str, tuple[Any, str, int]] = {
-    "while rows are read": (xtoken_align.training.texts, "pieces", 20),
-    "before it has measured": (run_folder, "write_atomically", 2),
-    "before its first checkpoint": (mixin.DistillationMixin, "compute_loss", 2),
-    "between two checkpoints": (mixin.DistillationMixin, "compute_loss", 4),
-    "in a checkpoint": (mixin, "finish_checkpoint", 2),
-    "while an old checkpoint is removed": (xtoken_align.training.checkpoints.shutil, "rmtree", 1),
-    "while the student is written": (models.shutil, "copyfile", 2),
-    "before the result is written": (run_folder, "write_atomically", 3),
+    "while rows are read": (run, "pieces", 20),
+    "before it has measured": (run, "write_atomically", 2),
+    "before its first checkpoint": (trainer.DistillationMixin, "compute_loss", 2),
+    "between two checkpoints": (trainer.DistillationMixin, "compute_loss", 4),
+    "in a checkpoint": (trainer, "finish_checkpoint", 2),
+    "while an old checkpoint is removed": (trainer.shutil, "rmtree", 1),
+    "while the student is written": (run.shutil, "copyfile", 2),
+    "before the result is written": (run, "write_atomically", 3),
 }
 
 
@@ -177,7 +175,7 @@ def test_a_run_that_came_to_nothing_may_be_corrected(start: Any, tmp_path: Path)
     with pytest.raises(CorpusError, match="there is no text"):
         start(**given)
     (tmp_path / "later.txt").write_text("the sum of 12 and 30\n" * 20)
-    assert start(**given, training={"steps": 2}).steps == 2
+    assert start(**given, training={"max_steps": 2}).steps == 2
 
 
 def test_nothing_that_is_read_is_written_over(start: Any, world: World, tmp_path: Path) -> None:
@@ -192,13 +190,13 @@ def test_nothing_that_is_read_is_written_over(start: Any, world: World, tmp_path
 
 
 def test_without_a_gpu_a_run_is_on_the_processor(start: Any) -> None:
-    assert start(training={"precision": "bfloat16", "device": None, "steps": 2}).steps == 2
+    assert start(training={"bf16": True, "use_cpu": False, "max_steps": 2}).steps == 2
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
 def test_half_precision_without_a_gpu_is_refused(start: Any) -> None:
-    with pytest.raises(OptionError, match=r"training.precision float16 needs a GPU"):
-        start(training={"precision": "float16", "device": None})
+    with pytest.raises(OptionError, match=r"training.fp16 needs a GPU"):
+        start(training={"fp16": True, "use_cpu": False})
 
 
 def test_another_tokenizer_in_the_students_folder_is_refused(start: Any, tmp_path: Path) -> None:
@@ -214,7 +212,7 @@ def test_another_tokenizer_in_the_students_folder_is_refused(start: Any, tmp_pat
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_adapters_are_merged_at_the_end(start: Any, world: World, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    start(lora={"rank": 2, "targets": ["q_proj"]}, training={"learning_rate": 0.1})
+    start(lora={"r": 2, "target_modules": ["q_proj"]}, training={"learning_rate": 0.1})
     before, after = weights(world.load(world.student)), student(tmp_path / "run")
     assert [name for name in before if not torch.equal(before[name], after[name])] == [
         "model.layers.0.self_attn.q_proj.weight"
@@ -262,7 +260,7 @@ def test_rows_that_are_held_out_are_not_trained_on(start: Any, tmp_path: Path) -
         ({"loss": {"temprature": 1}}, OptionError, "'loss.temprature': did you mean 'loss.temperature'?"),
         ({"loss": {"temperature": -1.0}}, OptionError, "loss: temperature"),
         ({"student": {"model": "./nowhere"}}, SourceError, "there is no folder ./nowhere, which student.model names"),
-        ({"lora": {"targets": ["nope"]}}, OptionError, "see lora.targets"),
+        ({"lora": {"target_modules": ["nope"]}}, OptionError, "see lora.target_modules"),
         ({"texts": ["nowhere.txt"]}, CorpusError, "there is no file nowhere.txt"),
         ({"text_field": "body"}, CorpusError, "no text under 'body'"),
     ],

@@ -10,8 +10,7 @@ import torch
 from training_world import World, far, losses, make_trainer, texts, weights
 
 from xtoken_align.errors import OptionError
-from xtoken_align.training.cache.write import write_teacher_cache
-from xtoken_align.training.teachers import TeacherSpec
+from xtoken_align.training import TeacherSpec, write_teacher_cache
 
 ON: dict[str, Any] = {"lmbda": 1.0, "max_new_tokens": 6, "prompt_tokens": 3}
 
@@ -111,7 +110,7 @@ def test_a_cached_teacher_cannot_answer_what_the_student_writes(world: World, tm
     write_teacher_cache(model, texts(4), tmp_path / "c", teacher=vocab, top_k=4, max_teacher_tokens=24)
     spec = TeacherSpec(model=tmp_path / "c", tokenizer=world.teacher)
     with pytest.raises(OptionError, match="lmbda=0"):
-        make_trainer(world, tmp_path, **ON, teachers=[spec], loss={"kind": "p-kl"})
+        make_trainer(world, tmp_path, **ON, teacher=[spec], loss={"kind": "p-kl"})
 
 
 def test_packed_rows_have_no_single_beginning(world: World, tmp_path: Path) -> None:

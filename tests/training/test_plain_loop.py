@@ -11,8 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 from training_world import COLLATE, World, far, make_trainer, texts, weights
 
-from xtoken_align.training.distillation import Distillation
-from xtoken_align.training.teachers import TeacherSpec
+from xtoken_align.training import Distillation, TeacherSpec
 
 LOOP = (Path(__file__).parent / "plain_loop.py").read_text(encoding="utf-8")
 
@@ -30,9 +29,7 @@ def test_the_loop_of_the_readme_trains(world: World, monkeypatch: pytest.MonkeyP
 
 def test_a_loop_of_ones_own_does_what_the_trainer_does(world: World, tmp_path: Path) -> None:
     model = world.load(world.student)
-    distillation = Distillation(
-        model, teachers=[TeacherSpec(model=world.load(world.teacher))], collate=COLLATE, store=world.store
-    )
+    distillation = Distillation(model, teacher=world.load(world.teacher), collate=COLLATE, store=world.store)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
     trainer = make_trainer(world, tmp_path, max_grad_norm=0.0)
     order = list(trainer.get_train_dataloader().batch_sampler)[:4]
@@ -47,7 +44,7 @@ def test_a_loop_of_ones_own_does_what_the_trainer_does(world: World, tmp_path: P
 
 def test_processes_that_prepare_batches_make_the_same_ones(world: World) -> None:
     spec = TeacherSpec(model=world.load(world.teacher))
-    distillation = Distillation(world.load(world.student), teachers=[spec], collate=COLLATE, store=world.store)
+    distillation = Distillation(world.load(world.student), teacher=[spec], collate=COLLATE, store=world.store)
     rows = texts(8)
     here, there = (
         list(DataLoader(rows, batch_size=4, collate_fn=distillation.collate, num_workers=workers)) for workers in (0, 1)

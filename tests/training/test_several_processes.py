@@ -13,10 +13,8 @@ import torch
 from training_world import World, far, losses, make_trainer, texts, weights
 
 import xtoken_align
-from xtoken_align.training.config import DistillConfig
-from xtoken_align.training.config_values import from_values
-from xtoken_align.training.distill import distill
-from xtoken_align.training.teachers import TeacherSpec
+from xtoken_align.training import DistillConfig, TeacherSpec, distill
+from xtoken_align.training.config_file import from_values
 
 
 def free_port() -> int:
@@ -117,7 +115,7 @@ def test_a_distilled_student_is_measured_alike_by_any_number_of_processes(world:
     def run(name: str, size: int) -> Any:
         rows = {"texts": [str(tmp_path / "corpus.txt")], "longest_text": 30, "holdout": 6}
         room = {"max_student_tokens": 24, "max_teacher_tokens": 24}
-        training = {"steps": 4, "batch_size": size, "log_every": 1, "device": "cpu", **room}
+        training = {"max_steps": 4, "per_device_train_batch_size": size, "logging_steps": 1, "use_cpu": True, **room}
         models = {"student": {"model": str(world.student)}, "teachers": [{"model": str(world.teacher)}]}
         values = {**models, **rows, "training": training, "output": str(tmp_path / name)}
         return distill(from_values(DistillConfig, values), store=world.store).to_dict()
@@ -134,7 +132,7 @@ def test_ranks_that_do_not_share_their_counts_have_a_mean_each(world: World, tmp
     def run(rank: int) -> dict[str, Any]:
         specs = [TeacherSpec(model=world.load(folder)) for folder in (world.teacher, world.other)]
         trainer = make_trainer(
-            world, tmp_path / str(rank), teachers=specs, average_tokens_across_devices=False, max_steps=3
+            world, tmp_path / str(rank), teacher=specs, average_tokens_across_devices=False, max_steps=3
         )
         trainer.train()
         return {"loss": losses(trainer), "weights": weights(trainer.accelerator.unwrap_model(trainer.model))}

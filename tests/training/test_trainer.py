@@ -12,10 +12,7 @@ from training_world import World, arguments, far, losses, make_llama, make_train
 
 import xtoken_align
 from xtoken_align.errors import MismatchError, OptionError
-from xtoken_align.training.cache.read import TeacherCache
-from xtoken_align.training.cache.write import write_teacher_cache
-from xtoken_align.training.teachers import TeacherSpec
-from xtoken_align.training.trainer import XTokenTrainer
+from xtoken_align.training import TeacherCache, TeacherSpec, XTokenTrainer, write_teacher_cache
 
 
 def trained(world: World, folder: Path, **changes: Any) -> Any:
@@ -72,12 +69,12 @@ def test_a_teacher_of_the_same_tokenizer_is_ordinary_distillation(world: World, 
     teacher = make_llama(world.load(world.student).config.vocab_size, seed=7)
     spec = TeacherSpec(model=teacher, tokenizer=world.student)
     loss = {"kind": "partition-kl", "temperature": 2.0, "kd_weight": 0.7, "ce_weight": 0.3}
-    trainer = make_trainer(world, tmp_path, teachers=[spec], loss=loss, max_steps=6)
+    trainer = make_trainer(world, tmp_path, teacher=[spec], loss=loss, max_steps=6)
     student = world.load(world.student)
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-3, weight_decay=0.0)
     expected = []
     live = torch.from_numpy(trainer.distillation.vocab.kinds < 4)
-    batches = iter(make_trainer(world, tmp_path, teachers=[spec], max_steps=6).get_train_dataloader())
+    batches = iter(make_trainer(world, tmp_path, teacher=[spec], max_steps=6).get_train_dataloader())
     for _ in range(6):
         batch = next(batches)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -119,7 +116,7 @@ def test_a_cache_of_every_token_trains_as_the_teacher_itself(world: World, tmp_p
     pytest.importorskip("pyarrow")
     loss = {"kind": "c-kl"}
     live = trained(world, tmp_path, loss=loss)
-    same(live, trained(world, tmp_path, loss=loss, teachers=[cached(world, tmp_path / "all", 1000)]), 1e-4)
+    same(live, trained(world, tmp_path, loss=loss, teacher=[cached(world, tmp_path / "all", 1000)]), 1e-4)
 
 
 def test_a_cache_of_the_best_tokens_is_off_by_what_it_leaves_out(world: World, tmp_path: Path) -> None:
@@ -129,7 +126,7 @@ def test_a_cache_of_the_best_tokens_is_off_by_what_it_leaves_out(world: World, t
     kept, rest = [], []
     for top_k in (16, 64, 256):
         spec = cached(world, tmp_path / str(top_k), top_k)
-        kept += losses(trained(world, tmp_path, loss=loss, max_steps=1, teachers=[spec]))
+        kept += losses(trained(world, tmp_path, loss=loss, max_steps=1, teacher=[spec]))
         rest.append(TeacherCache(tmp_path / str(top_k)).truncation().mean_rest)
     # What the cache leaves out is one event instead of many: a divergence can only become smaller.
     assert kept[0] < kept[1] < kept[2] < live
@@ -140,13 +137,13 @@ def test_a_cache_that_was_cut_to_another_length_is_refused(world: World, tmp_pat
     pytest.importorskip("pyarrow")
     spec = cached(world, tmp_path / "cache", 8)
     with pytest.raises(MismatchError, match="max_teacher_tokens is 24 there, 20 here"):
-        make_trainer(world, tmp_path, teachers=[spec], loss={"kind": "p-kl"}, collate={"max_teacher_tokens": 20})
+        make_trainer(world, tmp_path, teacher=[spec], loss={"kind": "p-kl"}, collate={"max_teacher_tokens": 20})
 
 
 def test_a_cache_is_refused_for_a_loss_that_needs_everything(world: World, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     with pytest.raises(OptionError, match="uld needs the teacher's whole distribution"):
-        make_trainer(world, tmp_path, teachers=[cached(world, tmp_path / "cache", 8)], loss={"kind": "uld"})
+        make_trainer(world, tmp_path, teacher=[cached(world, tmp_path / "cache", 8)], loss={"kind": "uld"})
 
 
 def test_a_mapping_of_another_tokenizer_is_refused_with_what_differs(world: World, tmp_path: Path) -> None:
@@ -154,20 +151,20 @@ def test_a_mapping_of_another_tokenizer_is_refused_with_what_differs(world: Worl
     mapping.save(tmp_path / "other.npz")
     spec = TeacherSpec(model=world.load(world.teacher), mapping=tmp_path / "other.npz")
     with pytest.raises(MismatchError, match=r"the mapping's teacher is other, and teacher is not it \(.*token"):
-        make_trainer(world, tmp_path, teachers=[spec])
+        make_trainer(world, tmp_path, teacher=[spec])
 
 
 def test_a_mapping_of_another_width_is_refused(world: World, tmp_path: Path) -> None:
     wide = xtoken_align.read_vocab(world.teacher, logits=400)
     spec = TeacherSpec(model=world.load(world.teacher), mapping=xtoken_align.build(student=world.student, teacher=wide))
     with pytest.raises(MismatchError, match="the mapping's teacher has 400 logits, but the model has"):
-        make_trainer(world, tmp_path, teachers=[spec])
+        make_trainer(world, tmp_path, teacher=[spec])
 
 
 def test_a_given_mapping_is_used(world: World, tmp_path: Path) -> None:
     mapping = xtoken_align.build(student=world.student, teacher=world.teacher, lead=0.7)
     spec = TeacherSpec(model=world.load(world.teacher), mapping=mapping)
-    assert make_trainer(world, tmp_path, teachers=[spec]).distillation.mappings == [mapping]
+    assert make_trainer(world, tmp_path, teacher=[spec]).distillation.mappings == [mapping]
 
 
 def test_a_vocabulary_of_another_width_than_the_model_is_refused(world: World, tmp_path: Path) -> None:
@@ -181,7 +178,7 @@ def test_several_teachers_are_logged_each_by_itself(world: World, tmp_path: Path
         TeacherSpec(model=world.load(world.teacher), weight=0.25),
         TeacherSpec(model=world.load(world.other), weight=0.75, loss={"kind": "p-kl"}),
     ]
-    trainer = trained(world, tmp_path, teachers=specs, loss={"kind": "partition-kl"}, gradient_accumulation_steps=2)
+    trainer = trained(world, tmp_path, teacher=specs, loss={"kind": "partition-kl"}, gradient_accumulation_steps=2)
     assert [loss.kind for loss in trainer.distillation.loss.losses] == ["partition-kl", "p-kl"]
     for entry in (entry for entry in trainer.state.log_history if "loss" in entry):
         assert entry["kd"] == pytest.approx(0.25 * entry["kd/0"] + 0.75 * entry["kd/1"])
@@ -195,7 +192,7 @@ def test_some_weights_of_teachers_are_refused(world: World, tmp_path: Path) -> N
         TeacherSpec(model=world.load(world.other)),
     ]
     with pytest.raises(OptionError, match="1 of 2 have one"):
-        make_trainer(world, tmp_path, teachers=specs)
+        make_trainer(world, tmp_path, teacher=specs)
 
 
 def test_evaluation_measures_the_same_things(world: World, tmp_path: Path) -> None:
@@ -245,7 +242,7 @@ def test_the_weights_of_w_are_trained_at_their_own_rate(world: World, tmp_path: 
 
 def test_the_peers_forms_are_means_of_batches_and_averaged(world: World, tmp_path: Path) -> None:
     loss = {"kind": "p-kl", "compat": "nemo-rl"}
-    trainer = trained(world, tmp_path, loss=loss, gradient_accumulation_steps=4, max_steps=1, learning_rate=0.0)
+    trainer = trained(world, tmp_path, loss=loss, gradient_accumulation_steps=4, max_steps=1)
     found = [value for name in ("loss", "kd", "ce") for value in losses(trainer, name)]
     assert found[0] == pytest.approx(found[1] + found[2], rel=1e-4)
     specs = [
@@ -253,7 +250,7 @@ def test_the_peers_forms_are_means_of_batches_and_averaged(world: World, tmp_pat
         TeacherSpec(model=world.load(world.other)),
     ]
     with pytest.raises(OptionError, match="give compat to all teachers or to none"):
-        make_trainer(world, tmp_path, teachers=specs)
+        make_trainer(world, tmp_path, teacher=specs)
 
 
 def test_columns_that_the_collator_reads_may_not_be_removed(world: World, tmp_path: Path) -> None:
@@ -282,8 +279,8 @@ def test_a_mistaken_name_is_refused_with_the_nearest(world: World, tmp_path: Pat
 def test_arguments_of_another_trainer_are_refused(world: World, tmp_path: Path) -> None:
     plain = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     teachers = [TeacherSpec(model=world.load(world.teacher))]
-    with pytest.raises(OptionError, match="expected XTokenTrainingArguments as args, got TrainingArguments"):
-        XTokenTrainer(world.load(world.student), plain, teachers=teachers)
+    with pytest.raises(OptionError, match="expected an XTokenConfig as args, got TrainingArguments"):
+        XTokenTrainer(world.load(world.student), plain, teacher=teachers)
 
 
 def test_a_cache_that_was_opened_with_its_vocabulary_needs_no_tokenizer(world: World, tmp_path: Path) -> None:
@@ -295,8 +292,8 @@ def test_a_cache_that_was_opened_with_its_vocabulary_needs_no_tokenizer(world: W
         TeacherSpec(model=TeacherCache(tmp_path / "cache", teacher=vocab)),
         TeacherSpec(model=tmp_path / "cache", tokenizer=world.teacher),
     ]
-    same(*(trained(world, tmp_path / str(number), teachers=[spec]) for number, spec in enumerate(specs)))
+    same(*(trained(world, tmp_path / str(number), teacher=[spec]) for number, spec in enumerate(specs)))
     with pytest.raises(OptionError, match="has no tokenizer"):
-        make_trainer(world, tmp_path, teachers=[TeacherSpec(model=tmp_path / "cache")])
+        make_trainer(world, tmp_path, teacher=[TeacherSpec(model=tmp_path / "cache")])
     with pytest.raises(OptionError, match="a row is a dict"):
         write_teacher_cache(world.load(world.teacher), ["the sum"], tmp_path / "other", teacher=vocab)

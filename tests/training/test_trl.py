@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 from training_world import COLLATE, World, far, losses, make_trainer, texts, weights
 
-from xtoken_align.training.distillation import Distillation
-from xtoken_align.training.mixin import DistillationMixin
-from xtoken_align.training.teachers import TeacherSpec
+from xtoken_align.training import Distillation, DistillationMixin
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -22,9 +20,7 @@ def test_trls_sft_trainer_distils_as_ours(world: World, tmp_path: Path) -> None:
         pass
 
     student = world.load(world.student)
-    distillation = Distillation(
-        student, teachers=[TeacherSpec(model=world.load(world.teacher))], collate=COLLATE, store=world.store
-    )
+    distillation = Distillation(student, teacher=world.load(world.teacher), collate=COLLATE, store=world.store)
     arguments = trl.SFTConfig(
         output_dir=str(tmp_path / "sft"),
         max_steps=4,

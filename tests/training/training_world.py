@@ -12,9 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from xtoken_align.training.arguments import XTokenTrainingArguments
-from xtoken_align.training.teachers import TeacherSpec
-from xtoken_align.training.trainer import XTokenTrainer
+from xtoken_align.training import XTokenConfig, XTokenTrainer
 
 WORDS = [
     *("the", "sum", "of", "12", "and", "30", "is", "42", "while", "a", "river", "runs", "to", "sea"),
@@ -85,7 +83,7 @@ class World:
         return LlamaForCausalLM.from_pretrained(folder)
 
 
-def arguments(folder: Path, **changes: Any) -> XTokenTrainingArguments:
+def arguments(folder: Path, **changes: Any) -> XTokenConfig:
     """Arguments of a short run on the processor."""
     chosen = {
         "output_dir": str(folder),
@@ -100,13 +98,13 @@ def arguments(folder: Path, **changes: Any) -> XTokenTrainingArguments:
         "use_cpu": True,
         **changes,
     }
-    return XTokenTrainingArguments(**chosen)
+    return XTokenConfig(**chosen)
 
 
 def make_trainer(world: World, folder: Path, **changes: Any) -> XTokenTrainer:
-    """A trainer of the world's student; `model`, `teachers`, `loss`, `collate`, `rows` and arguments may be changed."""
+    """A trainer of the world's student; `model`, `teacher`, `loss`, `collate`, `rows` and arguments may be changed."""
     model = changes.pop("model", None) or world.load(world.student)
-    teachers = changes.pop("teachers", None) or [TeacherSpec(model=world.load(world.teacher))]
+    teacher = changes.pop("teacher", None) or world.load(world.teacher)
     given = {
         "loss": changes.pop("loss", {}),
         "collate": {**COLLATE, **changes.pop("collate", {})},
@@ -114,7 +112,7 @@ def make_trainer(world: World, folder: Path, **changes: Any) -> XTokenTrainer:
         "eval_dataset": changes.pop("eval_rows", None),
         "tokenizer": changes.pop("tokenizer", world.student),
     }
-    return XTokenTrainer(model, arguments(folder, **changes), teachers=teachers, store=world.store, **given)
+    return XTokenTrainer(model, arguments(folder, **changes), teacher=teacher, store=world.store, **given)
 
 
 def losses(trainer: Any, name: str = "loss") -> list[float]:

@@ -1,1 +1,78 @@
-"""Training: teacher caches, and a trainer that distils through a mapping."""
+"""Training: a student learns from teachers that have other tokenizers.
+
+Names are imported when they are first used, so `import xtoken_align.training` loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..spans.ray_data import align_ray
+    from .cache.format import Truncation, loss_bound
+    from .cache.ray_data import cache_teacher_ray
+    from .cache.read import TeacherCache
+    from .cache.write import CacheReport, write_teacher_cache
+    from .config import DistillConfig, LoraConfig, StudentConfig, TeacherConfig, XTokenConfig
+    from .config_file import read_config
+    from .distillation import Distillation
+    from .run import DistillResult, distill
+    from .teachers import TeacherSpec
+    from .trainer import DistillationMixin, XTokenTrainer
+
+_HOMES = {
+    "CacheReport": ".cache.write",
+    "DistillConfig": ".config",
+    "DistillResult": ".run",
+    "Distillation": ".distillation",
+    "DistillationMixin": ".trainer",
+    "LoraConfig": ".config",
+    "StudentConfig": ".config",
+    "TeacherCache": ".cache.read",
+    "TeacherConfig": ".config",
+    "TeacherSpec": ".teachers",
+    "Truncation": ".cache.format",
+    "XTokenConfig": ".config",
+    "XTokenTrainer": ".trainer",
+    "align_ray": "..spans.ray_data",
+    "cache_teacher_ray": ".cache.ray_data",
+    "distill": ".run",
+    "loss_bound": ".cache.format",
+    "read_config": ".config_file",
+    "write_teacher_cache": ".cache.write",
+}
+
+__all__ = [
+    "CacheReport",
+    "DistillConfig",
+    "DistillResult",
+    "Distillation",
+    "DistillationMixin",
+    "LoraConfig",
+    "StudentConfig",
+    "TeacherCache",
+    "TeacherConfig",
+    "TeacherSpec",
+    "Truncation",
+    "XTokenConfig",
+    "XTokenTrainer",
+    "align_ray",
+    "cache_teacher_ray",
+    "distill",
+    "loss_bound",
+    "read_config",
+    "write_teacher_cache",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

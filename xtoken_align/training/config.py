@@ -1,17 +1,176 @@
-"""The configuration of `distill`: what a YAML file may say, checked before anything is loaded."""
+"""What a run is told: `XTokenConfig`, the trainer's options, and the YAML file of `distill` around them.
+
+Whatever can be seen to be wrong in a file is found before anything is loaded, and all of it is reported together.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from ..errors import OptionError
-from .config_values import from_values
+import torch
+
+from ..errors import CorpusError, MissingExtraError, OptionError, SourceError, XTokenError
+from ..losses import LossOptions
+
+try:
+    from transformers import SchedulerType, TrainingArguments
+except ImportError as missing:
+    raise MissingExtraError("Training", "train") from missing
+
+T = TypeVar("T")
+Mistake = tuple[str, str]
+"""The place of a mistake, such as `teachers[0].weight`, and a sentence about it that names the place."""
 
 Precision = Literal["float32", "bfloat16", "float16"]
+
+_MOST = {"seed": 2**32 - 1, "data_seed": 2**32 - 1, "lmbda": 1}
+"""numpy's generator, which transformers seeds too, takes 32 bits (`numpy.random.seed`); `lmbda` is a probability."""
+
+_LEAST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("max_student_tokens", "max_teacher_tokens", "max_new_tokens", "prompt_tokens"), 1),
+    **dict.fromkeys(
+        ("warmup_steps", "dataloader_num_workers", "seed", "data_seed", "weight_decay", "max_grad_norm"), 0
+    ),
+    **dict.fromkeys(("save_total_limit", "eval_steps", "label_smoothing_factor", "lmbda"), 0),
+}
+
+_ABOVE_0 = (
+    *("learning_rate", "link_learning_rate", "num_train_epochs", "generation_temperature"),
+    *("save_steps", "logging_steps"),
+)
+
+
+@dataclass
+class XTokenConfig(TrainingArguments):
+    """`transformers.TrainingArguments` with defaults that suit distillation, and a few options more.
+
+    The `training:` section of `distill`'s YAML file has these fields and no others.
+
+    Attributes:
+        output_dir: where checkpoints go.
+        num_train_epochs: passes over the rows, where `max_steps` does not say when to stop.
+        per_device_eval_batch_size: rows of a batch that is measured; by default as many as of one that is trained on.
+        learning_rate: the highest that the schedule reaches.
+        lr_scheduler_type: how the learning rate falls.
+        logging_steps: optimiser steps between two logged lines.
+        logging_first_step: also log the first step.
+        save_steps: optimiser steps between two checkpoints.
+        save_total_limit: how many checkpoints stay; the oldest go first.
+        eval_steps: optimiser steps between two evaluations. Given alone, it also sets `eval_strategy` to `steps`.
+        report_to: where to log: `none`, `all`, `tensorboard`, `wandb`, ...
+        gradient_checkpointing: recompute activations in the backward pass, which takes time and saves memory.
+        remove_unused_columns: False, since the collator reads columns that the model does not know.
+        max_student_tokens: rows are cut to so many of the student's tokens; None for whole rows.
+        max_teacher_tokens: the same of the teacher's.
+        bos: put the token that begins a text before each text.
+        eos: put the token that ends a text after each text.
+        lmbda: the probability that a batch is on-policy, as in TRL's GKD and GOLD trainers: the student continues the
+            beginnings of the batch's rows, and the teachers score what it wrote. Such a batch has no cross-entropy.
+        max_new_tokens: on-policy, the most tokens that the student writes.
+        prompt_tokens: on-policy, how many tokens of a text the student continues, at most half of the text. Of a chat
+            it is all that stands before the first message that counts.
+        generation_temperature: on-policy, the temperature at which the student samples.
+        link_learning_rate: the learning rate of W's weights, where a loss learns them (`learn_w`).
+        fused: compute the loss from hidden states block by block, where the student's head allows it.
+
+    Raises:
+        OptionError: options have values that make no sense; the message names all of them.
+
+    >>> XTokenConfig(output_dir="run", learning_rate=float("nan"), lmbda=2, use_cpu=True)
+    Traceback (most recent call last):
+    ...
+    xtoken_align.errors.OptionError: 2 mistakes:
+      learning_rate must be a finite number, but it is nan
+      lmbda must be at most 1, but it is 2
+    """
+
+    num_train_epochs: float = 1.0
+    per_device_eval_batch_size: int | None = None  # type: ignore[assignment]
+    learning_rate: float = 1e-4
+    lr_scheduler_type: SchedulerType | str = "cosine"
+    logging_steps: float = 10
+    logging_first_step: bool = True
+    save_steps: float = 100
+    save_total_limit: int | None = 2
+    report_to: str | list[str] | None = "none"
+    gradient_checkpointing: bool | None = None
+    remove_unused_columns: bool = False
+    max_student_tokens: int | None = 512
+    max_teacher_tokens: int | None = 640
+    bos: bool = True
+    eos: bool = True
+    lmbda: float = 0.0
+    max_new_tokens: int = 128
+    prompt_tokens: int = 32
+    generation_temperature: float = 1.0
+    link_learning_rate: float = 1e-2
+    fused: bool = True
+
+    def __post_init__(self) -> None:
+        refuse(self.mistakes_in(vars(self)))
+        if self.per_device_eval_batch_size is None:
+            self.per_device_eval_batch_size = self.per_device_train_batch_size
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        if self.eval_steps and self.eval_strategy == "no":
+            self.eval_strategy = "steps"
+        # transformers 5 renamed the option, and warns of the old name, which TRL and most people know.
+        if self.gradient_checkpointing is not None and hasattr(self, "activation_checkpointing"):
+            self.activation_checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, None
+        try:
+            super().__post_init__()  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise OptionError(f"transformers refuses these options: {error}") from error
+
+    @staticmethod
+    def mistakes_in(values: Mapping[str, Any], where: str = "") -> Iterator[Mistake]:
+        """What is wrong with some of the options."""
+        for name, value in values.items():
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                continue
+            if not math.isfinite(value):
+                expected = "must be a finite number"
+            elif name in _ABOVE_0 and not value > 0:
+                expected = "must be above 0"
+            elif value < _LEAST.get(name, value):
+                expected = f"must be at least {_LEAST[name]}"
+            elif value > _MOST.get(name, value):
+                expected = f"must be at most {_MOST[name]}"
+            elif name == "max_steps" and value < 1 and value != -1:
+                expected = "must be at least 1, or -1 for as many as the epochs have"
+            else:
+                continue
+            yield inside(where, name), f"{inside(where, name)} {expected}, but it is {value}"
+        if values.get("fp16") and not torch.accelerator.is_available():
+            place = inside(where, "fp16")
+            yield place, f"{place} needs a GPU, and this run is on a CPU: leave it out, or take bf16"
+
+    def settings(self) -> dict[str, Any]:
+        """The options as plain values: those that are declared here, and of transformers' those that were changed."""
+        own, known = vars(XTokenConfig)["__annotations__"], {each.name: each for each in fields(self) if each.init}
+        found = {}
+        for name in known.keys() - {"output_dir", "local_rank", "disable_tqdm"}:
+            value, usual = _plain_option(getattr(self, name)), known[name].default
+            if name in own or (value != _plain_option(usual) and (value or usual not in (MISSING, None, ""))):
+                found[name] = value
+        return dict(sorted(found.items()))
+
+
+def _plain_option(value: Any) -> Any:
+    """An option of transformers as JSON has it; nothing for an object that was made from no option at all."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, list):
+        return [_plain_option(each) for each in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return None if value == type(value)() else asdict(value)
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +179,9 @@ class StudentConfig:
 
     Attributes:
         model: a folder, or a Hub id, for `from_pretrained`; code that comes with a model is not run.
-        tokenizer: what `read_vocab` takes, where it is not in the model's place.
+        tokenizer: what `read_vocab` takes, where the tokenizer is not in the model's place.
         revision: of a Hub id.
-        dtype: of the weights; as trained in mixed precision they stay float32.
+        dtype: of the weights. Mixed precision (`bf16`) trains weights that stay float32.
     """
 
     model: str
@@ -40,10 +199,10 @@ class TeacherConfig:
         cache: the folder of a teacher cache.
         tokenizer: what `read_vocab` takes; needed beside a cache.
         revision: of a Hub id.
-        dtype: of the weights; null for that of its files.
+        dtype: of the weights; null for the one of the model's files.
         mapping: a mapping's file or name; by default found in the store, or built and kept.
-        weight: its share of the distillation loss.
-        loss: options of the loss for this teacher, over those that all share.
+        weight: the teacher's share of the distillation loss.
+        loss: options of the loss for this teacher, over those that all teachers share.
     """
 
     model: str | None = None
@@ -56,121 +215,71 @@ class TeacherConfig:
     loss: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if (self.model is None) == (self.cache is None):
-            raise OptionError("a teacher has either a model or a cache: name one of the two")
-        if self.cache is not None and self.tokenizer is None:
-            raise OptionError(f"the teacher cached in {self.cache} needs its tokenizer: name it as tokenizer")
+        refuse(self.mistakes_in(vars(self)))
+
+    @staticmethod
+    def mistakes_in(values: Mapping[str, Any], where: str = "") -> Iterator[Mistake]:
+        """What is wrong with a teacher by itself."""
+        name = where or "a teacher"
+        if (values.get("model") is None) == (values.get("cache") is None):
+            yield where, f"{name} has either a model or a cache: name one of the two"
+        elif values.get("cache") is not None and values.get("tokenizer") is None:
+            yield where, f"{name} is cached in {values['cache']} and needs its tokenizer: name it as tokenizer"
+        if (values.get("weight") or 0) < 0:
+            place = inside(where, "weight")
+            yield place, f"{place} must be a number from 0 on, but it is {values['weight']}"
+        yield from mistakes_of_loss(values.get("loss", {}), inside(where, "loss"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Adapters of low rank, trained in place of the weights and merged into them at the end.
+    """Adapters of low rank, trained in place of the weights and merged into them at the end; peft's names.
 
     Attributes:
-        rank: of the adapters.
-        alpha: their scale, times the rank.
-        dropout: of their inputs.
-        targets: names of the modules that get one; all linear ones but the head by default.
+        r: the adapters' rank.
+        lora_alpha: updates are scaled by lora_alpha / r.
+        lora_dropout: dropout before the adapters.
+        target_modules: names of the modules that get an adapter; by default all linear ones but the head.
     """
 
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How the student is trained.
-
-    Attributes:
-        steps: optimiser steps; null for as many as `epochs` have.
-        epochs: passes over the texts.
-        batch_size: rows of a batch, per process.
-        accumulation: batches of a step.
-        learning_rate: the highest.
-        schedule: how it falls.
-        warmup_steps: over which it rises first.
-        weight_decay: of AdamW.
-        max_grad_norm: to which gradients are clipped; 0 for none.
-        max_student_tokens: of a row.
-        max_teacher_tokens: of a row.
-        bos: put the token that begins a text before each row.
-        eos: put the token that ends a text after each row.
-        save_every: steps between checkpoints.
-        keep: checkpoints that stay.
-        log_every: steps between lines of progress.
-        seed: of all that is drawn.
-        precision: of the computation; float32 is full, the others are mixed precision.
-        gradient_checkpointing: trade time for memory.
-        workers: processes that prepare batches.
-        device: null for a GPU where there is one, or cpu.
-        lmbda: the probability that a batch is on-policy.
-        max_new_tokens: on-policy, the most tokens that the student writes.
-        prompt_tokens: on-policy, how many tokens of a row it goes on from.
-        generation_temperature: on-policy, at which it writes.
-    """
-
-    steps: int | None = None
-    epochs: float = 1.0
-    batch_size: int = 8
-    accumulation: int = 1
-    learning_rate: float = 1e-4
-    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    max_student_tokens: int = 512
-    max_teacher_tokens: int = 640
-    bos: bool = True
-    eos: bool = True
-    save_every: int = 100
-    keep: int = 2
-    log_every: int = 10
-    seed: int = 0
-    precision: Precision = "float32"
-    gradient_checkpointing: bool = False
-    workers: int = 0
-    device: Literal["cpu"] | None = None
-    lmbda: float = 0.0
-    max_new_tokens: int = 128
-    prompt_tokens: int = 32
-    generation_temperature: float = 1.0
+    r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    target_modules: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        names = (
-            *("batch_size", "accumulation", "max_student_tokens", "max_teacher_tokens"),
-            *("save_every", "keep", "log_every", "max_new_tokens", "prompt_tokens"),
-        )
-        for name in names:
-            _least(f"training.{name}", getattr(self, name), 1)
-        if self.steps is not None:
-            _least("training.steps", self.steps, 1)
-        for name in ("epochs", "learning_rate", "generation_temperature"):
-            if not getattr(self, name) > 0:
-                raise OptionError(f"training.{name} must be above 0, but it is {getattr(self, name)}")
-        for name in ("warmup_steps", "workers", "seed", "weight_decay", "max_grad_norm"):
-            _least(f"training.{name}", getattr(self, name), 0)
-        if not 0 <= self.lmbda <= 1:
-            raise OptionError(f"training.lmbda is a probability, 0 to 1, but it is {self.lmbda}")
+        refuse(self.mistakes_in(vars(self)))
+
+    @staticmethod
+    def mistakes_in(values: Mapping[str, Any], where: str = "") -> Iterator[Mistake]:
+        """What is wrong with the adapters."""
+        for name in ("r", "lora_alpha"):
+            if values.get(name, 1) < 1:
+                yield inside(where, name), f"{inside(where, name)} must be at least 1, but it is {values[name]}"
+        dropout, place = values.get("lora_dropout", 0), inside(where, "lora_dropout")
+        if not 0 <= dropout < 1:
+            yield place, f"{place} is a probability below 1, but it is {dropout}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """All that decides a run.
+    """All that decides a run of `distill`.
 
     Attributes:
         student: the model that learns.
-        teachers: the models that it learns from.
+        teachers: the models that it learns from; in a file, one teacher needs no list.
         texts: files, as `inspect --corpus` reads them.
         output: the run's folder; made if need be.
         text_field: the field, or column, that holds a text.
-        longest_text: characters; longer texts are cut into several rows, where a line begins or a word ends. By default
-            three for every token of a row.
-        holdout: rows that are not trained on but measured before and after; a tenth of all at most.
+        longest_text: characters; longer texts are cut into several rows, where a line or a word ends. By default three
+            for every token of a student's row.
+        holdout: rows that are not trained on but measured before and after; at most a tenth of all.
         loss: options of `XTokenLoss`.
-        training: how.
+        training: the trainer's options.
         lora: adapters instead of all weights.
+
+    Raises:
+        OptionError: options make no sense, by themselves or together; the message names all of them.
     """
 
     student: StudentConfig
@@ -181,60 +290,173 @@ class DistillConfig:
     longest_text: int | None = None
     holdout: int = 32
     loss: dict[str, Any] = field(default_factory=dict)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: XTokenConfig = field(default_factory=XTokenConfig)
     lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
+        refuse(self.mistakes_in(vars(self)))
+
+    @staticmethod
+    def mistakes_in(values: Mapping[str, Any], where: str = "") -> Iterator[Mistake]:  # noqa: ARG004 - as for parts
+        """What is wrong with the parts of a configuration together; parts that could not be read are not looked at."""
         for name in ("teachers", "texts"):
-            if not getattr(self, name):
-                raise OptionError(f"{name} must name at least one, but the list is empty")
-        _least("holdout", self.holdout, 0)
-        if self.longest_text is not None:
-            _least("longest_text", self.longest_text, 2)
-        if self.training.lmbda and any(teacher.cache for teacher in self.teachers):
-            raise OptionError(
-                "a cached teacher knows nothing of what the student writes: set training.lmbda to 0, or name the "
-                "teacher's model"
+            if name in values and not values[name]:
+                yield name, f"{name} must name at least one, but the list is empty"
+        for name, least in (("holdout", 0), ("longest_text", 2)):
+            if values.get(name) is not None and values[name] < least:
+                yield name, f"{name} must be at least {least}, but it is {values[name]}"
+        teachers, shared = values.get("teachers", ()), values.get("loss", {})
+        wrong = list(mistakes_of_loss(shared, "loss"))
+        yield from wrong
+        for number, teacher in enumerate(teachers):
+            # A mistake in what all teachers share is not said once for each of them.
+            if teacher.loss and not wrong:
+                yield from mistakes_of_loss({**shared, **teacher.loss}, f"teachers[{number}].loss")
+        yield from mistakes_of_weights([teacher.weight for teacher in teachers])
+        training = values.get("training")
+        if training is not None and training.lmbda and any(teacher.cache for teacher in teachers):
+            advice = "set training.lmbda to 0, or name the teacher's model"
+            yield "training.lmbda", f"a cached teacher knows nothing of what the student writes: {advice}"
+        if training is not None and training.eval_strategy != "no" and values.get("holdout") == 0:
+            yield (
+                "holdout",
+                "holdout is 0, so that there is nothing to evaluate: hold rows out, or leave out eval_steps",
             )
+        if training is not None and training.push_to_hub and not training.hub_model_id:
+            yield "training.push_to_hub", "training.push_to_hub needs training.hub_model_id, the repository's name"
 
     @property
     def characters(self) -> int:
         """The most characters of a row."""
-        return self.longest_text or 3 * self.training.max_student_tokens
+        return self.longest_text or 3 * (self.training.max_student_tokens or 512)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.output).expanduser()
+
+    def sources(self) -> Iterator[tuple[str, str]]:
+        """What is read as models and tokenizers, each with the place in the file that names it."""
+        teachers = {f"teachers[{number}]": teacher for number, teacher in enumerate(self.teachers)}
+        for where, model in {"student": self.student, **teachers}.items():
+            for name in ("model", "tokenizer"):
+                if getattr(model, name) is not None:
+                    yield f"{where}.{name}", getattr(model, name)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a file has them."""
-        return asdict(self)
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {
+            **values,
+            "student": asdict(self.student),
+            "teachers": [asdict(teacher) for teacher in self.teachers],
+            "texts": list(self.texts),
+            "training": self.training.settings(),
+            "lora": None if self.lora is None else asdict(self.lora),
+        }
 
 
-def read_config(path: str | os.PathLike[str], change: Callable[[dict[str, Any]], None] | None = None) -> DistillConfig:
-    """Reads a YAML file.
+def refuse(mistakes: Iterable[Mistake], error: type[XTokenError] = OptionError) -> None:
+    """Raises one error that names all of some mistakes, if there are any."""
+    said = [sentence for _, sentence in mistakes]
+    if said:
+        raise error(said[0] if len(said) == 1 else "\n  ".join([f"{len(said)} mistakes:", *said]))
 
-    Args:
-        path: the file.
-        change: changes its values before they are checked.
+
+def check_config(config: DistillConfig) -> None:
+    """Refuses a run whose files are not there, or whose output would replace what it reads.
 
     Raises:
-        OptionError: the file cannot be read, is no YAML, or has a setting that makes no sense.
+        CorpusError: a file with texts is missing.
+        SourceError: a folder of a model or cache is missing.
+        OptionError: the output would replace what is read, or several of these.
     """
-    import yaml
+    found: list[tuple[type[XTokenError], str]] = []
+    for name in config.texts:
+        if name != "-" and not Path(name).is_file():
+            advice = "name files with texts, from the folder that the run starts in"
+            found.append((CorpusError, f"there is no file {name}: {advice}"))
+    for where, name in config.sources():
+        # Hub ids begin with a letter or digit and have one slash at most; anything else can only be a path.
+        is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+        if is_path and not Path(name).expanduser().exists():
+            advice = "name one from the folder that the run starts in, or a Hub id"
+            found.append((SourceError, f"there is no folder {name}, which {where} names: {advice}"))
+    for number, teacher in enumerate(config.teachers):
+        if teacher.cache is not None and not Path(teacher.cache).expanduser().is_dir():
+            found.append((SourceError, f"there is no folder {teacher.cache}, which teachers[{number}].cache names"))
+    student = config.folder / "student"
+    for where, name in config.sources():
+        if student.resolve() == Path(name).expanduser().resolve():
+            advice = f"which is what {where} names: choose another output"
+            found.append((OptionError, f"the student would be written to {student}, {advice}"))
+    if student.exists() and not (config.folder / "run.json").exists():
+        advice = "choose another output, or move it away"
+        found.append((OptionError, f"{student} is there already, and no run has written it: {advice}"))
+    kinds = {kind for kind, _ in found}
+    refuse([("", said) for _, said in found], kinds.pop() if len(kinds) == 1 else OptionError)
 
+
+def mistakes_of_loss(options: Mapping[str, Any], where: str) -> Iterator[Mistake]:
+    """What is wrong with a loss's options by themselves, before there is a mapping.
+
+    Args:
+        options: of `XTokenLoss`.
+        where: the place that they are given in, for messages: `loss`.
+    """
+    known = list(LossOptions.__dataclass_fields__)
+    yield from unknown_settings(options, known, where)
+    usable = {name: value for name, value in options.items() if name in known}
+    for name, value in usable.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{where}.{name}", f"{where}.{name} must be a finite number, but it is {value}"
+            return
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
-        raise OptionError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if values is None:
-        raise OptionError(f"{path} is empty: it needs student, teachers, texts and output at least")
-    if isinstance(values, dict) and change is not None:
-        change(values)
-    try:
-        return from_values(DistillConfig, values)
+        LossOptions(**{"kind": "auto", **usable})
+    except TypeError as error:
+        yield where, f"an option of {where} is of another type than it should be: {error}"
     except OptionError as error:
-        raise OptionError(f"{path}: {error}") from error
+        yield where, f"{where}: {error}"
 
 
-def _least(name: str, value: float, least: int) -> None:
-    if value < least:
-        raise OptionError(f"{name} must be at least {least}, but it is {value}")
+def mistakes_of_weights(given: Sequence[float | None]) -> Iterator[Mistake]:
+    """What is wrong with the teachers' weights together, and with those that are no numbers from 0 on."""
+    known = [weight for weight in given if weight is not None]
+    if known and len(known) != len(given):
+        place = f"teachers[{given.index(None)}]"
+        said = f"{place}.weight is missing: either all teachers have a weight or none has"
+        yield place, f"{said}, but {len(known)} of {len(given)} have one"
+    for number, weight in enumerate(given):
+        if weight is not None and not 0 <= weight < math.inf:
+            place = f"teachers[{number}].weight"
+            yield place, f"{place} must be a number from 0 on, but it is {weight}"
+
+
+def unknown_settings(
+    keys: Iterable[Any], known: Sequence[str], where: str = "", renamed: Mapping[str, str] | None = None
+) -> Iterator[Mistake]:
+    """A mistake for every key that is not known, with its new name or the nearest name that is known."""
+    for key in keys:
+        place = inside(where, key)
+        if renamed and key in renamed:
+            yield place, f"{place} {renamed[key]}"
+        elif key not in known:
+            close = nearest(str(key), known)
+            meant = f": did you mean {inside(where, close)!r}?" if close else "."
+            every = ", ".join(known) if len(known) <= 40 else "those of XTokenConfig and transformers.TrainingArguments"
+            yield place, f"no setting is called {place!r}{meant} The settings are {every}"
+
+
+def nearest(word: str, known: Sequence[str]) -> str | None:
+    """The known word that a mistaken one was probably meant to be."""
+    from rapidfuzz import process
+    from rapidfuzz.distance import Indel
+
+    # A ratio from 0 to 1: `learning-rate` to `learning_rate` scores 0.92, `batch` to `batch_size` 0.67.
+    close = process.extractOne(word, known, scorer=Indel.normalized_similarity, score_cutoff=0.6)
+    return close[0] if close else None
+
+
+def inside(where: str, name: Any) -> str:
+    """The place of a setting: `training.seed` for `seed` under `training`."""
+    return f"{where}.{name}" if where else str(name)

@@ -1,63 +1,67 @@
-"""`Distillation`: all that a training loop needs beside the student's model."""
+"""`Distillation`: all that a training loop needs beside the student's model; and the batches that it reads."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
 
-from ..errors import OptionError
-from ..losses import FusedHead, LossOutput, MultiTeacherLoss, Student, Teacher, XTokenLoss
+from ..errors import MismatchError, OptionError
+from ..losses import FusedHead, LossOutput, MultiTeacherLoss, Student, XTokenLoss
 from ..mapping.mapping import Mapping as VocabMapping
-from ..spans.batch import IGNORED
+from ..read import read_vocab
+from ..spans.batch import IGNORED, SpanCollator
+from ..spans.spans import Spans
+from ..vocab.vocab import Vocab
 from .cache.read import TeacherCache
-from .collate import DistillationCollator, SourcedVocab
-from .fit import fitting_mapping, logit_width, vocab_of
-from .forward import model_inputs, run_whole, try_fuse_head
-from .loss_options import check_loss_options, weights_of
-from .teachers import CACHED_KINDS, CachedTeacher, LiveTeacher, TeacherSpec
+from .config import mistakes_of_loss, mistakes_of_weights, refuse, unknown_settings
+from .teachers import (
+    CACHED_KINDS,
+    CachedTeacher,
+    LiveTeacher,
+    fitting_mapping,
+    logit_width,
+    model_inputs,
+    teacher_specs,
+    try_fuse_head,
+    vocab_of,
+    weights_of,
+)
 
 Batch = Mapping[str, Any]
+Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """What the sums of a step's batches are divided by.
+    """What the losses of an optimiser step's batches are divided by.
 
     Attributes:
         items: scalar, labels.
-        chunks: scalars, each teacher's chunks.
+        chunks: int (teachers,), each teacher's chunks.
     """
 
     items: torch.Tensor
-    chunks: tuple[torch.Tensor, ...]
-
-    def stacked(self) -> torch.Tensor:
-        """Integers (1 + teachers,)."""
-        return torch.stack([self.items, *self.chunks])
-
-    @classmethod
-    def of(cls, stacked: torch.Tensor) -> Counts:
-        """The reverse of `stacked`."""
-        items, *chunks = stacked.unbind()
-        return cls(items, tuple(chunks))
+    chunks: torch.Tensor
 
 
 class Distillation:
     """The teachers, their mappings and losses, and the collator, made to fit a student.
 
-        distillation = Distillation(model, student="./student", teachers=[TeacherSpec(model=teacher)])
+        distillation = Distillation(student, teacher=teacher)
         for batch in DataLoader(rows, batch_size=8, collate_fn=distillation.collate):
-            distillation(model, batch).loss.backward()
+            distillation(student, batch).loss.backward()
 
     Args:
         model: the student, before it is wrapped for distributed training; a PEFT model too.
-        student: the student's `Vocab`, or what `read_vocab` takes; by default the folder or Hub id of the model.
-        teachers: one or several.
+        teacher: a model, a `TeacherCache`, a `TeacherSpec` with either, or a list of such.
+        tokenizer: the student's `Vocab`, or what `read_vocab` takes; by default the folder or Hub id of the model.
         loss: options of `XTokenLoss` for all teachers.
         collate: options of `SpanCollator`.
         store: the store's folder.
@@ -83,36 +87,44 @@ class Distillation:
         self,
         model: Any,
         *,
-        student: Any = None,
-        teachers: Sequence[TeacherSpec],
+        teacher: Any,
+        tokenizer: Any = None,
         loss: Mapping[str, Any] | None = None,
         collate: Mapping[str, Any] | None = None,
         store: str | os.PathLike[str] | None = None,
         fused: bool = True,
         first: Callable[[Callable[[], VocabMapping]], VocabMapping] = lambda make: make(),
     ) -> None:
-        if not teachers:
-            raise OptionError("expected at least one teacher, got none")
-        specs = [spec.opened() for spec in teachers]
-        self.vocab = vocab_of(student, model, logit_width(model), "student")
+        specs = teacher_specs(teacher)
+        options = [{**(loss or {}), **spec.loss} for spec in specs]
+        refuse(mistake for each in options for mistake in mistakes_of_loss(each, "loss"))
+        refuse(mistakes_of_weights([spec.weight for spec in specs]))
+        self.vocab = vocab_of(tokenizer, model, logit_width(model), "student")
         self.teacher_vocabs = [spec.vocab() for spec in specs]
         self.mappings = [
             fitting_mapping(spec.mapping, student=self.vocab, teacher=vocab, store=store, first=first)
             for spec, vocab in zip(specs, self.teacher_vocabs, strict=True)
         ]
-        losses = [
-            _loss(mapping, {**(loss or {}), **spec.loss}, spec)
-            for mapping, spec in zip(self.mappings, specs, strict=True)
-        ]
+        losses = [XTokenLoss(mapping, **each) for mapping, each in zip(self.mappings, options, strict=True)]
+        caches = tuple(spec.model if isinstance(spec.model, TeacherCache) else None for spec in specs)
+        for each, cache in zip(losses, caches, strict=True):
+            if cache is not None and each.kind not in CACHED_KINDS:
+                raise OptionError(
+                    f"{each.kind} needs the teacher's whole distribution, but the teacher is the cache {cache.folder}: "
+                    f"use {', '.join(CACHED_KINDS)}, or the model itself"
+                )
         # The peers' forms read logits, and divide by the counts of each batch alone.
-        self.per_batch = _all_or_none([made.options.compat is not None for made in losses])
+        self.per_batch = any(each.options.compat is not None for each in losses)
+        if self.per_batch and not all(each.options.compat is not None for each in losses):
+            raise OptionError(
+                "losses of a peer's form count otherwise than others: give compat to all teachers or to none"
+            )
         fused = fused and not self.per_batch
         self.weights = weights_of([spec.weight for spec in specs])
-        single = len(losses) == 1 and self.weights == [1.0]
-        self.loss: XTokenLoss | MultiTeacherLoss = losses[0] if single else MultiTeacherLoss(losses, self.weights)
-        caches = tuple(spec.model if isinstance(spec.model, TeacherCache) else None for spec in specs)
+        alone = len(losses) == 1 and self.weights == [1.0]
+        self.loss: XTokenLoss | MultiTeacherLoss = losses[0] if alone else MultiTeacherLoss(losses, self.weights)
         self.collate = DistillationCollator(
-            student=SourcedVocab(self.vocab, student or getattr(model, "name_or_path", None)),
+            student=SourcedVocab(self.vocab, tokenizer or getattr(model, "name_or_path", None)),
             teachers=tuple(map(SourcedVocab, self.teacher_vocabs, (spec.source for spec in specs))),
             caches=caches,
             options=dict(collate or {}),
@@ -131,16 +143,18 @@ class Distillation:
         return self
 
     def count(self, batches: Sequence[Batch]) -> Counts:
-        """What the losses of some batches are divided by, so that it does not matter how they are cut."""
+        """What the losses of some batches are divided by, so that it does not matter how rows are cut into batches.
+
+        Two batches with 5 and 3 labels, and 4 and 2 chunks of one teacher: items 8, chunks [6].
+        """
         device = batches[0]["labels"].device
-        items = sum((batch["labels"][:, 1:] != IGNORED).sum() for batch in batches)
-        chunks = [
-            sum(len(batch["teachers"][number]["spans"].spans.predictions()) for batch in batches)
-            for number in range(len(self.teachers))
-        ]
-        return Counts(
-            torch.as_tensor(items, device=device), tuple(torch.tensor(each, device=device) for each in chunks)
-        )
+        items = torch.zeros((), dtype=torch.int64, device=device)
+        chunks = [0] * len(self.teachers)
+        for batch in batches:
+            items += (batch["labels"][:, 1:] != IGNORED).sum()
+            for number, side in enumerate(batch["teachers"]):
+                chunks[number] += len(side["spans"].spans.predictions())
+        return Counts(items, torch.tensor(chunks, device=device))
 
     def __call__(self, model: Any, batch: Batch, counts: Counts | None = None) -> LossOutput:
         """The loss of a batch.
@@ -154,18 +168,23 @@ class Distillation:
             OptionError: shapes do not fit, or the model does to its logits what its config does not say.
         """
         packed = bool(self.collate.options.get("pack"))
-        spans = [side["spans"].spans for side in batch["teachers"]]
-        answers = [
-            teacher.answer(side, each.teacher_segments if packed else None)
-            for teacher, side, each in zip(self.teachers, batch["teachers"], spans, strict=True)
-        ]
+        spans, answers = [], []
+        for teacher, side in zip(self.teachers, batch["teachers"], strict=True):
+            spans.append(side["spans"].spans)
+            answers.append(teacher.answer(side, spans[-1].teacher_segments if packed else None))
         inputs = model_inputs(model, batch, spans[0].student_segments if packed else None)
 
         def compare(student: Student) -> LossOutput:
-            return self._compare(student, answers, batch, counts or self.count([batch]))
+            whole, device = counts or self.count([batch]), batch["labels"].device.type
+            named: dict[str, Any] = {"labels": batch["labels"], "num_items_in_batch": whole.items}
+            # Inside of the model's forward, autocast would take what is computed in float32 down to half precision.
+            with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+                if isinstance(self.loss, MultiTeacherLoss):
+                    return self.loss(student, answers, spans, num_chunks_in_batch=list(whole.chunks), **named)
+                return self.loss(student, answers[0], spans[0], num_chunks_in_batch=whole.chunks[0], **named)
 
         if self._head is None:
-            return compare(run_whole(model, inputs))
+            return compare(model(**inputs).logits)
         with self._head.computing(compare):
             model(**inputs)
         return self._head.output
@@ -186,31 +205,116 @@ class Distillation:
             value += weight * loss.options.kd_weight * means.get(f"scale{end}", 1.0) * means.get(f"kd{end}", 0.0)
         return float(value)
 
-    def _compare(self, student: Student, answers: list[Teacher], batch: Batch, counts: Counts) -> LossOutput:
-        spans = [side["spans"].spans for side in batch["teachers"]]
-        named: dict[str, Any] = {"labels": batch["labels"], "num_items_in_batch": counts.items}
-        # Inside of the model's forward, autocast would take what is computed in float32 down to half precision.
-        device = batch["labels"].device.type
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            if isinstance(self.loss, MultiTeacherLoss):
-                found: LossOutput = self.loss(student, answers, spans, num_chunks_in_batch=list(counts.chunks), **named)
-            else:
-                found = self.loss(student, answers[0], spans[0], num_chunks_in_batch=counts.chunks[0], **named)
-        return found
+
+@dataclass(frozen=True, eq=False)
+class OnHost:
+    """Spans that stay in the processor's memory, where the losses plan: what moves a batch to a device moves whatever
+    has a method `to`, and this has none.
+
+    Attributes:
+        spans: the spans.
+    """
+
+    spans: Spans
 
 
-def _loss(mapping: VocabMapping, options: Mapping[str, Any], spec: TeacherSpec) -> XTokenLoss:
-    check_loss_options(options, "loss")
-    made = XTokenLoss(mapping, **options)
-    if isinstance(spec.model, TeacherCache) and made.kind not in CACHED_KINDS:
-        raise OptionError(
-            f"{made.kind} needs the teacher's whole distribution, but the teacher is the cache {spec.model.folder}: "
-            f"use {', '.join(CACHED_KINDS)}, or the model itself"
-        )
-    return made
+class SourcedVocab:
+    """A vocabulary that travels to another process as the source that it was read from.
+
+    Args:
+        vocab: the vocabulary.
+        source: what `read_vocab` takes; a `Vocab` itself can travel only to processes that are forked.
+    """
+
+    def __init__(self, vocab: Vocab, source: Any) -> None:
+        self.vocab, self.source = vocab, source
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"source": self.source, "logits": len(self.vocab)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.source = state["source"]
+        self.vocab = read_vocab(self.source, logits=state["logits"])
 
 
-def _all_or_none(peers: Sequence[bool]) -> bool:
-    if any(peers) and not all(peers):
-        raise OptionError("losses of a peer's form count otherwise than others: give compat to all teachers or to none")
-    return any(peers)
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DistillationCollator:
+    """A `SpanCollator` for every teacher, in one batch.
+
+    A batch has the student's `input_ids`, `attention_mask`, `position_ids` and `labels`, and under `teachers` for each
+    teacher the same without labels, its `spans` as `OnHost`, and `top_k` where it is a cache.
+
+    Args:
+        student: the student's vocabulary.
+        teachers: the teachers', in order.
+        caches: each teacher's cache, None where it is a model.
+        options: further arguments of `SpanCollator`, the same for all.
+
+    Raises:
+        OptionError: an option has a value that makes no sense, or rows of several teachers are to be packed.
+        MismatchError: a cache was made with other tokens around its texts, or cut to another length.
+    """
+
+    student: SourcedVocab
+    teachers: tuple[SourcedVocab, ...]
+    caches: tuple[TeacherCache | None, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = [name for name in signature(SpanCollator).parameters if name not in ("student", "teacher")]
+        refuse(unknown_settings(self.options, known, "collate"))
+        if self.options.get("pack") and len(self.teachers) > 1:
+            raise OptionError(
+                "pack=True fills rows by the tokens of both sides, so several teachers would need several students: "
+                "leave it out, or train from one teacher"
+            )
+        for collate, cache in zip(self.collators, self.caches, strict=True):
+            differing = [
+                f"{name} is {getattr(cache.settings, name)} there, {getattr(collate, name)} here"
+                for name in ("bos", "eos", "max_teacher_tokens", "truncation_side")
+                if cache is not None and getattr(cache.settings, name) != getattr(collate, name)
+            ]
+            if cache is not None and differing:
+                raise MismatchError(
+                    f"{cache.folder} holds texts as other ids than this run makes of them ({'; '.join(differing)}): "
+                    "train with the options that the cache was written with, or write it anew"
+                )
+
+    @cached_property
+    def collators(self) -> tuple[SpanCollator, ...]:
+        """One per teacher."""
+        student = self.student.vocab
+        return tuple(SpanCollator(student=student, teacher=side.vocab, **self.options) for side in self.teachers)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Made again from the vocabularies in another process.
+        return {name: value for name, value in vars(self).items() if name != "collators"}
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        """Makes a batch; rows have a `text`, `messages`, or ids of both sides, see `SpanCollator`.
+
+        Raises:
+            OptionError: rows are of no such form, or have ids of one teacher where there are several.
+        """
+        if len(self.teachers) > 1 and rows and "student_ids" in rows[0]:
+            raise OptionError(
+                f"rows with `teacher_ids` are of one teacher, but there are {len(self.teachers)}: give texts or chats"
+            )
+        return self.batch([rows] * len(self.teachers))
+
+    def batch(self, rows: Sequence[Rows]) -> dict[str, Any]:
+        """A batch from each teacher's own rows, whose student sides are the same."""
+        student: dict[str, Any] = {}
+        teachers = []
+        for collate, cache, each in zip(self.collators, self.caches, rows, strict=True):
+            both = collate(each)
+            if student and not torch.equal(both["student_input_ids"], student["input_ids"]):
+                raise OptionError("the teachers' rows say different things of the student: give them all the same rows")
+            names = ("input_ids", "attention_mask", "position_ids")
+            student = student or {name: both[f"student_{name}"] for name in names} | {"labels": both["labels"]}
+            side = {name: both[f"teacher_{name}"] for name in names} | {"spans": OnHost(both["spans"])}
+            if cache is not None:
+                segments = both["spans"].teacher_segments
+                side["top_k"] = cache.top_k(ids=side["input_ids"], mask=side["attention_mask"], segments=segments)
+            teachers.append(side)
+        return {**student, "teachers": teachers}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 
 from ..errors import OptionError
@@ -17,10 +18,9 @@ from ..spans.batch import IGNORED
 from ..spans.spans import Spans
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
-from .at_rest import at_rest
+from .cache.write import at_rest
 from .distillation import Distillation
-from .forward import plain
-from .teachers import CachedTeacher
+from .teachers import CachedTeacher, plain
 
 Ids = NDArray[np.int64]
 
@@ -97,7 +97,7 @@ class OnPolicy:
                 for number, spans in enumerate(sides)
             ]
         )
-        moved = _moved(made, batch["input_ids"].device)
+        moved: dict[str, Any] = send_to_device(made, batch["input_ids"].device)
         return {**moved, "labels": torch.full_like(moved["labels"], IGNORED)}
 
     def _prompt(self, spans: Spans, row: int) -> tuple[Ids, int]:
@@ -176,13 +176,6 @@ def _end(written: Ids, student: Vocab, teacher: Vocab) -> list[int]:
         if len(written) and written[-1] in student.roles.get(role, ()):
             return list(teacher.roles.get(role, teacher.roles.get("eos", ()))[:1])
     return []
-
-
-def _moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    from accelerate.utils import send_to_device
-
-    moved: dict[str, Any] = send_to_device(batch, device)
-    return moved
 
 
 @contextmanager

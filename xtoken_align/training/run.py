@@ -1,189 +1,230 @@
-"""One run of `distill`: the parts of it that need the models."""
+"""`distill`: from models and texts to a distilled student, in one call that can be cut off at any moment."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
-from transformers import TrainerCallback
 
-from ..errors import OptionError
-from .arguments import XTokenTrainingArguments
+from ..corpus.texts import pieces, read_texts
+from ..errors import ArtifactError, CorpusError, MismatchError, MissingExtraError, OptionError, SourceError, StoreError
+from ..files import write_atomically
+from ..sources.hub import CONFIGURATION_FILES, VOCABULARY_FILES
+from ..sources.locate import locate
 from .cache.read import TeacherCache
-from .config import DistillConfig, TeacherConfig
-from .distill import Report
-from .models import load_model, with_lora, write_student
-from .run_folder import RunFolder
+from .config import DistillConfig, LoraConfig, XTokenConfig, check_config
 from .teachers import TeacherSpec
-from .texts import hashes_of, make_rows
-from .trainer import XTokenTrainer
+from .trainer import XTokenTrainer, last_checkpoint
 
-_SHOWN = ("loss", "kd", "ce", "agreement", "misfits", "dropped_mass", "empty_mass", "chunks_used")
+Report = Callable[[int, int, Mapping[str, float]], object]
+"""Is told the steps done, the steps of the run, and what was logged: nothing between the steps of a logging."""
+
+Say = Callable[[str], object]
+
+_MEASURES = ("loss", "kd", "ce", "agreement", "misfits", "dropped_mass", "empty_mass", "chunks_used")
+"""The metrics that say how good a student is."""
+
+_FREE = (
+    *("logging_", "log_", "save_", "hub_", "trackio_", "dataloader_num_workers", "dataloader_pin_memory"),
+    *("report_to", "run_name", "project", "push_to_hub", "ddp_timeout"),
+)
+"""Beginnings of options that may change while a run is going on: they do not change what comes out."""
 
 
-class Run:
-    """The models, the rows and the trainer of a run.
+@dataclass(frozen=True, kw_only=True)
+class DistillResult:
+    """What a run has made.
+
+    Attributes:
+        student: the folder of the distilled student.
+        steps: how many the run has had.
+        rows: how many it was trained on.
+        held_out: how many it was measured on.
+        teachers: each one's name, loss, mapping version and weight.
+        before: loss, kd, ce, agreement and so on, on the held-out rows; empty without any.
+        after: the same at the end.
+        training: the same of the last logging, on rows trained on.
+        seconds: of this call.
+        resumed: the step that this call went on from; 0 for the beginning.
+    """
+
+    student: Path
+    steps: int
+    rows: int
+    held_out: int
+    teachers: tuple[dict[str, Any], ...]
+    before: dict[str, float]
+    after: dict[str, float]
+    training: dict[str, float]
+    seconds: float
+    resumed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `distill`."""
+        return {**vars(self), "student": str(self.student), "teachers": list(self.teachers)}
+
+
+def distill(
+    config: DistillConfig,
+    *,
+    store: str | Path | None = None,
+    report: Report = lambda *_: None,
+    say: Say = lambda _: None,
+) -> DistillResult:
+    """Distils a student as a configuration says.
+
+    Called again with the same configuration, it goes on from the last checkpoint and ends with the same student; called
+    again after the end, it says what was made.
 
     Args:
-        config: the run's.
-        folder: the run's.
+        config: of the run.
         store: the store's folder.
         report: is told how training goes.
         say: is told what is being done.
 
     Raises:
-        Whatever makes no sense in the configuration, or does not fit together.
+        OptionError: a setting makes no sense.
+        MismatchError: the output folder is another run's, or a mapping or cache is of another tokenizer.
+        SourceError: a model or tokenizer cannot be found.
+        CorpusError: the texts cannot be read.
+        MissingExtraError: accelerate, datasets or peft is not installed.
     """
-
-    def __init__(self, config: DistillConfig, folder: RunFolder, *, store: Any, report: Report, say: Any) -> None:
-        _silence(transformers.logging)
-        self._config, self._folder, self._say = config, folder, say
-        self._args = arguments(config, folder.checkpoints)
-        transformers.set_seed(config.training.seed)
-        student = load_model(config.student.model, revision=config.student.revision, dtype=config.student.dtype)
-        if config.lora is not None:
-            student = with_lora(student, config.lora)
-        teachers = [_teacher(teacher) for teacher in config.teachers]
-        say("finding or building the mappings")
-        self._trainer = XTokenTrainer(
-            student,
-            self._args,
-            teachers=teachers,
-            tokenizer=self._tokenizer,
-            loss=config.loss,
-            collate=_collate(config),
-            store=store,
-            callbacks=[_Reporting(report)],
-        )
-        self._trainer.remove_callback(transformers.PrinterCallback)
-
-    @property
-    def _tokenizer(self) -> str:
-        given = self._config.student
-        if given.tokenizer is not None:
-            return given.tokenizer
-        return f"{given.model}@{given.revision}" if given.revision else given.model
-
-    def claim(self) -> None:
-        """Makes the folder this run's, or checks that it is."""
-        distillation = self._trainer.distillation
-        facts = {
-            "texts": hashes_of(self._config.texts),
-            "student": distillation.vocab.fingerprint,
-            "mappings": [mapping.version for mapping in distillation.mappings],
-            "processes": self._args.world_size,
-        }
-        with self._args.main_process_first(desc="the run's folder"):
-            self._folder.claim(self._config, facts)
-
-    def finish(self, checkpoint: Path | None) -> dict[str, Any]:
-        """Trains to the end, writes the student and says what was made.
-
-        Args:
-            checkpoint: where to go on from.
-        """
-        self._say("reading the texts")
-        with self._args.main_process_first(desc="the texts"):
-            rows, held_out = make_rows(self._config, self._folder.texts, self._args.world_size)
-        trainer = self._trainer
-        trainer.train_dataset = rows
-        before = self._measured("before.json", held_out)
-        self._say("training")
-        # Measuring draws from the generators, and a run that goes on does not measure again.
-        transformers.set_seed(self._config.training.seed)
-        trainer.train(checkpoint)
-        after = self._measured(None, held_out)
-        logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-        result = {
-            "steps": trainer.state.global_step,
-            "rows": len(rows),
-            "held_out": len(held_out),
-            "teachers": self._teachers(),
-            "before": before,
-            "after": after,
-            "training": _shown(logged[-1], "") if logged else {},
-        }
-        self._say("writing the student")
-        self._write(result)
-        return result
-
-    def _measured(self, name: str | None, rows: Any) -> dict[str, float]:
-        """The metrics on rows that are held out; those that a file keeps are taken from there."""
-        kept = None if name is None else self._folder.read(name)
-        if kept is not None or not len(rows):
-            return kept or {}
-        self._say("measuring")
-        # Batches that do not come out even are filled up with rows that were measured already.
-        self._args.per_device_eval_batch_size = even_batch(
-            len(rows) // self._args.world_size, self._config.training.batch_size
-        )
-        found = _shown(self._trainer.evaluate(rows), "eval_")
-        if name is not None and self._args.should_save:
-            self._folder.write(name, found)
-        return found
-
-    def _write(self, result: dict[str, Any]) -> None:
-        trainer = self._trainer
+    started = perf_counter()
+    check_config(config)
+    folder = RunFolder(config.folder)
+    say("loading the models")
+    trainer = _make_trainer(config, folder, store=store, report=report, say=say)
+    distillation, processes = trainer.distillation, trainer.args.world_size
+    facts = {
+        "texts": hashes_of(config.texts),
+        "student": distillation.vocab.fingerprint,
+        "mappings": [mapping.version for mapping in distillation.mappings],
+        "processes": processes,
+    }
+    with trainer.args.main_process_first(desc="the run's folder"):
+        folder.claim(config, facts)
+    result = folder.read("result.json")
+    resumed = 0
+    if result is None or not folder.student.is_dir():
+        checkpoint = last_checkpoint(folder.checkpoints)
+        if checkpoint is not None:
+            resumed = int(checkpoint.name.rpartition("-")[2])
+            say(f"going on from step {resumed:,}")
+        say("reading the texts")
+        with trainer.args.main_process_first(desc="the texts"):
+            rows, held_out = make_rows(config, folder.texts, processes)
+        result = _train(trainer, folder, rows, held_out, checkpoint, say)
+        say("writing the student")
         trainer.accelerator.wait_for_everyone()
-        if self._args.should_save:
+        if trainer.args.should_save:
             model = trainer.accelerator.unwrap_model(trainer.model)
-            write_student(model, self._folder.student, self._tokenizer, None)
-            self._folder.write("result.json", result)
+            write_student(model, folder.student, _tokenizer_of(config.student))
+            _push(trainer, folder.student)
+            folder.write("result.json", result)
         trainer.accelerator.wait_for_everyone()
+    else:
+        say("this run has ended before: nothing is trained")
+    return DistillResult(
+        **{**result, "student": folder.student, "teachers": tuple(result["teachers"])},
+        seconds=perf_counter() - started,
+        resumed=resumed,
+    )
 
-    def _teachers(self) -> list[dict[str, Any]]:
-        distillation = self._trainer.distillation
-        losses = getattr(distillation.loss, "losses", [distillation.loss])
-        parts = zip(distillation.mappings, losses, distillation.weights, strict=True)
-        return [
+
+def _make_trainer(config: DistillConfig, folder: RunFolder, *, store: Any, report: Report, say: Say) -> XTokenTrainer:
+    """The student, the teachers, their mappings and the trainer of a run."""
+    # This run's progress is shown by its caller.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    given = config.training
+    seed = given.seed if given.data_seed is None else given.data_seed
+    args: XTokenConfig = replace(given, output_dir=str(folder.checkpoints), data_seed=seed, disable_tqdm=True)
+    transformers.set_seed(args.seed)
+    student = load_model(config.student.model, revision=config.student.revision, dtype=config.student.dtype)
+    if config.lora is not None:
+        student = with_lora(student, config.lora)
+    teachers = []
+    for teacher in config.teachers:
+        if teacher.cache is None:
+            model = load_model(str(teacher.model), revision=teacher.revision, dtype=teacher.dtype)
+        else:
+            model = TeacherCache(teacher.cache)
+        shared = {"mapping": teacher.mapping, "weight": teacher.weight, "loss": teacher.loss}
+        teachers.append(TeacherSpec(model=model, tokenizer=_tokenizer_of(teacher), **shared))
+    say("finding or building the mappings")
+    trainer = XTokenTrainer(
+        student,
+        args,
+        teacher=teachers,
+        tokenizer=_tokenizer_of(config.student),
+        loss=config.loss,
+        store=store,
+        callbacks=[_Reporting(report)],
+        # The rows are read when it is known that the run's folder may be used.
+        eval_dataset=[],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+def _tokenizer_of(config: Any) -> str:
+    """Where the tokenizer of a student or a teacher is read from."""
+    if config.tokenizer is not None:
+        return str(config.tokenizer)
+    return f"{config.model}@{config.revision}" if config.revision else str(config.model)
+
+
+def _train(
+    trainer: XTokenTrainer, folder: RunFolder, rows: Any, held_out: Any, checkpoint: Path | None, say: Say
+) -> dict[str, Any]:
+    """Measures, trains to the end, measures again, and says what was made."""
+    trainer.train_dataset, trainer.eval_dataset = rows, held_out
+    # Batches that do not come out even are filled up with rows that were measured already.
+    most = trainer.args.per_device_eval_batch_size
+    trainer.args.per_device_eval_batch_size = even_batch(len(held_out) // trainer.args.world_size, most)
+
+    def measured() -> dict[str, float]:
+        if not len(held_out):
+            return {}
+        say("measuring")
+        return _measures(trainer.evaluate(held_out), "eval_")
+
+    before = folder.read("before.json")
+    if before is None:
+        before = measured()
+        if before and trainer.args.should_save:
+            folder.write("before.json", before)
+    say("training")
+    # Measuring draws from the generators, and a run that goes on does not measure again.
+    transformers.set_seed(trainer.args.seed)
+    trainer.train(checkpoint)
+    after = measured()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    distillation = trainer.distillation
+    losses = getattr(distillation.loss, "losses", [distillation.loss])
+    parts = zip(distillation.mappings, losses, distillation.weights, strict=True)
+    return {
+        "steps": trainer.state.global_step,
+        "rows": len(rows),
+        "held_out": len(held_out),
+        "teachers": [
             {"name": mapping.teacher.name, "loss": loss.kind, "mapping": mapping.version, "weight": weight}
             for mapping, loss, weight in parts
-        ]
-
-
-def arguments(config: DistillConfig, folder: Path) -> XTokenTrainingArguments:
-    """The trainer's arguments for a configuration."""
-    training = config.training
-    on_cpu = training.device == "cpu" or not torch.accelerator.is_available()
-    if on_cpu and training.precision == "float16":
-        raise OptionError("training.precision float16 needs a GPU, and this run is on a CPU: take float32 or bfloat16")
-    names = XTokenTrainingArguments.__dataclass_fields__
-    # Renamed in transformers 5; the old name warns.
-    recompute = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    more: dict[str, Any] = {recompute: True} if training.gradient_checkpointing else {}
-    return XTokenTrainingArguments(
-        output_dir=str(folder),
-        max_steps=training.steps or -1,
-        num_train_epochs=training.epochs,
-        per_device_train_batch_size=training.batch_size,
-        per_device_eval_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.accumulation,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.schedule,
-        warmup_steps=training.warmup_steps,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        save_strategy="steps",
-        save_steps=training.save_every,
-        save_total_limit=training.keep,
-        logging_steps=training.log_every,
-        logging_first_step=True,
-        seed=training.seed,
-        data_seed=training.seed,
-        bf16=training.precision == "bfloat16",
-        fp16=training.precision == "float16",
-        dataloader_num_workers=training.workers,
-        use_cpu=on_cpu,
-        disable_tqdm=True,
-        report_to="none",
-        lmbda=training.lmbda,
-        max_new_tokens=training.max_new_tokens,
-        prompt_tokens=training.prompt_tokens,
-        generation_temperature=training.generation_temperature,
-        **more,
-    )
+        ],
+        "before": before,
+        "after": after,
+        "training": _measures(logged[-1], "") if logged else {},
+    }
 
 
 def even_batch(rows: int, most: int) -> int:
@@ -195,36 +236,12 @@ def even_batch(rows: int, most: int) -> int:
     return max(size for size in range(1, most + 1) if rows % size == 0)
 
 
-def _collate(config: DistillConfig) -> dict[str, Any]:
-    names = ("bos", "eos", "max_student_tokens", "max_teacher_tokens")
-    return {name: getattr(config.training, name) for name in names}
+def _measures(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    names = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    return {name: float(value) for name, value in names.items() if name.partition("/")[0] in _MEASURES}
 
 
-def _teacher(config: TeacherConfig) -> TeacherSpec:
-    if config.cache is not None:
-        model: Any = TeacherCache(config.cache)
-        tokenizer = config.tokenizer
-    else:
-        assert config.model is not None
-        model = load_model(config.model, revision=config.revision, dtype=config.dtype)
-        place = f"{config.model}@{config.revision}" if config.revision else config.model
-        tokenizer = config.tokenizer or place
-    return TeacherSpec(model=model, tokenizer=tokenizer, mapping=config.mapping, weight=config.weight, loss=config.loss)
-
-
-def _shown(found: dict[str, float], prefix: str) -> dict[str, float]:
-    """The metrics that say how good a student is, several teachers' too."""
-    names = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
-    return {name: float(value) for name, value in names.items() if name.partition("/")[0] in _SHOWN}
-
-
-def _silence(logging: Any) -> None:
-    """Has transformers say nothing but errors: this run's progress is shown by its caller."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
-class _Reporting(TrainerCallback):
+class _Reporting(transformers.TrainerCallback):
     """Tells how training goes."""
 
     def __init__(self, report: Report) -> None:
@@ -238,3 +255,239 @@ class _Reporting(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         if state.is_world_process_zero:
             self._report(state.global_step, state.max_steps, {})
+
+
+class RunFolder:
+    """The folder of a run: what it was begun with, and what has been reached. Its files appear whole.
+
+    Attributes:
+        path: the folder.
+        checkpoints: where checkpoints are.
+        texts: where the rows are kept.
+        student: where the student will be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.texts = path / "texts"
+        self.student = path / "student"
+
+    def claim(self, config: DistillConfig, facts: Mapping[str, Any]) -> None:
+        """Writes down what a run is begun with, or checks that it was begun with the same.
+
+        Args:
+            config: the run's.
+            facts: what else decides it: hashes of its files, its tokenizers, its mappings.
+
+        Raises:
+            MismatchError: the folder is another run's; says what differs.
+            StoreError: the folder cannot be made or written.
+        """
+        deciding = config.to_dict()
+        del deciding["output"]
+        deciding["training"] = {
+            name: value for name, value in deciding["training"].items() if not name.startswith(_FREE)
+        }
+        given = json.loads(json.dumps({"config": deciding, **facts}))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make the folder {self.path} ({error.strerror}): choose another output") from error
+        begun = self.read("run.json")
+        reached = last_checkpoint(self.checkpoints) is not None or (self.path / "result.json").exists()
+        if begun is None or not reached:
+            # What was measured before a run with other settings is not what this one begins with.
+            if begun != given:
+                (self.path / "before.json").unlink(missing_ok=True)
+            self.write("run.json", given)
+        elif different := _differences(begun, given):
+            raise MismatchError(
+                f"{self.path} was begun with other settings ({'; '.join(different[:3])}): run with those to go on, or "
+                "name another output"
+            )
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the folder, None where it is not there.
+
+        Raises:
+            ArtifactError: it is damaged.
+        """
+        path = self.path / name
+        try:
+            values: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path} is damaged ({error}): remove the folder and begin anew") from error
+        return values
+
+    def write(self, name: str, values: Mapping[str, Any]) -> None:
+        """Writes a JSON file."""
+        write_atomically(self.path / name, json.dumps(values, indent=1).encode() + b"\n")
+
+
+def _differences(begun: Any, given: Any, where: str = "") -> list[str]:
+    """What differs between two JSON values, place by place.
+
+    >>> _differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    ['a.b is 1 there, 3 here']
+    """
+    if isinstance(begun, dict) and isinstance(given, dict):
+        return [
+            line
+            for name in dict.fromkeys([*begun, *given])
+            for line in _differences(begun.get(name), given.get(name), f"{where}.{name}" if where else name)
+        ]
+    if isinstance(begun, list) and isinstance(given, list) and len(begun) == len(given):
+        pairs = enumerate(zip(begun, given, strict=True))
+        return [line for number, pair in pairs for line in _differences(*pair, f"{where}[{number}]")]
+    return [] if begun == given else [f"{where} is {begun!r} there, {given!r} here"]
+
+
+def make_rows(config: DistillConfig, folder: Path, processes: int = 1) -> tuple[Any, Any]:
+    """The rows to train on and those to measure on, as data sets that are read from the disk.
+
+    Args:
+        config: the run's.
+        folder: where they are kept; what is there already is taken from there.
+        processes: among which those to measure on can be shared out.
+
+    Raises:
+        CorpusError: a file cannot be read, or there are no texts.
+        MissingExtraError: `datasets` is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("Training", "train") from error
+    files = hashes_of(config.texts)
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.Dataset.from_generator(
+            _rows,
+            gen_kwargs={"given": (tuple(config.texts), tuple(files.items()), config.text_field, config.characters)},
+            features=datasets.Features({"text": datasets.Value("large_string")}),
+            cache_dir=str(folder),
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, CorpusError):
+            raise error.__cause__ from error
+        raise
+    return split(rows, config.holdout, config.training.seed, processes)
+
+
+def _rows(given: tuple[Any, ...]) -> Iterator[dict[str, str]]:
+    paths, _, field, characters = given
+    empty = True
+    for text in read_texts(paths, field=field):
+        for piece in pieces(text, characters):
+            if piece.strip():
+                empty = False
+                yield {"text": piece}
+    if empty:
+        # A data set without rows cannot be read back.
+        raise CorpusError(f"there is no text in {', '.join(paths)}: name files that have some")
+
+
+def split(rows: Any, holdout: int, seed: int, processes: int = 1) -> tuple[Any, Any]:
+    """Rows to train on, in their order, and rows to measure on, drawn from all; a tenth of them at most."""
+    aside = min(holdout, len(rows) // 10)
+    aside -= aside % processes
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return rows.select(np.sort(order[aside:])), rows.select(np.sort(order[:aside]))
+
+
+def hashes_of(names: Sequence[str]) -> dict[str, str]:
+    """A hash of each file's bytes; what is no file has none."""
+    hashes = {}
+    for name in names:
+        path = Path(name)
+        if path.is_file():
+            facts = path.stat()
+            hashes[name] = _hash_of(path.resolve(), facts.st_size, facts.st_mtime_ns)
+    return hashes
+
+
+@lru_cache(maxsize=1024)
+def _hash_of(path: Path, size: int, changed: int) -> str:  # noqa: ARG001 - a file that was changed is read again
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    return f"content {digest}"
+
+
+def load_model(name: str, *, revision: str | None, dtype: str | None) -> Any:
+    """A causal language model from a folder or the Hub; code that comes with it is not run.
+
+    Raises:
+        SourceError: it cannot be found or loaded.
+    """
+    folder = Path(name).expanduser()
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            str(folder) if folder.is_dir() else name,
+            revision=revision or "main",
+            dtype=getattr(torch, dtype) if dtype else "auto",
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise SourceError(
+            f"cannot load the model {name} ({reason}): give a folder or a Hub id with a causal language model"
+        ) from error
+
+
+def with_lora(model: Any, config: LoraConfig) -> Any:
+    """The model with adapters.
+
+    Raises:
+        MissingExtraError: `peft` is not installed.
+        OptionError: the targets are no modules of the model.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingExtraError("Training adapters (lora)", "lora") from error
+    targets = "all-linear" if config.target_modules is None else list(config.target_modules)
+    numbers = {"r": config.r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
+    try:
+        return peft.get_peft_model(model, peft.LoraConfig(**numbers, target_modules=targets, task_type="CAUSAL_LM"))
+    except ValueError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise OptionError(f"lora cannot be put into this student ({reason}): see lora.target_modules") from error
+
+
+def write_student(model: Any, folder: Path, tokenizer: str) -> None:
+    """Writes the student with its tokenizer's files; the folder appears whole or not at all.
+
+    Args:
+        model: the student; adapters are merged into its weights.
+        folder: takes its name in the last step; what was there before is replaced.
+        tokenizer: the source of the student's tokenizer.
+    """
+    whole = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    beside = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(beside, ignore_errors=True)
+    whole.save_pretrained(beside)
+    path = locate(tokenizer).path
+    names = [
+        name
+        for name in (*VOCABULARY_FILES, *CONFIGURATION_FILES)
+        if name not in {"config.json", "generation_config.json"}
+    ]
+    # A tokenizer is one file, or some files of a folder that may hold a model too.
+    files = {each for name in names for each in path.glob(name) if each.is_file()} if path.is_dir() else {path}
+    for each in sorted(files):
+        shutil.copyfile(each, beside / each.name)
+    if folder.exists():
+        shutil.rmtree(folder)
+    beside.rename(folder)
+
+
+def _push(trainer: Any, student: Path) -> None:
+    """Uploads the finished student, where `push_to_hub` asks for it; the trainer itself uploads checkpoints."""
+    if trainer.args.push_to_hub:
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=trainer.args.hub_token)
+        api.upload_folder(repo_id=trainer.hub_model_id, folder_path=student, revision=trainer.args.hub_revision)

@@ -1,30 +1,200 @@
-"""`XTokenTrainer`: `transformers.Trainer` that distils from teachers with other tokenizers."""
+"""`XTokenTrainer` and `DistillationMixin`: trainers of transformers and TRL that distil, and their checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+import io
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from transformers import Trainer
+import torch
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
-from ..errors import OptionError
-from .arguments import XTokenTrainingArguments
-from .distillation import Distillation
-from .mixin import DistillationMixin
-from .teachers import TeacherSpec
+from ..errors import OptionError, StoreError, XTokenWarning
+from ..files import write_atomically
+from ..losses import Metric, MultiTeacherLoss
+from .config import XTokenConfig
+from .distillation import Counts, Distillation
+from .on_policy import OnPolicy
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
 
 T = TypeVar("T")
 
+STATE = "distillation.pt"
+"""The losses' state. Written after everything else and removed before it, it says that a checkpoint is whole."""
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+class DistillationMixin(_Base):
+    """Put before a trainer's class, it replaces the loss, and with it what a step's loss is divided by.
+
+        class DistillingSFTTrainer(DistillationMixin, trl.SFTTrainer):
+            pass
+
+    Everything else is the trainer's own: optimisers, distributed training, precision, evaluation, logging. It takes
+    `distillation=` beside the trainer's arguments, whose `remove_unused_columns` has to be False; `data_collator` is
+    the distillation's unless another is given.
+
+    Args:
+        *args: the trainer's.
+        distillation: the teachers, made for this model.
+        **kwargs: the trainer's.
+
+    Raises:
+        OptionError: columns are to be removed that the collator reads, or a cached teacher would have to answer what
+            the student writes.
+    """
+
+    def __init__(self, *args: Any, distillation: Distillation, **kwargs: Any) -> None:
+        self.distillation = distillation
+        kwargs["data_collator"] = kwargs.get("data_collator") or distillation.collate
+        _check_arguments(args[1] if len(args) > 1 else kwargs.get("args"))
+        super().__init__(*args, **kwargs)
+        # The loss is divided by what a whole step has; the trainer need not divide again.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        # Whether a step's loss is one sum over all ranks; else each rank has its own mean.
+        averaged = bool(getattr(self.args, "average_tokens_across_devices", False))
+        self._sums_ranks = averaged and self.args.world_size > 1
+        self._on_policy = OnPolicy.of(self.args, distillation)
+        self._counts: Counts | None = None
+        self._sums, self._evaluated = MetricSums(), MetricSums()
+        distillation.to(self.args.device)
+        distillation.loss.train()
+        self.add_callback(_AfterSteps(self))
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *rest: Any) -> tuple[list[Any], Any]:
+        """The batches of an optimiser step, some of them on-policy, with the number of their labels on all ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, *rest)
+        if not batches:
+            return batches, None
+        if self._on_policy is not None:
+            step, rank = self.state.global_step, self.args.process_index
+            batches = [self._on_policy(self.model, each, (step, at), rank) for at, each in enumerate(batches)]
+        counts = self.distillation.count(batches)
+        if self._sums_ranks:
+            items, *chunks = self.accelerator.reduce(torch.cat([counts.items[None], counts.chunks]), "sum").unbind()
+            counts = Counts(items, torch.stack(chunks))
+        self._counts = counts
+        return batches, counts.items
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,  # noqa: FBT002 - the trainer's signature
+        num_items_in_batch: Any = None,  # noqa: ARG002 - `_counts` has it
+    ) -> Any:
+        """The distillation loss; divided by the counts of the step, and multiplied by the ranks that average it."""
+        output = self.distillation(model, inputs, self._counts)
+        self._sums.add(output.metrics)
+        if self.distillation.per_batch:
+            loss = output.loss / self.current_gradient_accumulation_steps
+        else:
+            # Ranks' gradients are averaged, and this is a sum over ranks already divided.
+            loss = output.loss * (self.accelerator.num_processes if self._sums_ranks and self._counts else 1)
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> tuple[torch.Tensor, None, None]:
+        """The loss of a batch by itself."""
+        inputs = self._prepare_inputs(inputs)
+        losses = self.distillation.loss
+        losses.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = self.distillation(model, inputs)
+        losses.train()
+        self._evaluated.add(output.metrics)
+        return output.loss.detach(), None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Adds the distillation's metrics to those of the trainer; the loss is over all rows, however they are cut."""
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        means = self._means(self._evaluated)
+        means |= {} if (total := self.distillation.total(means)) is None else {"loss": total}
+        output.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
+        return output
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the means over the steps since the last logging, of all ranks."""
+        if "loss" in logs:
+            logs = {**logs, **self._means(self._sums)}
+        super().log(logs, *args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """With the weights of W as a group of its own, where a loss learns them."""
+        fresh = self.optimizer is None
+        optimizer: Any = super().create_optimizer(*args, **kwargs)
+        links = list(self.distillation.loss.parameters())
+        if fresh and links:
+            if self.is_fsdp_enabled:
+                raise OptionError("learn_w trains weights beside the model, which FSDP does not take: use DDP")
+            rate = getattr(self.args, "link_learning_rate", 1e-2)
+            optimizer.add_param_group({"params": links, "lr": rate, "weight_decay": 0.0})
+        return optimizer
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains; True goes on from the last whole checkpoint in the output folder.
+
+        Raises:
+            StoreError: there is no whole checkpoint.
+        """
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = last_checkpoint(Path(str(self.args.output_dir)))
+            if checkpoint is None:
+                raise StoreError(f"there is no whole checkpoint in {self.args.output_dir}: train from the beginning")
+        if checkpoint is not None:
+            load_loss(Path(checkpoint), self.distillation.loss)
+            checkpoint = str(checkpoint)
+            state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+            if state.global_step >= (self.args.max_steps if self.args.max_steps > 0 else state.max_steps):
+                # The run was cut off after its last step; the trainer itself would make one step more.
+                self._load_from_checkpoint(checkpoint)
+                self.state = state
+                return TrainOutput(state.global_step, float("nan"), {})
+        if self.args.world_size > 1 and not self.is_fsdp_enabled and self.model_wrapped is self.model:
+            # A model that was measured first counts as prepared: each process would train it by itself, unnoticed.
+            vars(self.model).pop("_is_accelerate_prepared", None)
+            self.accelerator._models.clear()  # noqa: SLF001 - accelerate has no way to take one back
+        return super().train(checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Saves; older checkpoints are removed when the new one is known to be whole."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(str(self.args.output_dir))
+            finish_checkpoint(folder / f"checkpoint-{self.state.global_step}", self.distillation.loss)
+            rotate(folder, limit=limit, best=self.state.best_model_checkpoint)
+
+    def _means(self, sums: MetricSums) -> dict[str, float]:
+        means = sums.take(self.accelerator)
+        if isinstance(self.distillation.loss, MultiTeacherLoss):
+            # Those of batches are divided by the counts of their step.
+            parts = enumerate(self.distillation.weights)
+            means["kd"] = sum(weight * means.get(f"kd/{number}", 0.0) for number, weight in parts)
+        return means
+
 
 class XTokenTrainer(DistillationMixin, Trainer):
-    """Distils one or several teachers into a student.
+    """`transformers.Trainer` in which a student learns from teachers with other tokenizers.
 
-        trainer = XTokenTrainer(
-            student,
-            XTokenTrainingArguments(output_dir="run", max_steps=1000),
-            teachers=[TeacherSpec(model=teacher)],
-            train_dataset=[{"text": "..."}, ...],
-        )
+        trainer = XTokenTrainer(student, teacher=teacher, train_dataset=[{"text": "..."}, ...])
         trainer.train()
 
     Mappings are found in the store, or built and kept, or given; what does not fit a tokenizer in hand is refused
@@ -34,11 +204,12 @@ class XTokenTrainer(DistillationMixin, Trainer):
 
     Args:
         model: the student; a PEFT model too.
-        args: the arguments.
-        teachers: the teachers.
+        args: the options; those of `XTokenConfig()` by default.
+        teacher: a model, a `TeacherCache`, a cache's folder, a `TeacherSpec` with one of these, or a list of such.
         tokenizer: the student's `Vocab`, or what `read_vocab` takes; by default the folder or Hub id of the model.
         loss: options of `XTokenLoss` for all teachers.
-        collate: options of `SpanCollator`: lengths, padding, packing, chat templates.
+        collate: further options of `SpanCollator`: padding, packing, chat templates. Lengths, `bos` and `eos` are those
+            of `args` unless they are given here.
         store: the store's folder.
         **kwargs: further arguments of `transformers.Trainer`.
 
@@ -50,30 +221,153 @@ class XTokenTrainer(DistillationMixin, Trainer):
     def __init__(
         self,
         model: Any,
-        args: XTokenTrainingArguments,
+        args: XTokenConfig | None = None,
         *,
-        teachers: Sequence[TeacherSpec],
+        teacher: Any,
         tokenizer: Any = None,
         loss: Mapping[str, Any] | None = None,
         collate: Mapping[str, Any] | None = None,
         store: Any = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(args, XTokenTrainingArguments):
-            raise OptionError(f"expected XTokenTrainingArguments as args, got {type(args).__name__}")
+        options = XTokenConfig() if args is None else args
+        if not isinstance(options, XTokenConfig):
+            raise OptionError(f"expected an XTokenConfig as args, got {type(options).__name__}")
 
         def first(make: Callable[[], T]) -> T:
-            with args.main_process_first(desc="the mapping"):
+            with options.main_process_first(desc="the mapping"):
                 return make()
 
+        names = ("bos", "eos", "max_student_tokens", "max_teacher_tokens")
         distillation = Distillation(
             model,
-            student=tokenizer,
-            teachers=teachers,
+            teacher=teacher,
+            tokenizer=tokenizer,
             loss=loss,
-            collate=collate,
+            collate={name: getattr(options, name) for name in names} | dict(collate or {}),
             store=store,
-            fused=args.fused and not args.torch_compile,
+            fused=options.fused and not options.torch_compile,
             first=first,
         )
-        super().__init__(model, args=args, distillation=distillation, **kwargs)
+        super().__init__(model, args=options, distillation=distillation, **kwargs)
+
+
+class MetricSums:
+    """Numerators and denominators, added up where they are, so that no batch waits for the processor."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def add(self, metrics: Mapping[str, Metric]) -> None:
+        """Adds those of a batch."""
+        for name, (numerator, denominator) in metrics.items():
+            # Counts of a long stretch pass what float32 holds exactly; Apple's devices have no more.
+            dtype = torch.float32 if numerator.device.type == "mps" else torch.float64
+            pair = torch.stack([numerator.detach().to(dtype), denominator.detach().to(dtype)])
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def take(self, accelerator: Any = None) -> dict[str, float]:
+        """The quotients by name, without those whose denominator is 0; then starts anew.
+
+        Args:
+            accelerator: adds the sums up over all processes, every one of which has to call this; None for one process.
+        """
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        sums = torch.stack([self._sums[name] for name in names])
+        self._sums = {}
+        if accelerator is not None:
+            sums = accelerator.reduce(sums, "sum")
+        pairs = zip(names, sums.tolist(), strict=True)
+        return {name: numerator / denominator for name, (numerator, denominator) in pairs if denominator}
+
+
+class _AfterSteps(TrainerCallback):
+    """What is due once per optimiser step, not per batch."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        if self._trainer.args.world_size > 1:
+            for parameter in self._trainer.distillation.loss.parameters():
+                gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+                parameter.grad = self._trainer.accelerator.reduce(gradient, "mean")
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        loss = self._trainer.distillation.loss
+        loss.step_scale()
+        loss.zero_grad()
+
+
+def _check_arguments(args: Any) -> None:
+    if args is None or args.remove_unused_columns:
+        raise OptionError("the collator reads columns that the model does not know: set remove_unused_columns=False")
+    if args.n_gpu > 1:
+        warnings.warn(
+            f"one process trains on one device, not on {args.n_gpu}: start it with torchrun to use them all",
+            XTokenWarning,
+            stacklevel=4,
+        )
+        args._n_gpu = 1  # noqa: SLF001 - transformers has no option for it
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, whole or not, the oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint in a folder, None where there is none. A process may be killed at any moment."""
+    whole = [path for path in checkpoints_in(folder) if (path / STATE).is_file()]
+    return whole[-1] if whole else None
+
+
+def finish_checkpoint(checkpoint: Path, loss: torch.nn.Module) -> None:
+    """Adds the losses' state, and with it declares a checkpoint whole."""
+    content = io.BytesIO()
+    torch.save(loss.state_dict(), content)
+    write_atomically(checkpoint / STATE, content.getvalue())
+
+
+def load_loss(checkpoint: Path, loss: torch.nn.Module) -> None:
+    """Gives the losses the state that they had.
+
+    Raises:
+        StoreError: the checkpoint is not whole, or of other losses.
+    """
+    path = checkpoint / STATE
+    if not path.is_file():
+        raise StoreError(f"{checkpoint} is no whole checkpoint of a distillation: it has no {STATE}; name another")
+    state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        loss.load_state_dict(state)
+    except RuntimeError as error:
+        raise StoreError(f"{path} is of other losses than this run's: go on with the options it began with") from error
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Removes a checkpoint; if that is cut short, what is left does not count as one."""
+    (checkpoint / STATE).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def rotate(folder: Path, *, limit: int | None, best: str | None) -> None:
+    """Removes the oldest checkpoints.
+
+    Args:
+        folder: where they are.
+        limit: how many stay; all for None or 0.
+        best: one that stays in any case.
+    """
+    found = checkpoints_in(folder)
+    staying = {path.resolve() for path in found[-1:] + ([Path(best)] if best else [])}
+    excess = len(found) - max(limit, len(staying)) if limit else 0
+    for checkpoint in found:
+        if excess > 0 and checkpoint.resolve() not in staying:
+            remove_checkpoint(checkpoint)
+            excess -= 1

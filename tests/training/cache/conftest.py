@@ -11,7 +11,7 @@ pytest.importorskip("pyarrow")
 
 from cache_models import Causal, corpus, small_vocab
 
-from xtoken_align.training.cache.write import write_teacher_cache
+from xtoken_align.training import write_teacher_cache
 from xtoken_align.vocab.vocab import Vocab
 
 

@@ -14,9 +14,8 @@ from xtoken_align import build
 from xtoken_align.losses import XTokenLoss
 from xtoken_align.mapping.mapping import Mapping
 from xtoken_align.spans.batch import SpanCollator
-from xtoken_align.training.cache.read import TeacherCache
-from xtoken_align.training.cache.truncation import loss_bound
-from xtoken_align.training.cache.write import write_teacher_cache
+from xtoken_align.training import TeacherCache, write_teacher_cache
+from xtoken_align.training.cache.format import loss_bound
 from xtoken_align.vocab.kinds import Kind
 from xtoken_align.vocab.vocab import Vocab
 

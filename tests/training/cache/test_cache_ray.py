@@ -19,9 +19,9 @@ from cache_models import Causal, files_of
 
 from xtoken_align import read_vocab
 from xtoken_align.errors import MismatchError, MissingExtraError, OptionError
+from xtoken_align.training import write_teacher_cache
+from xtoken_align.training.cache.format import CacheSettings, make_settings
 from xtoken_align.training.cache.ray_data import CacheShards, _Number, cache_teacher_ray
-from xtoken_align.training.cache.settings import CacheSettings, make_settings
-from xtoken_align.training.cache.write import write_teacher_cache
 from xtoken_align.vocab.vocab import Vocab
 
 HERE = Path(__file__).parent

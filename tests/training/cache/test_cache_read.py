@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 
 from xtoken_align.errors import MismatchError, OptionError, StoreError
 from xtoken_align.spans.batch import SpanCollator
-from xtoken_align.training.cache.read import TeacherCache
-from xtoken_align.training.cache.write import write_teacher_cache
+from xtoken_align.training import TeacherCache, write_teacher_cache
 from xtoken_align.vocab.vocab import Vocab
 
 

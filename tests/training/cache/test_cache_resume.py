@@ -20,7 +20,7 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from cache_models import Causal, corpus, small_vocab
-from xtoken_align.training.cache.write import write_teacher_cache
+from xtoken_align.training import write_teacher_cache
 
 torch.set_num_threads(1)
 place = Path(sys.argv[1])

@@ -11,7 +11,7 @@ import pytest
 from cache_models import WIDTH, small_vocab
 
 from xtoken_align.errors import ArtifactError, MismatchError, OptionError, StoreError
-from xtoken_align.training.cache.settings import (
+from xtoken_align.training.cache.format import (
     MANIFEST,
     CacheSettings,
     claim_folder,

@@ -17,9 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xtoken_align.errors import ArtifactError, MismatchError, StoreError, XTokenError
-from xtoken_align.training.cache.read import TeacherCache
-from xtoken_align.training.cache.shard_file import METADATA_KEY
-from xtoken_align.training.cache.write import write_teacher_cache
+from xtoken_align.training import TeacherCache, write_teacher_cache
+from xtoken_align.training.cache.format import METADATA_KEY
 from xtoken_align.vocab.vocab import Vocab
 
 Change = Callable[[dict[str, Any]], None]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from xtoken_align.training.cache.truncation import loss_bound
+from xtoken_align.training.cache.format import loss_bound
 
 Numbers = NDArray[np.float64]
 

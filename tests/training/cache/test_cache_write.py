@@ -16,10 +16,9 @@ from xtoken_align import read_vocab
 from xtoken_align.errors import MismatchError, MissingExtraError, OptionError
 from xtoken_align.files import TEMPORARY_PATTERN
 from xtoken_align.spans.batch import SpanCollator
-from xtoken_align.training.cache.read import TeacherCache
-from xtoken_align.training.cache.run import Teacher
-from xtoken_align.training.cache.settings import MANIFEST
-from xtoken_align.training.cache.write import write_teacher_cache
+from xtoken_align.training import TeacherCache, write_teacher_cache
+from xtoken_align.training.cache.format import MANIFEST
+from xtoken_align.training.cache.write import Teacher
 from xtoken_align.vocab.kinds import Kind
 from xtoken_align.vocab.vocab import Vocab
 

@@ -12,8 +12,7 @@ from ...errors import MissingExtraError, OptionError, StoreError
 from ...read import read_vocab
 from ...spans.units import End
 from ...vocab.vocab import Vocab
-from .settings import CacheSettings, Precision, check_positive, claim_folder, make_settings
-from .shard_file import ShardFacts
+from .format import CacheSettings, Precision, ShardFacts, check_positive, claim_folder, make_settings
 from .write import CacheReport, Done, open_writer, report_of
 
 _SHARD = "shard_of_cache"

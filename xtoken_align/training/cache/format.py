@@ -1,17 +1,22 @@
-"""What decides a cache, and the file `cache.json` that keeps it: shards of other settings never get mixed in."""
+"""What a teacher cache is: its settings and manifest, its rows and their keys, its files, and what it leaves out."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from math import exp, log, log1p
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ...errors import ArtifactError, MismatchError, OptionError, StoreError
+from ...errors import ArtifactError, MismatchError, MissingExtraError, OptionError, StoreError
 from ...files import write_atomically
-from ...spans.units import End, check_side
+from ...spans.units import End, check_side, encode_texts, offsets_of, units_of
 from ...vocab.kinds import Kind
 from ...vocab.vocab import Vocab
 
@@ -19,6 +24,9 @@ SCHEMA = 1
 """The layout that this package writes, and the newest that it reads."""
 
 MANIFEST = "cache.json"
+
+METADATA_KEY = b"xtoken_align.teacher_cache"
+"""The entry of a shard's Parquet metadata that says what the shard is."""
 
 Precision = Literal["float16", "float32"]
 
@@ -243,3 +251,217 @@ def differences(kept: CacheSettings, given: CacheSettings) -> list[str]:
         if not away <= PROBE_TOLERANCE:
             found.append(f"the model is another: its log-probabilities are {away:.2f} away from those there")
     return found
+
+
+Ids = NDArray[np.int32]
+
+KEY_BYTES = 16
+
+_PACKED = ("teacher_segments", "teacher_position_ids", "seq_lengths")
+"""Columns of rows that hold several documents: those of packed spans and batches, and TRL's."""
+
+
+def key_of(ids: NDArray[Any]) -> bytes:
+    """The key of a row: the start of SHA-256 over its ids as little-endian int32.
+
+    >>> key_of(np.array([1, 2, 3])).hex()
+    '4636993d3e1da4e9d6b8f87b79e8f7c6'
+    """
+    return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i4").tobytes()).digest()[:KEY_BYTES]
+
+
+def check_rows(rows: Any) -> None:
+    """Refuses what has no length or no places, such as a stream.
+
+    Raises:
+        OptionError: `rows` is no sequence.
+    """
+    if isinstance(rows, (str, bytes, Mapping)) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+        raise OptionError(
+            f"rows are a list or a `datasets.Dataset`, something with a length and places, got {type(rows).__name__}: "
+            "a run that is cut off finds its place by them"
+        )
+
+
+def teacher_ids(rows: Sequence[Any], teacher: Vocab, settings: CacheSettings) -> list[Ids]:
+    """What the teacher reads of some rows, as `SpanCollator` would give it to a live teacher.
+
+    Args:
+        rows: rows with `teacher_ids`, rows with a `text`, or bare sequences of ids; all of one form.
+        teacher: the teacher's vocabulary.
+        settings: how texts are encoded, and where rows are cut.
+
+    Returns:
+        int32 (T,) per row.
+
+    Raises:
+        OptionError: a row has none of the forms, holds several documents, or has an id that is no token's.
+    """
+    if not len(rows):
+        return []
+    form = _form(rows[0])
+    try:
+        entries = [row[form] for row in rows] if form else list(rows)
+    except (KeyError, TypeError, IndexError) as error:
+        raise OptionError(f"some rows have `{form}` and some have not") from error
+    if form == "text":
+        encoded = encode_texts(
+            entries,
+            teacher,
+            bos=settings.bos,
+            eos=settings.eos,
+            max_tokens=settings.max_teacher_tokens,
+            truncation_side=settings.truncation_side,
+        )
+        return _split(encoded.ids, encoded.counts)
+    units = units_of(entries, width=len(teacher), side="teacher")
+    made = _split(units.ids, units.counts)
+    limit = settings.max_teacher_tokens
+    if limit is None:
+        return made
+    return [ids[:limit] if settings.truncation_side == "right" else ids[max(len(ids) - limit, 0) :] for ids in made]
+
+
+def _form(row: Any) -> str | None:
+    if isinstance(row, str):
+        raise OptionError("a row is a dict with a `text`, or with `teacher_ids`, got a bare text")
+    if not isinstance(row, Mapping):
+        return None
+    packed = [name for name in _PACKED if name in row]
+    if packed:
+        raise OptionError(
+            f"a row with `{packed[0]}` holds several documents: cache the documents one by one, and let `TeacherCache` "
+            "put them into packed rows"
+        )
+    for name in ("teacher_ids", "text"):
+        if name in row:
+            return name
+    raise OptionError(
+        f"a row has `teacher_ids` (as `AlignColumns` makes them, for chats too) or a `text`, got {sorted(row)}"
+    )
+
+
+def _split(ids: NDArray[np.int64], counts: NDArray[np.int64]) -> list[Ids]:
+    bounds = offsets_of(counts)
+    return [ids[begin:end].astype(np.int32) for begin, end in pairwise(bounds)]
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """How much of a teacher's distributions a cache leaves out.
+
+    Attributes:
+        positions: how many positions were counted.
+        mean_rest: mean probability, over positions, of the tokens that were not kept.
+        max_rest: the largest.
+    """
+
+    positions: int
+    mean_rest: float
+    max_rest: float
+
+
+def loss_bound(rest: float, *, bins: int, least_log_prob: float) -> float:
+    """By how much a KL divergence over bins can differ between a live teacher and a cached one.
+
+        |KL(P || Q) - KL(P' || Q)| <= t (log(B - 1) - log q) + h(t),  t = min(rest, (B - 1) / (B - 1 + q))
+
+    P is the live teacher over B bins, P' the same with the rest's mass put anywhere else, or left out and the kept part
+    normalised: the two are at most `rest` apart in total variation. The losses compare the bins without a kept token as
+    one, which is the same as giving them the rest in the student's own proportions. Q is the student, q its least
+    probability of a bin, h(t) = -t log t - (1 - t) log(1 - t). The term with q bounds the cross-entropies' difference,
+    the others that of the entropies. All is concave in `rest`: at the mean rest of some positions the bound holds for
+    the mean of their losses. The gradient for the student's logits is at most 2 * `rest` away, in the sum over tokens.
+
+    It is a bound at temperature 1. Logarithms kept as float16 add at most 1/2048 of the teacher's entropy to `rest`.
+
+    Args:
+        rest: probability that is not kept, 0 to 1.
+        bins: how many bins the loss compares, 2 or more; for losses over tokens the vocabulary's size.
+        least_log_prob: the log-probability of the student's least probable bin, in nats.
+
+    Returns:
+        Nats per position.
+
+    >>> round(loss_bound(0.01, bins=100_000, least_log_prob=-20.0), 3)
+    0.371
+    >>> loss_bound(0.0, bins=100_000, least_log_prob=-20.0)
+    0.0
+
+    Source: Zhang, Estimating mutual information via Kolmogorov distance, 2007; Audenaert, A sharp continuity estimate
+    for the von Neumann entropy, 2007 (for entropies).
+    """
+    slope = log(max(bins - 1, 1)) - least_log_prob
+    # Beyond its maximum the right side falls, while a smaller distance than `rest` is always possible.
+    distance = min(max(rest, 0.0), 1.0 / (1.0 + exp(-slope)))
+    if distance <= 0.0:
+        return 0.0
+    entropy = -distance * log(distance) - (1.0 - distance) * log1p(-distance) if distance < 1.0 else 0.0
+    return distance * slope + entropy
+
+
+@dataclass(frozen=True, eq=False)
+class CachedRow:
+    """What a teacher said of a row: at each position, of the token that comes next.
+
+    Attributes:
+        ids: int32 (T,), the row.
+        top_ids: int32 (T, K), the best tokens, the best first; -1 where a token has no probability.
+        log_probs: float32 (T, K), their log-probabilities; -inf there.
+        rest: float32 (T,), the probability of all other tokens together.
+    """
+
+    ids: Ids
+    top_ids: Ids
+    log_probs: NDArray[np.float32]
+    rest: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFacts:
+    """What a shard says of itself.
+
+    Attributes:
+        shard: its number.
+        rows: its first row, and the first row after it.
+        keys: SHA-256 over the keys of its rows.
+        sha256: SHA-256 over the digests of its rows.
+        positions: how many positions it has.
+        rest_sum: the sum of their rest masses.
+        rest_max: the largest.
+    """
+
+    shard: int
+    rows: tuple[int, int]
+    keys: str
+    sha256: str
+    positions: int
+    rest_sum: float
+    rest_max: float
+
+
+def pyarrow() -> Any:
+    """The module `pyarrow`, with `pyarrow.parquet` in it.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError("A teacher cache", "train") from error
+    return pa
+
+
+def digest_of(columns: Iterable[NDArray[Any]]) -> bytes:
+    """SHA-256 over the bytes of a row's columns."""
+    digest = hashlib.sha256()
+    for column in columns:
+        digest.update(np.ascontiguousarray(column).data)
+    return digest.digest()
+
+
+def hash_of(parts: Iterable[bytes]) -> str:
+    """SHA-256 over some bytes one after another, as 64 hexadecimal digits."""
+    return hashlib.sha256(b"".join(parts)).hexdigest()
