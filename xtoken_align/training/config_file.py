@@ -184,8 +184,9 @@ def _read(cls: type[T], values: Any, where: str, mistakes: list[Mistake]) -> T |
                 made[name] = value
         elif each.default is MISSING and each.default_factory is MISSING:
             mistakes.append((place, f"the setting {place} is missing: it is {_described(hints[name])}"))
-    if hasattr(cls, "mistakes_in"):
-        mistakes += cls.mistakes_in(made, where)
+    together: Any = getattr(cls, "mistakes_in", None)
+    if together is not None:
+        mistakes += together(made, where)
     if len(mistakes) > begun:
         return None
     try:

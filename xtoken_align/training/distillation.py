@@ -179,9 +179,12 @@ class Distillation:
             named: dict[str, Any] = {"labels": batch["labels"], "num_items_in_batch": whole.items}
             # Inside of the model's forward, autocast would take what is computed in float32 down to half precision.
             with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+                output: LossOutput
                 if isinstance(self.loss, MultiTeacherLoss):
-                    return self.loss(student, answers, spans, num_chunks_in_batch=list(whole.chunks), **named)
-                return self.loss(student, answers[0], spans[0], num_chunks_in_batch=whole.chunks[0], **named)
+                    output = self.loss(student, answers, spans, num_chunks_in_batch=list(whole.chunks), **named)
+                else:
+                    output = self.loss(student, answers[0], spans[0], num_chunks_in_batch=whole.chunks[0], **named)
+                return output
 
         if self._head is None:
             return compare(model(**inputs).logits)

@@ -144,8 +144,9 @@ def distill(
 def _make_trainer(config: DistillConfig, folder: RunFolder, *, store: Any, report: Report, say: Say) -> XTokenTrainer:
     """The student, the teachers, their mappings and the trainer of a run."""
     # This run's progress is shown by its caller.
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    logging: Any = transformers.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     given = config.training
     seed = given.seed if given.data_seed is None else given.data_seed
     args: XTokenConfig = replace(given, output_dir=str(folder.checkpoints), data_seed=seed, disable_tqdm=True)
@@ -159,8 +160,15 @@ def _make_trainer(config: DistillConfig, folder: RunFolder, *, store: Any, repor
             model = load_model(str(teacher.model), revision=teacher.revision, dtype=teacher.dtype)
         else:
             model = TeacherCache(teacher.cache)
-        shared = {"mapping": teacher.mapping, "weight": teacher.weight, "loss": teacher.loss}
-        teachers.append(TeacherSpec(model=model, tokenizer=_tokenizer_of(teacher), **shared))
+        teachers.append(
+            TeacherSpec(
+                model=model,
+                tokenizer=_tokenizer_of(teacher),
+                mapping=teacher.mapping,
+                weight=teacher.weight,
+                loss=teacher.loss,
+            )
+        )
     say("finding or building the mappings")
     trainer = XTokenTrainer(
         student,
@@ -449,9 +457,15 @@ def with_lora(model: Any, config: LoraConfig) -> Any:
     except ImportError as error:
         raise MissingExtraError("Training adapters (lora)", "lora") from error
     targets = "all-linear" if config.target_modules is None else list(config.target_modules)
-    numbers = {"r": config.r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
+    options = peft.LoraConfig(
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
     try:
-        return peft.get_peft_model(model, peft.LoraConfig(**numbers, target_modules=targets, task_type="CAUSAL_LM"))
+        return peft.get_peft_model(model, options)
     except ValueError as error:
         reason = str(error).strip().split("\n")[0]
         raise OptionError(f"lora cannot be put into this student ({reason}): see lora.target_modules") from error
