@@ -129,15 +129,9 @@ class Aligner:
         if isinstance(texts, str):
             raise OptionError("texts are a sequence of strings, got one string: put it into a list")
         tables = self.tables
-        student_text, teacher_text = (
-            encode_texts(
-                texts, vocab, bos=self.bos, eos=self.eos, max_tokens=limit, truncation_side=self.truncation_side
-            )
-            for vocab, limit in (
-                (tables.student, self.max_student_tokens),
-                (tables.teacher, self.max_teacher_tokens),
-            )
-        )
+        around: dict[str, Any] = {"bos": self.bos, "eos": self.eos, "truncation_side": self.truncation_side}
+        student_text = encode_texts(texts, tables.student, max_tokens=self.max_student_tokens, **around)
+        teacher_text = encode_texts(texts, tables.teacher, max_tokens=self.max_teacher_tokens, **around)
         student = one_per_row(student_text.ids, student_text.counts, padding_side)
         teacher = one_per_row(teacher_text.ids, teacher_text.counts, padding_side)
 
@@ -171,22 +165,22 @@ def _text_of_unit(
     whole = text_by_offsets(text, ids, vocab, tables, first_id=first_id)
     if whole is None:
         return None
-    first, kept = int(encoded.first_kept[unit]), int(encoded.kept[unit])
+    first, kept_count = int(encoded.first_kept[unit]), int(encoded.kept_counts[unit])
     has_bos = encoded.bos is not None
-    has_eos = int(encoded.counts[unit]) - kept - has_bos > 0
+    has_eos = int(encoded.counts[unit]) - kept_count - has_bos > 0
     bounds = np.append(whole.begin, whole.end[-1:]) if len(ids) else np.zeros(1, dtype=np.int64)
     special_of_bos, special_of_eos = (
         -1 if token is None else int(tables.special[token + first_id]) for token in (encoded.bos, encoded.eos)
     )
 
     def around(values: NDArray[Any], of_bos: Any, of_eos: Any) -> NDArray[Any]:
-        chosen = values[first : first + kept]
+        chosen = values[first : first + kept_count]
         return np.concatenate([[of_bos] * has_bos, chosen, [of_eos] * has_eos]).astype(values.dtype)
 
     return SideText(
         text=whole.text,
-        begin=around(whole.begin, bounds[first], bounds[first + kept]),
-        end=around(whole.end, bounds[first], bounds[first + kept]),
+        begin=around(whole.begin, bounds[first], bounds[first + kept_count]),
+        end=around(whole.end, bounds[first], bounds[first + kept_count]),
         sharp_begin=around(whole.sharp_begin, of_bos=True, of_eos=True),
         sharp_end=around(whole.sharp_end, of_bos=True, of_eos=True),
         has_text=around(whole.has_text, of_bos=False, of_eos=False),

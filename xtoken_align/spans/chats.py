@@ -86,11 +86,11 @@ def align_chat_units(
                 for row, chat, texts in zip(tokens, rendered, contents, strict=True)
             ]
         )
-    kept = [
+    slices = [
         [_kept(len(row.ids), limit, truncation_side) for row in side] for side, limit in zip(sides, limits, strict=True)
     ]
     pairs: list[tuple[Placed, Placed]] = []
-    for student, teacher, student_kept, teacher_kept in zip(*sides, *kept, strict=True):
+    for student, teacher, student_slice, teacher_slice in zip(*sides, *slices, strict=True):
         # Specials correspond only between two contents that are neighbours on the other side too.
         student_specials = np.where(np.isin(student.between, teacher.between), student.specials, -1).astype(np.int32)
         teacher_specials = np.where(np.isin(teacher.between, student.between), teacher.specials, -1).astype(np.int32)
@@ -99,10 +99,10 @@ def align_chat_units(
             ((student.placed, student.places), (teacher.placed, teacher.places)),
             tables,
         )
-        pairs.append((_cut(whole[0], student_kept), _cut(whole[1], teacher_kept)))
+        pairs.append((_cut(whole[0], student_slice), _cut(whole[1], teacher_slice)))
     chunks = Chunks(*chunks_of_placed(pairs), np.zeros(len(pairs), dtype=np.bool_))
     (student_units, student_labelled), (teacher_units, teacher_labelled) = (
-        _units(side, parts, padding_side) for side, parts in zip(sides, kept, strict=True)
+        _units(side, side_slices, padding_side) for side, side_slices in zip(sides, slices, strict=True)
     )
     return AlignedUnits(
         student_units, teacher_units, chunks, student_labelled, teacher_labelled, (tables.student, tables.teacher)
@@ -118,14 +118,14 @@ def _kept(count: int, limit: int | None, truncation_side: End) -> slice:
     return slice(0, limit) if truncation_side == "right" else slice(count - limit, count)
 
 
-def _cut(placed: Placed, kept: slice) -> Placed:
-    return Placed(placed.begin[kept], placed.end[kept], placed.cover[kept], placed.on_axis[kept])
+def _cut(placed: Placed, part: slice) -> Placed:
+    return Placed(placed.begin[part], placed.end[part], placed.cover[part], placed.on_axis[part])
 
 
-def _units(side: Sequence[ChatRow], kept: Sequence[slice], padding_side: End) -> tuple[Units, Flags]:
+def _units(side: Sequence[ChatRow], slices: Sequence[slice], padding_side: End) -> tuple[Units, Flags]:
     """A side's chats, cut, as units; and bool (tokens,), which tokens count in the loss."""
-    ids = [row.ids[part] for row, part in zip(side, kept, strict=True)]
-    labelled = [row.labelled[part] for row, part in zip(side, kept, strict=True)]
+    ids = [row.ids[part] for row, part in zip(side, slices, strict=True)]
+    labelled = [row.labelled[part] for row, part in zip(side, slices, strict=True)]
     counts = np.array([len(row) for row in ids], dtype=np.int64)
     flat = np.concatenate([np.zeros(0, dtype=np.int64), *ids])
     return one_per_row(flat, counts, padding_side), np.concatenate([np.zeros(0, dtype=np.bool_), *labelled])

@@ -76,18 +76,18 @@ def chunks_of(
     offsets = offsets_of(student_counts), offsets_of(teacher_counts)
     both = offsets[0] + offsets[1]
     units = len(student_counts)
-    wanted = np.arange(block_tokens, int(both[-1]), block_tokens)
-    cuts = sorted({0, units, *np.minimum(both.searchsorted(wanted), units).tolist()})
+    block_ends = np.arange(block_tokens, int(both[-1]), block_tokens)
+    cuts = sorted({0, units, *np.minimum(both.searchsorted(block_ends), units).tolist()})
     student, teacher = np.empty(len(student_ids), dtype=np.int32), np.empty(len(teacher_ids), dtype=np.int32)
     count, differs = np.empty(units, dtype=np.int64), np.empty(units, dtype=np.bool_)
     chunks_before = 0
     for first, last in pairwise(cuts):
-        ours, theirs = (slice(*side[[first, last]].tolist()) for side in offsets)
+        student_part, teacher_part = (slice(*side[[first, last]].tolist()) for side in offsets)
         block = slice(first, last)
         part = _chunks_of_block(
-            student_ids[ours], student_counts[block], teacher_ids[theirs], teacher_counts[block], tables
+            student_ids[student_part], student_counts[block], teacher_ids[teacher_part], teacher_counts[block], tables
         )
-        for whole, where, chunk in ((student, ours, part.student), (teacher, theirs, part.teacher)):
+        for whole, where, chunk in ((student, student_part, part.student), (teacher, teacher_part, part.teacher)):
             np.add(chunk, (chunk >= 0) * np.int32(chunks_before), out=whole[where])
         count[block], differs[block] = part.count, part.differs
         chunks_before += int(part.count.sum())
@@ -134,7 +134,13 @@ def _chunks_of_block(
             # The longer text may have nothing more than a space that its last word invents.
             differs |= axis.totals[0] != axis.totals[1]
     if len(unequal):
-        _compare_bytes(axis, unequal, differs)
+        # Both sides' tokens cover as many bytes: one half of the bytes is the student's.
+        data = axis.bytes_of(unequal)
+        wrong = data[: len(data) // 2] != data[len(data) // 2 :]
+        if wrong.any():
+            of_student = unequal[: unequal.searchsorted(middle)]
+            wrong_tokens = of_student.repeat(axis.lengths[of_student])[wrong]
+            differs[axis.offsets.searchsorted(wrong_tokens, side="right") - 1] = True
     chunk[middle:] -= common_before[units]
     count = common_before[1 : units + 1] - common_before[:units]
     if axis.base is not None:
@@ -290,22 +296,6 @@ def _before_each_side(running: NDArray[T], offsets: Numbers) -> NDArray[T]:
     return before
 
 
-def _compare_bytes(axis: _Axis, unequal: Numbers, differs: Flags) -> None:
-    """Sets `differs` for units in which tokens that are not equal one by one spell other bytes on the two sides.
-
-    Args:
-        axis: the tokens.
-        unequal: int64, the tokens to compare; those of each side cover as many bytes as those of the other.
-        differs: bool (units,), written to.
-    """
-    data = axis.bytes_of(unequal)
-    wrong = data[: len(data) // 2] != data[len(data) // 2 :]
-    if wrong.any():
-        of_student = unequal[: unequal.searchsorted(axis.middle)]
-        wrong_tokens = of_student.repeat(axis.lengths[of_student])[wrong]
-        differs[axis.offsets.searchsorted(wrong_tokens, side="right") - 1] = True
-
-
 def _compare_tails(axis: _Axis, chunk: NDArray[np.int32], common_before: NDArray[np.int32]) -> tuple[Flags, Flags]:
     """Which tokens come after their side's last common end, and in which units these tails are not one text.
 
@@ -332,18 +322,18 @@ def _compare_tails(axis: _Axis, chunk: NDArray[np.int32], common_before: NDArray
     shorter = axis.totals.min(axis=0)
     base, limit = np.concatenate((axis.base, axis.base)), np.concatenate((shorter, shorter))
     tail_begin = np.where(has_common, axis.ends[np.where(has_common, first - 1, 0)] - base, 0)
-    wanted = limit - tail_begin
+    tail_bytes = limit - tail_begin
     stop = np.empty_like(first)
     for half in (slice(0, units), slice(units, 2 * units)):
         begin, end = axis.offsets[half.start], axis.offsets[half.stop]
         stop[half] = begin + axis.ends[begin:end].searchsorted(base[half] + limit[half]) + 1
-    counts = np.where(wanted > 0, np.minimum(stop, axis.offsets[1:]) - first, 0)
+    counts = np.where(tail_bytes > 0, np.minimum(stop, axis.offsets[1:]) - first, 0)
     data = axis.bytes_of(runs(first, counts))
-    some = counts > 0
-    lengths = np.zeros_like(wanted)
-    lengths[some] = axis.ends[(first + counts - 1)[some]] - (base + tail_begin)[some]
-    tails = data[runs(offsets_of(lengths)[:-1], wanted)]
+    has_tail = counts > 0
+    lengths = np.zeros_like(tail_bytes)
+    lengths[has_tail] = axis.ends[(first + counts - 1)[has_tail]] - (base + tail_begin)[has_tail]
+    tails = data[runs(offsets_of(lengths)[:-1], tail_bytes)]
     wrong = tails[: len(tails) // 2] != tails[len(tails) // 2 :]
     differs = np.zeros(units, dtype=np.bool_)
-    differs[np.arange(units).repeat(wanted[:units])[wrong]] = True
+    differs[np.arange(units).repeat(tail_bytes[:units])[wrong]] = True
     return is_tail, differs

@@ -69,23 +69,25 @@ class AlignColumns(Aligner):
     column: str = "text"
     student_options: Mapping[str, Any] = field(default_factory=dict)
     teacher_options: Mapping[str, Any] = field(default_factory=dict)
-    contents: tuple[str, str] = field(init=False, repr=False)
+    vocabulary_hashes: tuple[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        contents = []
+        hashes = []
         for side in ("student", "teacher"):
             source = _portable(getattr(self, side), side)
             object.__setattr__(self, side, source)
             vocab = read_vocab(source, **getattr(self, f"{side}_options"))
-            contents.append(_content(vocab))
-            vocabularies_read.setdefault(contents[-1], vocab)
-        object.__setattr__(self, "contents", tuple(contents))
+            hashes.append(_hash_of(vocab))
+            vocabularies_read.setdefault(hashes[-1], vocab)
+        object.__setattr__(self, "vocabulary_hashes", tuple(hashes))
         super().__post_init__()
 
     @cached_property
     def tables(self) -> PairTables:
         """What aligning needs to know of both vocabularies; they are read unless this process has read them."""
-        return pair_tables(self._vocab("student", self.contents[0]), self._vocab("teacher", self.contents[1]))
+        return pair_tables(
+            self._vocab("student", self.vocabulary_hashes[0]), self._vocab("teacher", self.vocabulary_hashes[1])
+        )
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[NDArray[Any]]]:
         """Aligns a batch.
@@ -123,17 +125,18 @@ class AlignColumns(Aligner):
                 columns[f"{side}_loss_mask"] = labelled, units.offsets
         return columns
 
-    def _vocab(self, side: str, content: str) -> Vocab:
-        if content not in vocabularies_read:
+    def _vocab(self, side: str, wanted_hash: str) -> Vocab:
+        """A side's vocabulary, read unless this process has read it; the file must not have changed since."""
+        if wanted_hash not in vocabularies_read:
             source = getattr(self, side)
             vocab = read_vocab(source, **getattr(self, f"{side}_options"))
-            if _content(vocab) != content:
+            if _hash_of(vocab) != wanted_hash:
                 raise SourceError(
                     f"{vocab.name} is not what it was where the {side} was named: all processes need the same "
                     "tokenizer files and the same version of the library"
                 )
-            vocabularies_read[content] = vocab
-        return vocabularies_read[content]
+            vocabularies_read[wanted_hash] = vocab
+        return vocabularies_read[wanted_hash]
 
 
 def spans_from_columns(batch: Mapping[str, Any], *, padding_side: End = "right") -> Spans:
@@ -200,7 +203,7 @@ def _portable(source: Any, side: str) -> Any:
     return str(path.absolute()) if path.exists() else os.fspath(source)
 
 
-def _content(vocab: Vocab) -> str:
+def _hash_of(vocab: Vocab) -> str:
     """SHA-256 over all of a vocabulary that decides columns, and the library's version."""
     roles = repr(sorted((role, tuple(ids)) for role, ids in vocab.roles.items()))
     facts = (__version__, vocab.fingerprint, roles, str(vocab.chat_template))

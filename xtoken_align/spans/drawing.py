@@ -71,8 +71,8 @@ class Side:
         The chunks 0 0 -1 1 have the ranges 0-2 and 3-4.
         """
         places = np.flatnonzero(self.chunk >= 0)
-        numbers, every = self.chunk[places], np.arange(self.count)
-        first, last = np.searchsorted(numbers, every), np.searchsorted(numbers, every, "right") - 1
+        numbers, chunks = self.chunk[places], np.arange(self.count)
+        first, last = np.searchsorted(numbers, chunks), np.searchsorted(numbers, chunks, "right") - 1
         return np.stack([places[first], places[last] + 1], axis=1)
 
     def gaps(self) -> list[list[int]]:
@@ -103,14 +103,15 @@ def cells(student: Side, teacher: Side) -> Iterator[Cell]:
     Student chunks 0 -1 1, teacher chunks 0 1: chunk 0, a gap of the student's token 1, chunk 1.
     """
     student_at = teacher_at = 0
-    for number, (own, other) in enumerate(zip(_ranges(student), _ranges(teacher), strict=True)):
-        if own[0] > student_at:
-            yield Cell((student_at, own[0]), (teacher_at, teacher_at), None)
-        if other[0] > teacher_at:
-            yield Cell((own[0], own[0]), (teacher_at, other[0]), None)
+    ranges = zip(_ranges(student), _ranges(teacher), strict=True)
+    for number, ((student_begin, student_end), (teacher_begin, teacher_end)) in enumerate(ranges):
+        if student_begin > student_at:
+            yield Cell((student_at, student_begin), (teacher_at, teacher_at), None)
+        if teacher_begin > teacher_at:
+            yield Cell((student_begin, student_begin), (teacher_at, teacher_begin), None)
         if number < student.count:
-            yield Cell((own[0], own[1]), (other[0], other[1]), number)
-        student_at, teacher_at = own[1], other[1]
+            yield Cell((student_begin, student_end), (teacher_begin, teacher_end), number)
+        student_at, teacher_at = student_end, teacher_end
 
 
 def count_cells(student: Side, teacher: Side) -> int:

@@ -187,12 +187,12 @@ def with_equal_units(student: Units, teacher: Units) -> tuple[Units, Units]:
     keys = [side.rows << 32 | side.segments for side in (student, teacher)]
     if np.array_equal(keys[0], keys[1]):
         return student, teacher
-    every = np.union1d(keys[0], keys[1])
+    all_keys = np.union1d(keys[0], keys[1])
     sides = []
-    for side, own in zip((student, teacher), keys, strict=True):
-        counts = np.zeros(len(every), dtype=np.int64)
-        counts[np.searchsorted(every, own)] = side.counts
-        sides.append(Units(side.ids, counts, every >> 32, every & 0xFFFFFFFF, side.keep, side.shape))
+    for side, side_keys in zip((student, teacher), keys, strict=True):
+        counts = np.zeros(len(all_keys), dtype=np.int64)
+        counts[np.searchsorted(all_keys, side_keys)] = side.counts
+        sides.append(Units(side.ids, counts, all_keys >> 32, all_keys & 0xFFFFFFFF, side.keep, side.shape))
     return sides[0], sides[1]
 
 
@@ -272,7 +272,7 @@ class EncodedTexts:
         ids: int64 (tokens,), with the tokens that begin and end a text.
         counts: int64 (texts,), tokens per text.
         first_kept: int64 (texts,), the first of the text's own tokens that was not cut off.
-        kept: int64 (texts,), how many of the text's own tokens were not cut off.
+        kept_counts: int64 (texts,), how many of the text's own tokens were not cut off.
         uncut_ids: int64, the ids of every text before cutting, one text after another.
         uncut_counts: int64 (texts,), how many each text has.
         bos: the token put before every text, None for none.
@@ -282,7 +282,7 @@ class EncodedTexts:
     ids: Numbers
     counts: Numbers
     first_kept: Numbers
-    kept: Numbers
+    kept_counts: Numbers
     uncut_ids: Numbers
     uncut_counts: Numbers
     bos: int | None
@@ -323,9 +323,9 @@ def encode_texts(
         raise OptionError(f"a maximum of tokens is a whole number, got {max_tokens!r}")
     if max_tokens is not None and max_tokens <= around:
         raise OptionError(f"a maximum of {max_tokens} tokens leaves no room for text beside {around} around it")
-    strange = {kind.__name__ for kind in set(map(type, texts)) if not issubclass(kind, str)}
-    if strange:
-        raise OptionError(f"texts are a sequence of strings, got one of type {min(strange)}")
+    for kind in set(map(type, texts)):
+        if not issubclass(kind, str):
+            raise OptionError(f"texts are a sequence of strings, got one of type {kind.__name__}")
     uncut, lengths = _encode_flat(texts, vocab)
     kept, first_kept, has_end = lengths, np.zeros_like(lengths), np.full(len(lengths), end is not None)
     if max_tokens is not None:
