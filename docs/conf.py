@@ -28,10 +28,14 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
 # Docstrings and help texts write `names` in single backticks.
 default_role = "code"
+# Names such as STUDENT--TEACHER keep their hyphens.
+smartquotes = False
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"xtoken-align {version}"
@@ -78,6 +82,13 @@ def docstring(_app: Sphinx, _what: str, _name: str, _object: object, _options: o
     lines[first:] = [line if line.lstrip().startswith(">>>") else escaped(line) for line in lines[first:]]
 
 
+def signature(
+    _app: Sphinx, _what: str, _name: str, _object: object, _options: object, arguments: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Types under their own names alone, where a signature has defaults that Sphinx cannot read."""
+    return arguments and re.sub(r"~[\w.]+\.", "", arguments), returns
+
+
 def description(_app: Sphinx, context: click.Context, lines: list[str]) -> None:
     """A command's help: paragraphs, and literal blocks where click is told not to wrap."""
     lines.clear()
@@ -102,6 +113,7 @@ def options(_app: Sphinx, _context: click.Context, lines: list[str]) -> None:
 def setup(app: Sphinx) -> None:
     """Connects the readers of plain text; docstrings before napoleon sees them."""
     app.connect("autodoc-process-docstring", docstring, priority=400)
+    app.connect("autodoc-process-signature", signature)
     app.connect("sphinx-click-process-description", description)
     app.connect("sphinx-click-process-arguments", arguments)
     app.connect("sphinx-click-process-options", options)

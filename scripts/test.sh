@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes an environment with everything the tests need, then runs lint, types, import contracts, the documentation and the tests.
-# Needs Python 3.11+ and pip. Arguments go to pytest.
+# Makes an environment with everything the tests need, then runs lint, types and import contracts, builds the documentation
+# and runs the tests. Needs Python 3.11+ and pip. Arguments go to pytest.
 set -euo pipefail
 root=$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/environment.sh
@@ -25,6 +25,6 @@ echo "== Project file and import contracts"
 "$bin/validate-pyproject" pyproject.toml
 (cd tests && "$bin/lint-imports" "$root/pyproject.toml" --no-cache)
 echo "== Documentation"
-"$bin/sphinx-build" -W --keep-going -q -b html docs docs/_build/html
+"$bin/sphinx-build" -W --keep-going -E -q -b html docs docs/_build/html
 echo "== Tests"
-"$bin/pytest" -n 2 "$@"
+XTOKEN_ALIGN_TEST_SITE=$root/docs/_build/html "$bin/pytest" -n 2 "$@"

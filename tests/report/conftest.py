@@ -1,8 +1,7 @@
-"""Mappings whose tokens try to break out of a page, and a real browser to open the page in."""
+"""Mappings whose tokens try to break out of a page, and the page opened in a browser."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,38 +52,6 @@ def nasty() -> Mapping:
         [*bytewise, (b"</script><!--", Kind.SPECIAL)], name="</title><i>teacher", roles={"bos": [len(bytewise)]}
     )
     return build(student=student, teacher=teacher)
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Headless Chromium."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    from selenium.webdriver.chrome.service import Service
-
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not program or not driver:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-dev-shm-usage",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "force-prefers-reduced-motion",
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    opened = webdriver.Chrome(options=options, service=Service(driver))
-    opened.set_window_size(1200, 900)
-    yield opened
-    opened.quit()
 
 
 @pytest.fixture(scope="session")
