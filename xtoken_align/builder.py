@@ -20,7 +20,7 @@ from .matrix import Matrix, assemble_matrix
 from .read import as_vocab
 from .rules.override import Override, parse_overrides, read_overrides, with_overrides
 from .rules.pieces import Pair, Pieces
-from .rules.run import RuleOptions, rule_options, run_rules
+from .rules.rules import RuleOptions, rule_options, run_rules
 from .vocab.vocab import Vocab
 
 
@@ -85,7 +85,8 @@ def build(
             XTokenWarning,
             stacklevel=2,
         )
-    return _mapping(pair, matrix, with_overrides(pair, options.overrides), options)
+    student_pieces = with_overrides(pair, options.overrides) if options.overrides else pair.student_pieces
+    return _mapping(pair, matrix, student_pieces, options)
 
 
 def plain_options(

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ..errors import OverrideError
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
-from .links import RULE_NUMBER, Decay, Links, normalised
-from .pieces import Pair, Pieces, Speller
+from .links import Decay, normalised
+from .pieces import Pair, Pieces, spells
 
 TokenRef = str | int
 """A surface (else a raw string), or an id."""
@@ -153,32 +153,6 @@ def _parse_weights(weights: Any, where: str) -> tuple[float, ...] | None:
         raise OverrideError(f"{where} has the weights {short(weights)}: expected finite numbers") from error
 
 
-def override(pair: Pair, _open_rows: NDArray[np.bool_], overrides: Sequence[Override], decay: Decay) -> Links:
-    """The user's rows, weights as given, or by decay over all the pieces given.
-
-    Raises:
-        OverrideError: a token is unknown, or a student token is overridden twice.
-    """
-    rows: list[int] = []
-    columns: list[int] = []
-    positions: list[int] = []
-    weights: list[float] = []
-    for entry, (row, pieces) in zip(overrides, find_overridden(pair, overrides), strict=True):
-        # Weights of 0 (decay 0 gives them to all but the first) make no links.
-        kept = [(piece, share) for piece, share in zip(pieces, entry.shares(decay).tolist(), strict=True) if share]
-        rows += [row] * len(kept)
-        columns += [piece for piece, _ in kept]
-        positions += [min(position, 255) for position in range(len(kept))]
-        weights += [share for _, share in kept]
-    return Links(
-        RULE_NUMBER["override"],
-        np.array(rows, dtype=np.int32),
-        np.array(columns, dtype=np.int32),
-        np.array(positions, dtype=np.uint8),
-        np.array(weights, dtype=np.float64),
-    )
-
-
 def find_overridden(pair: Pair, overrides: Sequence[Override]) -> list[tuple[int, list[int]]]:
     """Each entry's student id and teacher ids.
 
@@ -246,16 +220,18 @@ def with_overrides(pair: Pair, overrides: Sequence[Override]) -> Pieces:
         OverrideError: a token is unknown.
     """
     pieces = pair.student_pieces
-    if not overrides:
-        return pieces
-    speller = Speller(pair.teacher)
-    table = {token_id: pieces[token_id] for token_id in np.flatnonzero(pieces.lengths).tolist()}
-    lossy = set(pieces.lossy.tolist())
-    for entry, (row, found) in zip(overrides, find_overridden(pair, overrides), strict=True):
-        # By decay all of them are its pieces, whatever is cut from W; a weight of 0 says that one is not.
-        used = [True] * len(found) if entry.weights is None else (entry.shares(Decay()) > 0).tolist()
-        table[row] = list(compress(found, used))
-        lossy.discard(row)
-        if not speller.equals(table[row], pair.student.surfaces[row]):
-            lossy.add(row)
-    return Pieces.of_table(len(pair.student), table, lossy)
+    given: dict[int, list[int]] = {}
+    for entry, (row, ids) in zip(overrides, find_overridden(pair, overrides), strict=True):
+        # Without weights all of them are its pieces, whatever is cut from W; a weight of 0 says that one is not.
+        used = [True] * len(ids) if entry.weights is None else (entry.shares(Decay()) > 0).tolist()
+        given[row] = list(compress(ids, used))
+    lossy = set(pieces.lossy.tolist()) - given.keys()
+    lossy |= {row for row, ids in given.items() if not spells(pair.teacher, ids, pair.student.surfaces[row])}
+    owners = np.repeat(np.arange(len(pieces)), pieces.lengths)
+    encoded = ~np.isin(owners, list(given))
+    return Pieces.of(
+        len(pieces),
+        np.concatenate([owners[encoded], np.array([row for row, ids in given.items() for _ in ids], np.int64)]),
+        np.concatenate([pieces.ids[encoded], np.array([piece for ids in given.values() for piece in ids], np.int32)]),
+        lossy=sorted(lossy),
+    )

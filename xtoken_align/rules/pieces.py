@@ -1,8 +1,8 @@
-"""Every token of one side as the other side writes it, for the two vocabularies of a build."""
+"""Decompositions: every token of one side as the other side writes it, for the two vocabularies of a build."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -28,12 +28,37 @@ class Pieces:
     ids: NDArray[np.int32]
     lossy: NDArray[np.int32]
 
+    @classmethod
+    def of(cls, width: int, owners: NDArray[np.int64], ids: NDArray[np.int32], lossy: Sequence[int] = ()) -> Pieces:
+        """Puts pieces in the order of their tokens; each token's own stay in the order given.
+
+        >>> pieces = Pieces.of(3, np.array([2, 0, 0]), np.array([9, 4, 5], np.int32))
+        >>> [pieces[token] for token in range(3)]
+        [[4, 5], [], [9]]
+
+        Args:
+            width: how many tokens there are.
+            owners: int64 (total,), the token of each piece.
+            ids: int32 (total,), the pieces.
+            lossy: the tokens whose pieces spell another text.
+        """
+        lengths = np.bincount(owners, minlength=width).astype(np.int32)
+        return cls(lengths, ids[np.argsort(owners, kind="stable")], np.array(sorted(lossy), dtype=np.int32))
+
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """int64 (width + 1,), where each token's pieces begin."""
         offsets = np.zeros(len(self.lengths) + 1, dtype=np.int64)
         np.cumsum(self.lengths, out=offsets[1:])
         return offsets
+
+    @cached_property
+    def first(self) -> NDArray[np.int32]:
+        """int32 (width,), the first piece of each token, -1 where it has none."""
+        first = np.full(len(self.lengths), -1, dtype=np.int32)
+        some = self.lengths > 0
+        first[some] = self.ids[self.offsets[:-1][some]]
+        return first
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -53,9 +78,8 @@ class Pieces:
     def differing_from(self, known: Pieces) -> Pieces:
         """These pieces without those of tokens that have the same ones in `known`; `completed_by` brings them back.
 
-        >>> lossy = np.zeros(0, np.int32)
-        >>> pieces = Pieces(np.array([1, 2, 1], np.int32), np.array([7, 2, 0, 5], np.int32), lossy)
-        >>> known = Pieces(np.array([1, 2, 0], np.int32), np.array([7, 2, 9], np.int32), lossy)
+        >>> pieces = Pieces.of(3, np.array([0, 1, 1, 2]), np.array([7, 2, 0, 5], np.int32))
+        >>> known = Pieces.of(3, np.array([0, 1, 1]), np.array([7, 2, 9], np.int32))
         >>> stored = pieces.differing_from(known)
         >>> [stored[token] for token in range(3)]
         [[], [2, 0], [5]]
@@ -81,60 +105,131 @@ class Pieces:
         ids[~is_own] = known.of_tokens(np.flatnonzero(~own))
         return Pieces(lengths, ids, self.lossy)
 
-    @cached_property
-    def first(self) -> NDArray[np.int32]:
-        """int32 (width,), the first piece of each token, -1 where it has none."""
-        first = np.full(len(self.lengths), -1, dtype=np.int32)
-        some = self.lengths > 0
-        first[some] = self.ids[self.offsets[:-1][some]]
-        return first
-
-    @classmethod
-    def of(cls, width: int, parts: Sequence[_Written], lossy: NDArray[np.int32]) -> Pieces:
-        """Puts parts, of which no two have a token in common, in the order of their tokens."""
-        lengths = np.zeros(width, dtype=np.int32)
-        for part in parts:
-            lengths[part.tokens] = part.lengths
-        made = cls(lengths, np.empty(int(lengths.sum()), dtype=np.int32), lossy)
-        for part in parts:
-            made.ids[np.repeat(made.offsets[part.tokens], part.lengths) + part.within] = part.ids
-        return made
-
-    @classmethod
-    def of_table(cls, width: int, table: Mapping[int, Sequence[int]], lossy: Iterable[int]) -> Pieces:
-        """Packs a table token id -> pieces."""
-        part = _Written.of(list(table), list(table.values()))
-        return cls.of(width, [part], np.array(sorted(lossy), dtype=np.int32))
-
 
 @dataclass(frozen=True, eq=False)
-class _Written:
-    """Some tokens and their pieces: int64 tokens, int32 lengths, int32 ids one token after another."""
+class Pair:
+    """A student and a teacher, with what the rules ask of both, each computed once."""
 
-    tokens: NDArray[np.int64]
-    lengths: NDArray[np.int32]
-    ids: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, tokens: Sequence[int], pieces: Sequence[Sequence[int]]) -> _Written:
-        lengths = np.fromiter(map(len, pieces), dtype=np.int32, count=len(pieces))
-        ids = np.fromiter(chain.from_iterable(pieces), dtype=np.int32, count=int(lengths.sum()))
-        return cls(np.asarray(tokens, dtype=np.int64), lengths, ids)
+    student: Vocab
+    teacher: Vocab
 
     @cached_property
-    def owners(self) -> NDArray[np.int64]:
-        """int64 (ids,), the position in `tokens` of each piece's token."""
-        return np.repeat(np.arange(len(self.tokens)), self.lengths)
+    def identical(self) -> bool:
+        """Whether both mean and produce the same text ids."""
+        return self.student.fingerprint == self.teacher.fingerprint
 
-    @property
-    def within(self) -> NDArray[np.int64]:
-        """int64 (ids,), each piece's position among its token's pieces."""
-        starts = np.cumsum(self.lengths) - self.lengths
-        return np.arange(len(self.ids)) - np.repeat(starts, self.lengths)
+    @cached_property
+    def student_equal(self) -> NDArray[np.int32]:
+        """int32 (student width,), the lowest teacher id of the same kind with an equal surface, -1 for none."""
+        return equal_surfaces(self.student, self.teacher)
 
-    def only(self, chosen: NDArray[np.bool_]) -> _Written:
-        """The tokens where `chosen` (bool, one per token) is True."""
-        return _Written(self.tokens[chosen], self.lengths[chosen], self.ids[chosen[self.owners]])
+    @cached_property
+    def student_pieces(self) -> Pieces:
+        """Every student token as the teacher writes it; in two identical vocabularies each is its own piece."""
+        if self.identical:
+            ids = self.student.speakable_ids
+            return Pieces.of(len(self.student), ids, ids.astype(np.int32))
+        return decompose(self.student, self.teacher, self.student_equal)
+
+    @cached_property
+    def teacher_pieces(self) -> Pieces:
+        """Every teacher token as the student writes it."""
+        if self.identical:
+            ids = self.teacher.speakable_ids
+            return Pieces.of(len(self.teacher), ids, ids.astype(np.int32))
+        return decompose(self.teacher, self.student, equal_surfaces(self.teacher, self.student))
+
+
+def equal_surfaces(tokens: Vocab, by: Vocab) -> NDArray[np.int32]:
+    """For each text and byte token the lowest id of the same kind in `by` with an equal surface, -1 for none."""
+    equal = np.full(len(tokens), -1, dtype=np.int32)
+    surfaces = tokens.surfaces.list
+    for kind, id_of in ((Kind.TEXT, by.lowest_text_id), (Kind.BYTE, by.lowest_byte_id)):
+        ids = tokens.ids_of(kind)
+        equal[ids] = [id_of.get(surfaces[token_id], -1) for token_id in ids.tolist()]
+    return equal
+
+
+def decompose(tokens: Vocab, by: Vocab, equal: NDArray[np.int32]) -> Pieces:
+    """Writes every text and byte token of one vocabulary in the other.
+
+    A token with an equal surface of its kind is written as that one token (the lowest id). Every other token is
+    encoded: looking pieces up by string would give tokens that the encoder never produces.
+
+    Args:
+        tokens: whose tokens are written.
+        by: who writes them.
+        equal: from `equal_surfaces`.
+
+    Returns:
+        Pieces over the ids of `tokens`. A token has none if encoding gave nothing, or an unknown or special token.
+    """
+    surfaces = tokens.surfaces.list
+    texts: dict[int, str] = {}
+    written: dict[int, Sequence[int]] = {}
+    for token_id in np.flatnonzero((equal < 0) & (tokens.kinds == Kind.TEXT)).tolist():
+        try:
+            texts[token_id] = surfaces[token_id].decode()
+        except UnicodeDecodeError:
+            written[token_id] = _spell_bytes(surfaces[token_id], by, is_byte=False)
+    for token_id in np.flatnonzero((equal < 0) & (tokens.kinds == Kind.BYTE)).tolist():
+        written[token_id] = _spell_bytes(surfaces[token_id], by, is_byte=True)
+    written.update(zip(texts, by.encode_batch(list(texts.values())), strict=True))
+    counts = np.fromiter(map(len, written.values()), dtype=np.int64, count=len(written))
+    owners = np.repeat(np.fromiter(written, dtype=np.int64, count=len(written)), counts)
+    ids = np.fromiter(chain.from_iterable(written.values()), dtype=np.int32, count=int(counts.sum()))
+    # An id above the width, or one that is no text, makes the other pieces of its token worthless.
+    no_text = ids >= len(by)
+    no_text[~no_text] = by.kinds[ids[~no_text]] > Kind.BYTE
+    unwritable = np.zeros(len(tokens), dtype=np.bool_)
+    unwritable[owners[no_text]] = True
+    owners, ids = owners[~unwritable[owners]], ids[~unwritable[owners]]
+    matched = np.flatnonzero(equal >= 0)
+    return Pieces.of(
+        len(tokens),
+        np.concatenate([matched, owners]),
+        np.concatenate([equal[matched], ids]),
+        lossy=_lossy(owners, ids, tokens, by),
+    )
+
+
+def _lossy(owners: NDArray[np.int64], ids: NDArray[np.int32], tokens: Vocab, by: Vocab) -> list[int]:
+    """The tokens whose pieces do not spell their surface.
+
+    Args:
+        owners: int64 (total,), the token of each piece; a token's pieces stand together.
+        ids: int32 (total,), the pieces, ids of `by`.
+        tokens: whose tokens are written.
+        by: who writes them.
+    """
+    # `20` as `2`, `0` spells 2 bytes of 2; Å as Å composed by NFC spells 2 bytes of 3. Where lengths agree, all bytes
+    # are compared in one stretch: `20` and `ab` against `2`, `0`, `a`, `c` differ in the last byte, which is `ab`'s.
+    spelled_lengths = np.bincount(owners, by.surfaces.lengths[ids], minlength=len(tokens)).astype(np.int64)
+    same_length = spelled_lengths[owners] == tokens.surfaces.lengths[owners]
+    lossy = set(owners[~same_length].tolist())
+    their_surfaces, surfaces = by.surfaces.list, tokens.surfaces.list
+    comparable = np.unique(owners[same_length])
+    # The pieces in the order of their tokens, like the surfaces that they are compared with.
+    compared_ids = ids[same_length][np.argsort(owners[same_length], kind="stable")]
+    spelled = b"".join([their_surfaces[piece] for piece in compared_ids.tolist()])
+    meant = b"".join([surfaces[token_id] for token_id in comparable.tolist()])
+    different = np.frombuffer(spelled, dtype=np.uint8) != np.frombuffer(meant, dtype=np.uint8)
+    byte_owners = np.repeat(comparable, tokens.surfaces.lengths[comparable])
+    lossy.update(byte_owners[different].tolist())
+    if by.joins_words or by.ends_words:
+        pieces = Pieces.of(len(tokens), owners, ids)
+        return [token_id for token_id in lossy if not spells(by, pieces[token_id], surfaces[token_id])]
+    return list(lossy)
+
+
+def spells(by: Vocab, ids: Sequence[int], surface: bytes) -> bool:
+    """Whether ids spell a surface, up to the one space that word starts or word ends bring along."""
+    spelled = b"".join([by.surfaces[token_id] for token_id in ids])
+    if spelled == surface:
+        return True
+    if by.joins_words and spelled.removeprefix(b" ") == surface.removeprefix(b" "):
+        return True
+    return by.ends_words and spelled.removesuffix(b" ") == surface.removesuffix(b" ")
 
 
 def is_utf8(data: bytes) -> bool:
@@ -146,149 +241,31 @@ def is_utf8(data: bytes) -> bool:
     return True
 
 
-def equal_surfaces(tokens: Vocab, by: Vocab) -> NDArray[np.int32]:
-    """For each text or byte token, the lowest id of the same kind with an equal surface.
-
-    Args:
-        tokens: whose tokens are looked up.
-        by: where.
-
-    Returns:
-        int32 (tokens' width,), -1 where there is none.
-    """
-    equal = np.full(len(tokens), -1, dtype=np.int32)
-    surfaces = tokens.surfaces.list
-    for kind, table in ((Kind.TEXT, by.lowest_text_id), (Kind.BYTE, by.lowest_byte_id)):
-        ids = tokens.ids_of(kind)
-        find = table.get
-        equal[ids] = [find(surfaces[token_id], -1) for token_id in ids.tolist()]
-    return equal
-
-
-def decompose(tokens: Vocab, by: Vocab, equal: NDArray[np.int32]) -> Pieces:
-    """Writes every text and byte token of one vocabulary in the other.
-
-    An equal surface of the same kind is its own only piece (the lowest id). Everything else comes from encoding:
-    looking pieces up by string would give tokens that the encoder never produces.
-
-    Args:
-        tokens: whose tokens are written.
-        by: who writes them.
-        equal: from `equal_surfaces`.
-
-    Returns:
-        Pieces over `tokens`' ids. A token that cannot be written has none: nothing was produced, or an unknown token.
-    """
-    matched = np.flatnonzero(equal >= 0)
-    matches = _Written(matched, np.ones(len(matched), dtype=np.int32), equal[matched])
-    surfaces = tokens.surfaces.list
-    speller = Speller(by)
-    to_encode: list[int] = []
-    strings: list[str] = []
-    raw = [(token_id, True) for token_id in np.flatnonzero((tokens.kinds == Kind.BYTE) & (equal < 0)).tolist()]
-    for token_id in np.flatnonzero((tokens.kinds == Kind.TEXT) & (equal < 0)).tolist():
-        try:
-            strings.append(surfaces[token_id].decode())
-        except UnicodeDecodeError:
-            raw.append((token_id, False))
-        else:
-            to_encode.append(token_id)
-    encoded = _Written.of(to_encode, by.encode_batch(strings))
-    spelled = _Written.of(
-        [token_id for token_id, _ in raw],
-        [_spell_bytes(surfaces[token_id], by, speller, is_byte=is_byte) for token_id, is_byte in raw],
-    )
-    parts = [part.only(speller.speakable(part)) for part in (encoded, spelled)]
-    lossy = [part.tokens[~speller.spelled(part, tokens)] for part in parts]
-    return Pieces.of(len(tokens), [matches, *parts], np.sort(np.concatenate(lossy)).astype(np.int32))
-
-
-class Speller:
-    """What a vocabulary's ids say, for comparing it with what they were to say."""
-
-    def __init__(self, vocab: Vocab) -> None:
-        self._surfaces = vocab.surfaces.list
-        self._lengths = vocab.surfaces.lengths
-        self._speaks = vocab.kinds <= Kind.BYTE
-        self._joins, self._ends = vocab.joins_words, vocab.ends_words
-
-    def speakable(self, written: _Written) -> NDArray[np.bool_]:
-        """Which tokens have pieces, all of them text: an unknown token among them makes the rest worthless."""
-        inside = written.ids < len(self._speaks)
-        bad = ~inside
-        bad[inside] = ~self._speaks[written.ids[inside]]
-        whole: NDArray[np.bool_] = np.bincount(written.owners[bad], minlength=len(written.tokens)) == 0
-        return whole & (written.lengths > 0)
-
-    def spelled(self, written: _Written, tokens: Vocab) -> NDArray[np.bool_]:
-        """Which tokens' pieces spell their surfaces; `written` holds speakable pieces only."""
-        said_lengths = np.bincount(written.owners, self._lengths[written.ids], minlength=len(written.tokens)).astype(
-            np.int64
-        )
-        same_length = said_lengths == tokens.surfaces.lengths[written.tokens]
-        right = np.zeros(len(written.tokens), dtype=np.bool_)
-        right[same_length] = self._same_bytes(written.only(same_length), tokens, said_lengths[same_length])
-        if self._joins or self._ends:
-            ends = np.cumsum(written.lengths)
-            surfaces = tokens.surfaces.list
-            for at in np.flatnonzero(~right).tolist():
-                ids = written.ids[ends[at] - written.lengths[at] : ends[at]].tolist()
-                right[at] = self.equals(ids, surfaces[written.tokens[at]])
-        return right
-
-    def _same_bytes(self, written: _Written, tokens: Vocab, lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
-        surfaces = tokens.surfaces.list
-        said = b"".join([self._surfaces[token_id] for token_id in written.ids.tolist()])
-        meant = b"".join([surfaces[token_id] for token_id in written.tokens.tolist()])
-        different = np.frombuffer(said, dtype=np.uint8) != np.frombuffer(meant, dtype=np.uint8)
-        owners = np.repeat(np.arange(len(written.tokens)), lengths)
-        equal: NDArray[np.bool_] = np.bincount(owners[different], minlength=len(written.tokens)) == 0
-        return equal
-
-    def all_speak(self, ids: Sequence[int]) -> bool:
-        """`speakable` for one token's pieces."""
-        return bool(self.speakable(_Written.of([0], [ids]))[0])
-
-    def equals(self, ids: Sequence[int], surface: bytes) -> bool:
-        """Whether ids spell the surface, up to the one space that word starts or word ends bring along."""
-        said = b"".join([self._surfaces[token_id] for token_id in ids])
-        if said == surface:
-            return True
-        if self._joins and said.removeprefix(b" ") == surface.removeprefix(b" "):
-            return True
-        return self._ends and said.removesuffix(b" ") == surface.removesuffix(b" ")
-
-
-def _spell_bytes(data: bytes, by: Vocab, speller: Speller, *, is_byte: bool) -> list[int]:
+def _spell_bytes(data: bytes, by: Vocab, *, is_byte: bool) -> list[int]:
     """Writes bytes that need not be UTF-8, or a byte token's one byte.
 
-    An equal surface of the other kind comes first, then the model's own merges over the bytes, then its encoding of the
-    stretches that are UTF-8 with byte tokens for the rest.
+    An equal surface of the other kind comes first, then the model's own merges over the bytes. Else the stretches that
+    are UTF-8 are encoded and each byte between them is its byte token: `ab` and the byte E4 become `ab`, `<0xE4>`.
 
     Args:
         data: the surface.
         by: who writes it.
-        speller: what `by`'s ids say.
         is_byte: whether `data` is a byte token's (then the other kind is text).
 
     Returns:
         The ids, [] where `by` cannot spell the bytes.
     """
-    other = by.lowest_text_id.get(data) if is_byte else by.lowest_byte_id.get(data)
-    if other is not None:
-        return [other]
+    equal = by.lowest_text_id.get(data) if is_byte else by.lowest_byte_id.get(data)
+    if equal is not None:
+        return [equal]
     merged = by.encoder.encode_bytes(data)
-    if merged and speller.all_speak(merged) and speller.equals(merged, data):
+    if merged and _all_text(by, merged) and spells(by, merged, data):
         return merged
-    return _spell_stretches(data, by, speller)
-
-
-def _spell_stretches(data: bytes, by: Vocab, speller: Speller) -> list[int]:
     ids: list[int] = []
     for stretch, valid in _stretches(data):
         if valid:
             part = by.encode_batch([stretch.decode()])[0]
-            if not speller.all_speak(part):
+            if not _all_text(by, part):
                 return []
             ids += part
             continue
@@ -299,6 +276,11 @@ def _spell_stretches(data: bytes, by: Vocab, speller: Speller) -> list[int]:
                 return []
             ids.append(single)
     return ids
+
+
+def _all_text(by: Vocab, ids: Sequence[int]) -> bool:
+    """Whether there are pieces and all of them are text or bytes."""
+    return bool(ids) and max(ids) < len(by) and bool((by.kinds[ids] <= Kind.BYTE).all())
 
 
 def _stretches(data: bytes) -> list[tuple[bytes, bool]]:
@@ -316,47 +298,3 @@ def _stretches(data: bytes) -> list[tuple[bytes, bool]]:
             parts.append((data, True))
             break
     return parts
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """A student and a teacher."""
-
-    student: Vocab
-    teacher: Vocab
-
-    @cached_property
-    def student_equal(self) -> NDArray[np.int32]:
-        """int32 (student width,), the lowest teacher id of the same kind with an equal surface, -1 for none."""
-        return equal_surfaces(self.student, self.teacher)
-
-    @cached_property
-    def student_pieces(self) -> Pieces:
-        """Every student token as the teacher writes it."""
-        if self.identical:
-            return self._identity(self.student)
-        return decompose(self.student, self.teacher, self.student_equal)
-
-    @cached_property
-    def teacher_pieces(self) -> Pieces:
-        """Every teacher token as the student writes it."""
-        if self.identical:
-            return self._identity(self.teacher)
-        return decompose(self.teacher, self.student, equal_surfaces(self.teacher, self.student))
-
-    @cached_property
-    def identical(self) -> bool:
-        """Whether both mean and produce the same text ids."""
-        return self.student.fingerprint == self.teacher.fingerprint
-
-    @staticmethod
-    def _identity(vocab: Vocab) -> Pieces:
-        ids = vocab.speakable_ids.astype(np.int32)
-        lengths = np.zeros(len(vocab), dtype=np.int32)
-        lengths[ids] = 1
-        return Pieces(lengths, ids, np.zeros(0, dtype=np.int32))
-
-    def open_text(self, open_rows: NDArray[np.bool_]) -> list[int]:
-        """Open student ids of kind text, ascending."""
-        ids: list[int] = np.flatnonzero(open_rows & (self.student.kinds == Kind.TEXT)).tolist()
-        return ids

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,5 +117,10 @@ def decide_roles(parsed: Parsed, kinds: NDArray[np.uint8]) -> dict[str, tuple[in
             members = sorted(token_id for text in texts for token_id in ids.get(text, ()))
             if members and role not in found:
                 found[role] = tuple(members)
-    order = {role: position for position, role in enumerate(ROLES)}
-    return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+    return {role: found[role] for role in in_order(found)}
+
+
+def in_order(roles: Iterable[str]) -> list[str]:
+    """Roles in their order of precedence; those that `ROLES` does not name come last, by name."""
+    place = {role: position for position, role in enumerate(ROLES)}
+    return sorted(roles, key=lambda role: (place.get(role, len(ROLES)), role))

@@ -103,31 +103,26 @@ class Vocab:
     @cached_property
     def lowest_text_id(self) -> dict[bytes, int]:
         """Surface -> lowest id of kind text; one surface may have several ids, the empty one has none."""
-        ids, surfaces = self._spelled(Kind.TEXT)
-        table = dict(zip(reversed(surfaces), reversed(ids), strict=True))
-        table.pop(b"", None)
-        return table
+        return self._id_by_surface(self.ids_of(Kind.TEXT)[::-1])
 
     @cached_property
     def highest_text_id(self) -> dict[bytes, int]:
         """Surface -> highest id of kind text; equal to the lowest where the surface is unique."""
-        ids, surfaces = self._spelled(Kind.TEXT)
-        table = dict(zip(surfaces, ids, strict=True))
-        table.pop(b"", None)
-        return table
+        return self._id_by_surface(self.ids_of(Kind.TEXT))
 
     @cached_property
     def lowest_byte_id(self) -> dict[bytes, int]:
         """Surface -> lowest id of kind byte."""
-        ids, surfaces = self._spelled(Kind.BYTE)
-        return dict(zip(reversed(surfaces), reversed(ids), strict=True))
+        return self._id_by_surface(self.ids_of(Kind.BYTE)[::-1])
+
+    def _id_by_surface(self, ids: NDArray[np.int64]) -> dict[bytes, int]:
+        """Surface -> the last of the ids with that surface."""
+        surfaces, numbers = self.surfaces.list, ids.tolist()
+        table = dict(zip([surfaces[token_id] for token_id in numbers], numbers, strict=True))
+        table.pop(b"", None)
+        return table
 
     @property
     def repeated_surfaces(self) -> int:
         """How many text and byte ids have a surface that a lower id has already."""
         return len(self.speakable_ids) - len(self.lowest_text_id.keys() | self.lowest_byte_id.keys())
-
-    def _spelled(self, kind: Kind) -> tuple[list[int], list[bytes]]:
-        ids = self.ids_of(kind).tolist()
-        surfaces = self.surfaces.list
-        return ids, [surfaces[token_id] for token_id in ids]
