@@ -211,10 +211,10 @@ def _folded(rule: str, pair: Pair, open_rows: Open, fold: Callable[[str], str]) 
     columns: list[int] = []
     for row in _open_text(pair, open_rows):
         if surfaces[row] and is_utf8(surfaces[row]):
-            column = teacher_ids.get(fold(surfaces[row].decode()))
-            if column is not None:
+            equal = teacher_ids.get(fold(surfaces[row].decode()))
+            if equal is not None:
                 rows.append(row)
-                columns.append(column)
+                columns.append(equal)
     return one_to_one(rule, rows, columns)
 
 
