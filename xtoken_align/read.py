@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import OptionError, VocabularyError, XTokenWarning
-from .readers.limits import MAX_ID
-from .readers.parsed import Declared, Encoder, Parsed
+from .readers.parsed import MAX_ID, Declared, Encoder, Parsed
 from .vocab.byte_strings import ByteStrings
 from .vocab.kinds import Kind, decide_kinds, strings_of_roles
 from .vocab.roles import decide_roles

@@ -42,7 +42,7 @@ def test_several_additional_tokens_all_count() -> None:
         {},
     )
     assert configs.flagged == {"<a>", "<b>", "<c>", "<d>"}
-    assert [(token.id, token.content, token.special) for token in configs.added] == [
+    assert [(token.id, token.text, token.special) for token in configs.added] == [
         (9, "<d>", True),
         (10, "<e>", False),
     ]

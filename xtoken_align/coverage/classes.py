@@ -1,7 +1,7 @@
 """Which class a token belongs to: numerals, punctuation, words, code, scripts.
 
-The audit counts a mapping by these classes, because what a mapping loses it loses by the class (all two-digit
-numerals, all partial UTF-8), seldom token by token.
+Coverage is counted by class, because a mapping loses tokens by the class (all two-digit numerals, all partial UTF-8),
+seldom one by one. To add a class: its name in `CLASSES`, where its turn is, and its line in `_classify_texts`.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ _CODE_SPACE = 0x110000
 def classify(kinds: NDArray[np.uint8], surfaces: Sequence[bytes]) -> NDArray[np.uint8]:
     r"""Names the class of every token, by the first line of `CLASSES` that fits.
 
-    Text means the surface decoded as strict UTF-8. `\s` is Unicode's White_Space, so the controls U+001C to U+001F
-    are no whitespace. The script classes look at letters and marks beyond ASCII; those that belong to all scripts
-    (`ー`, `µ`, accents) follow the others. A token with no letters but such ones is `other`, one of accents alone a
-    `symbol`. Two scripts without a class of their own make a `mixed` token as two listed ones do. A text token with an
-    empty surface fits no earlier line than `code`.
+    Text means the surface decoded as strict UTF-8. Whitespace is Unicode's White_Space, which leaves out the controls
+    U+001C to U+001F. The script classes look at letters and marks beyond ASCII. Those that belong to all scripts
+    (`ー`, `µ`, accents) take the script of the others: a token whose only letters are such ones is `other`, and one of
+    accents alone is a `symbol`. Two scripts make a token `mixed`, whether they have a class or not. A text token with
+    an empty surface is `code`, the first class that it fits.
 
     Args:
         kinds: uint8 (ids,), values of `Kind`.
@@ -129,81 +129,60 @@ def classify(kinds: NDArray[np.uint8], surfaces: Sequence[bytes]) -> NDArray[np.
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class _Texts:
-    """Facts about each text, one entry per text: traits are the union of its characters' bits.
-
-    `rest` and `rest_length` leave out one leading U+0020.
-    """
-
-    length: NDArray[np.int64]
-    rest_length: NDArray[np.int64]
-    traits: NDArray[np.uint32]
-    rest: NDArray[np.uint32]
-    several_unlisted: NDArray[np.bool_]
-
-
 def _classify_texts(joined: str, length: NDArray[np.int64]) -> NDArray[np.uint8]:
-    facts = _facts(joined, length)
-    lines = {**_ascii_lines(facts), **_script_lines(facts)}
-    numbers = [np.uint8(_NUMBER[name]) for name in lines]
-    return np.select(list(lines.values()), numbers, np.uint8(_NUMBER["mixed"]))
+    """The class of each text, none of them empty.
 
-
-def _ascii_lines(facts: _Texts) -> dict[str, NDArray[np.bool_]]:
-    bare_digits = _only(facts.traits, "digit")
-    marks_and_space = ("punct", "space", "ascii_white", "wide_white")
-    return {
-        "partial_utf8": (facts.traits & _BIT["invalid"]) != 0,
-        **{f"digits_{count}": bare_digits & (facts.length == count) for count in (1, 2, 3)},
-        "digits_4plus": bare_digits,
-        "digits_spaced": _only(facts.rest, "digit"),
-        "digits_other": _only(facts.traits, "digit", "wide_digit"),
-        "whitespace": _only(facts.traits, "space", "ascii_white", "wide_white"),
-        "ascii_punct_1": _only(facts.rest, "punct") & (facts.rest_length == 1),
-        "ascii_punct": _only(facts.traits, *marks_and_space),
-        "ascii_word": _only(facts.rest, "ascii_letter"),
-        "code": (facts.traits & _union("wide_white", "wide_digit", "beyond")) == 0,
-    }
-
-
-def _script_lines(facts: _Texts) -> dict[str, NDArray[np.bool_]]:
-    scripts = facts.traits & _union(*_SCRIPTS, "unlisted")
-    neutral = (facts.traits & _BIT["neutral"]) != 0
-    lines = {name: scripts == _BIT[name] for name in _SCRIPTS}
-    lines["other"] = ((scripts == 0) & neutral) | ((scripts == _BIT["unlisted"]) & ~facts.several_unlisted)
-    lines["symbol"] = scripts == 0
-    return lines
-
-
-def _union(*names: str) -> int:
-    return sum(_BIT[name] for name in names)
-
-
-def _only(traits: NDArray[np.uint32], *names: str) -> NDArray[np.bool_]:
-    allowed = _union(*names)
-    only: NDArray[np.bool_] = (traits != 0) & ((traits | allowed) == allowed)
-    return only
-
-
-def _facts(joined: str, length: NDArray[np.int64]) -> _Texts:
+    Args:
+        joined: the texts one after another.
+        length: int64 (texts,), their lengths in characters.
+    """
+    # ` 12`, `a` and `é!` are ` 12aé!`: lengths 3 1 2, starts 0 3 4. The characters' traits are space,
+    # digit, digit, ascii_letter, beyond + latin, punct; per text {space, digit}, {ascii_letter}, {beyond, latin, punct}.
     points = _code_points(joined)
     starts = np.cumsum(length) - length
     seen = np.zeros(_CODE_SPACE, np.bool_)
     seen[points] = True
     alphabet = np.flatnonzero(seen).astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    of_character = _trait_table(alphabet)[points]
+    traits = np.bitwise_or.reduceat(of_character, starts)
+    # Many classes look past one leading space: `rest` is {digit}, {ascii_letter}, {beyond, latin, punct}.
+    has_space = points[starts] == ord(" ")
+    of_character[starts[has_space]] = 0
+    rest = np.bitwise_or.reduceat(of_character, starts)
 
-    traits = _trait_table(alphabet)[points]
-    whole = np.bitwise_or.reduceat(traits, starts)
-    leading = points[starts] == ord(" ")
-    traits[starts[leading]] = 0
-    return _Texts(
-        length=length,
-        rest_length=length - leading,
-        traits=whole,
-        rest=np.bitwise_or.reduceat(traits, starts),
-        several_unlisted=_several_unlisted(alphabet, points, starts),
-    )
+    bare_digits = _only(traits, "digit")
+    scripts = traits & _union(*_SCRIPTS, "unlisted")
+    neutral = (traits & _BIT["neutral"]) != 0
+    one_unlisted = (scripts == _BIT["unlisted"]) & ~_several_unlisted(alphabet, points, starts)
+    lines = {
+        "partial_utf8": (traits & _BIT["invalid"]) != 0,
+        **{f"digits_{count}": bare_digits & (length == count) for count in (1, 2, 3)},
+        "digits_4plus": bare_digits,
+        "digits_spaced": _only(rest, "digit"),
+        "digits_other": _only(traits, "digit", "wide_digit"),
+        "whitespace": _only(traits, "space", "ascii_white", "wide_white"),
+        "ascii_punct_1": _only(rest, "punct") & (length - has_space == 1),
+        "ascii_punct": _only(traits, "punct", "space", "ascii_white", "wide_white"),
+        "ascii_word": _only(rest, "ascii_letter"),
+        "code": (traits & _union("wide_white", "wide_digit", "beyond")) == 0,
+        **{name: scripts == _BIT[name] for name in _SCRIPTS},
+        "other": ((scripts == 0) & neutral) | one_unlisted,
+        "symbol": scripts == 0,
+    }
+    # The first line that fits decides, and what fits none has letters of several scripts.
+    return np.select(list(lines.values()), [np.uint8(_NUMBER[name]) for name in lines], np.uint8(_NUMBER["mixed"]))
+
+
+def _union(*names: str) -> int:
+    """The bits of several traits."""
+    return sum(_BIT[name] for name in names)
+
+
+def _only(traits: NDArray[np.uint32], *names: str) -> NDArray[np.bool_]:
+    """Which texts have some of the named traits and no other."""
+    allowed = _union(*names)
+    only: NDArray[np.bool_] = (traits != 0) & ((traits | allowed) == allowed)
+    return only
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:
@@ -218,7 +197,10 @@ def _compiled(name: str) -> regex.Pattern[str]:
 
 
 def _trait_table(alphabet: str) -> NDArray[np.uint32]:
-    # A vocabulary of 128 thousand tokens has some 5 thousand characters, so patterns run over those alone.
+    """uint32 (code points,), the traits of the characters of `alphabet`, 0 for all others.
+
+    A vocabulary of 128 thousand tokens has some 5 thousand characters, so the patterns run over those alone.
+    """
     table = np.zeros(_CODE_SPACE, np.uint32)
     for name, bit in _BIT.items():
         table[_code_points("".join(_compiled(name).findall(alphabet)))] |= bit

@@ -62,20 +62,23 @@ class Coverage:
         Raises:
             ArtifactError: a field is missing or is not what it should be; the message names it.
         """
-        classes = _table(stored, "classes")
-        cells = _table(stored, "by_class_and_rule")
-        sentences = _table(stored, "recommendation")
+        classes = _field(stored, "classes", dict, "a table")
+        cells = _field(stored, "by_class_and_rule", dict, "a table")
+        sentences = _field(stored, "recommendation", dict, "a table")
+        columns = [column.name for column in fields(ClassRow)]
         # A file's JSON is sorted by key; the order in which people read the tables is the order of the names here.
         return cls(
             classes={
-                name: ClassRow(**{column: _count(_table(classes, name), column) for column in _names(ClassRow)})
+                name: ClassRow(**{column: _count(_field(classes, name, dict, "a table"), column) for column in columns})
                 for name in _ordered(classes, CLASSES)
             },
             rules=_counts(stored, "rules", RULES),
             empty=_counts(stored, "empty", tuple(EMPTY_REASONS)),
             lossy=_count(stored, "lossy"),
             by_class_and_rule={name: _counts(cells, name, RULES) for name in _ordered(cells, CLASSES)},
-            recommendation=Recommendation(**{name: _text(sentences, name) for name in _names(Recommendation)}),
+            recommendation=Recommendation(
+                **{part.name: _field(sentences, part.name, str, "a string") for part in fields(Recommendation)}
+            ),
         )
 
 
@@ -112,69 +115,49 @@ def measure(
     Raises:
         OptionError: `critical` names an unknown class.
     """
-    cells = _cells(classes, owner)
+    shape = (len(CLASSES), len(RULES))
+    # cells[class, rule] counts the rows of a class that a rule owns; class 4 and rule 8 stand at 4 * 12 + 8 in `flat`.
+    flat = np.bincount(np.ravel_multi_index((classes, owner), shape), minlength=shape[0] * shape[1])
+    cells = flat.reshape(shape)
     overridden = owner == RULE_NUMBER["override"]
     single = _per_class(classes, overridden & (links_per_row <= 1))
-    rows = _rows(
-        total=cells.sum(axis=1),
-        exact=_sum_of(cells, EXACT_RULES),
-        near=_sum_of(cells, NEAR_RULES) + single,
-        split=_sum_of(cells, SPLIT_RULES) + _per_class(classes, overridden) - single,
-        empty=_sum_of(cells, ("none",)),
-        common_strict=_per_class(classes, common_strict),
-        common_relaxed=_per_class(classes, common_relaxed),
-    )
+    columns = {
+        "total": cells.sum(axis=1),
+        "exact": _owned_by(EXACT_RULES, cells),
+        "near": _owned_by(NEAR_RULES, cells) + single,
+        "split": _owned_by(SPLIT_RULES, cells) + _per_class(classes, overridden) - single,
+        "empty": _owned_by(("none",), cells),
+        "common_strict": _per_class(classes, common_strict),
+        "common_relaxed": _per_class(classes, common_relaxed),
+    }
+    rows = {
+        name: ClassRow(**{column: int(counts[number]) for column, counts in columns.items()})
+        for number, name in enumerate(CLASSES)
+    }
     empty_kinds = np.bincount(kinds[owner == 0], minlength=len(Kind))
     return Coverage(
         classes=rows,
         rules={rule: int(cells[:, number].sum()) for rule, number in RULE_NUMBER.items() if rule != "none"},
         empty={reason: int(empty_kinds[list(members)].sum()) for reason, members in EMPTY_REASONS.items()},
         lossy=int(lossy),
-        by_class_and_rule=_filled_cells(cells),
+        by_class_and_rule={
+            name: {rule: int(count) for rule, count in zip(RULES[1:], owned, strict=True) if count}
+            for name, owned in zip(CLASSES, cells[:, 1:].tolist(), strict=True)
+            if any(owned)
+        },
         recommendation=recommend(rows, identical=identical, critical=critical, has_decompositions=has_decompositions),
     )
 
 
-def _rows(**columns: NDArray[np.int64]) -> dict[str, ClassRow]:
-    return {
-        name: ClassRow(**{column: int(counts[number]) for column, counts in columns.items()})
-        for number, name in enumerate(CLASSES)
-    }
-
-
-def _cells(classes: NDArray[np.uint8], owner: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Counts rows by class and rule, shape (classes, rules)."""
-    shape = (len(CLASSES), len(RULES))
-    return np.bincount(np.ravel_multi_index((classes, owner), shape), minlength=shape[0] * shape[1]).reshape(shape)
-
-
 def _per_class(classes: NDArray[np.uint8], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """int64 (classes,), how many of the chosen rows are of each class."""
     return np.bincount(classes[chosen], minlength=len(CLASSES))
 
 
-def _sum_of(cells: NDArray[np.int64], rules: Sequence[str]) -> NDArray[np.int64]:
+def _owned_by(rules: Sequence[str], cells: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64 (classes,), how many rows of each class the rules own together."""
     counts: NDArray[np.int64] = cells[:, [RULE_NUMBER[rule] for rule in rules]].sum(axis=1)
     return counts
-
-
-def _filled_cells(cells: NDArray[np.int64]) -> dict[str, dict[str, int]]:
-    table: dict[str, dict[str, int]] = {}
-    for class_number, rule_number in np.argwhere(cells).tolist():
-        if rule_number:
-            row = table.setdefault(CLASSES[class_number], {})
-            row[RULES[rule_number]] = int(cells[class_number, rule_number])
-    return table
-
-
-def _names(record: type[ClassRow | Recommendation]) -> list[str]:
-    return [field.name for field in fields(record)]
-
-
-def _table(stored: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = stored.get(key)
-    if not isinstance(value, dict):
-        raise _malformed(key, "a table", value)
-    return value
 
 
 def _ordered(table: Mapping[str, Any], order: Sequence[str]) -> list[str]:
@@ -183,21 +166,22 @@ def _ordered(table: Mapping[str, Any], order: Sequence[str]) -> list[str]:
 
 
 def _counts(stored: Mapping[str, Any], key: str, order: Sequence[str]) -> dict[str, int]:
-    table = _table(stored, key)
+    table = _field(stored, key, dict, "a table")
     return {name: _count(table, name) for name in _ordered(table, order)}
 
 
 def _count(stored: Mapping[str, Any], key: str) -> int:
-    value = stored.get(key)
-    if type(value) is not int or value < 0:
+    value = _field(stored, key, int, "a count")
+    if isinstance(value, bool) or value < 0:
         raise _malformed(key, "a count", value)
-    return value
+    return int(value)
 
 
-def _text(stored: Mapping[str, Any], key: str) -> str:
+def _field(stored: Mapping[str, Any], key: str, kind: type, expected: str) -> Any:
+    """The value of a key, if it is of the kind that is expected."""
     value = stored.get(key)
-    if not isinstance(value, str):
-        raise _malformed(key, "a string", value)
+    if not isinstance(value, kind):
+        raise _malformed(key, expected, value)
     return value
 
 

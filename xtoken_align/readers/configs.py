@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError, VocabularyError
-from .limits import MAX_ID
-from .tokenizer_json import AddedToken
+from ..sources.presets import AddedToken
+from .parsed import MAX_ID
 
 
 def load_json(path: Path, *, unique: bool = False) -> Any:
@@ -84,7 +84,7 @@ def configs_of(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> Config
     roles = {role: (text,) for key, role in _ROLE_KEYS.items() if (text := _content(tokenizer.get(key))) is not None}
     extra = [text for key in _EXTRA_KEYS for text in _contents(tokenizer.get(key))]
     added = tuple(_added(tokenizer.get("added_tokens_decoder")))
-    flagged = frozenset(extra) | {token.content for token in added if token.special}
+    flagged = frozenset(extra) | {token.text for token in added if token.special}
     template = template_of(tokenizer.get("chat_template"))
     return Configs(roles=roles, flagged=flagged, added=added, width=_width(model), chat_template=template)
 
@@ -128,7 +128,7 @@ def _added(entries: object) -> list[AddedToken]:
     if not isinstance(entries, dict):
         return []
     return [
-        AddedToken(int(key), text, bool(entry.get("special", False)))
+        AddedToken(id=int(key), text=text, special=bool(entry.get("special", False)))
         for key, entry in entries.items()
         if key.isdecimal() and len(key) <= len(str(MAX_ID))
         if isinstance(entry, dict) and (text := _content(entry)) is not None

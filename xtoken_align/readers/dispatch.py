@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,48 +67,8 @@ def _read_directory(path: Path, preset: Preset | None, pattern: str | None) -> P
 
 
 def _read_file(path: Path, configs: Configs, preset: Preset | None, pattern: str | None) -> Parsed:
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(_HEAD)
-    except OSError as error:
-        raise SourceError(f"cannot read {path.name}: {error.strerror or error}") from error
-    reader = _reader_for(head, path, configs, preset, pattern)
-    return _configured(reader(), configs, preset)
-
-
-def _reader_for(
-    head: bytes, path: Path, configs: Configs, preset: Preset | None, pattern: str | None
-) -> Callable[[], Parsed]:
-    if not head:
-        raise SourceError(f"{path.name} is empty: expected {_READABLE}")
-    if head.startswith(b"GGUF"):
-        from .gguf_file import read_gguf
-
-        return lambda: read_gguf(path)
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-        # Looking at every table takes time, and a tekken file has one for each rank.
-        unique = b'"token_bytes"' not in head
-        return lambda: _read_json(path, configs, preset, pattern, unique=unique)
-    if head.startswith(b"\x1f\x8b") or looks_like_rank_file(head) or path.name.endswith(".tiktoken"):
-        return lambda: read_rank_file(path, preset=preset, pattern=pattern)
-    from .sentencepiece_model import looks_like_sentencepiece, read_sentencepiece
-
-    if looks_like_sentencepiece(head):
-        return lambda: read_sentencepiece(path)
-    raise SourceError(f"{path.name} is in no format that can be read: expected {_READABLE}")
-
-
-def _read_json(path: Path, configs: Configs, preset: Preset | None, pattern: str | None, *, unique: bool) -> Parsed:
-    data = load_json(path, unique=unique)
-    if looks_like_tekken(data):
-        return read_tekken(data, name=path.name, preset=preset, pattern=pattern)
-    if not looks_like_tokenizer_json(data):
-        raise SourceError(f"{path.name} is JSON but neither a tokenizer.json (no model.vocab) nor a tekken.json")
-    return parse_tokenizer_json(data, name=path.name, more_added=configs.added)
-
-
-def _configured(parsed: Parsed, configs: Configs, preset: Preset | None) -> Parsed:
-    """Adds what the files beside the tokenizer, and the alias, say."""
+    """Reads a file, and adds what the files beside it and the alias say."""
+    parsed = _read_by_content(path, configs, preset, pattern)
     width, origin = parsed.width, parsed.width_source
     if configs.width is not None:
         width, origin = configs.width, "config.json"
@@ -124,3 +83,33 @@ def _configured(parsed: Parsed, configs: Configs, preset: Preset | None) -> Pars
         width=width,
         width_source=origin,
     )
+
+
+def _read_by_content(path: Path, configs: Configs, preset: Preset | None, pattern: str | None) -> Parsed:
+    """Lets the reader of the file's format read it; its first bytes say which that is."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD)
+    except OSError as error:
+        raise SourceError(f"cannot read {path.name}: {error.strerror or error}") from error
+    if not head:
+        raise SourceError(f"{path.name} is empty: expected {_READABLE}")
+    if head.startswith(b"GGUF"):
+        from .gguf_file import read_gguf
+
+        return read_gguf(path)
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        # Looking for keys that stand twice takes time, and a tekken file has a table for each rank.
+        data = load_json(path, unique=b'"token_bytes"' not in head)
+        if looks_like_tekken(data):
+            return read_tekken(data, name=path.name, preset=preset, pattern=pattern)
+        if not looks_like_tokenizer_json(data):
+            raise SourceError(f"{path.name} is JSON but neither a tokenizer.json (no model.vocab) nor a tekken.json")
+        return parse_tokenizer_json(data, name=path.name, more_added=configs.added)
+    if head.startswith(b"\x1f\x8b") or looks_like_rank_file(head) or path.name.endswith(".tiktoken"):
+        return read_rank_file(path, preset=preset, pattern=pattern)
+    from .sentencepiece_model import looks_like_sentencepiece, read_sentencepiece
+
+    if looks_like_sentencepiece(head):
+        return read_sentencepiece(path)
+    raise SourceError(f"{path.name} is in no format that can be read: expected {_READABLE}")

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ..errors import VocabularyError
-from .json_shape import components, has_type, parts_of
+from ..sources.presets import AddedToken
+from .json_shape import components, has_type, model_type, parts_of
 from .parsed import refused
 from .spelling import characters_of
-from .tokenizer_json import AddedToken, model_type
 
 NONCHARACTER = "\uffff"
 """What the names of hidden tokens begin and end with."""
@@ -66,7 +66,7 @@ def text_only(
             "normalized": False,
             **flags.get(token.id, {}),
             "id": token.id,
-            "content": token.content,
+            "content": token.text,
             "special": False,
         }
         for token in sorted(added.values(), key=lambda token: token.id)

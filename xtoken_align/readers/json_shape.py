@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import VocabularyError
-from .limits import MAX_ID
+from .parsed import MAX_ID
 from .spelling import ByteFallback, ByteLevel, Replace, Spelling, Step, Suffix, WordPieces
 
 _NESTED = ("normalizers", "pretokenizers", "decoders", "processors")
@@ -43,6 +43,18 @@ def check_shape(data: Mapping[str, Any], name: str) -> None:
             raise VocabularyError(f"{name} has an added token without an id or a content: {entry!r:.80}")
         if not 0 <= entry["id"] <= MAX_ID:
             raise VocabularyError(f"{name} has the added token id {entry['id']}: ids lie between 0 and {MAX_ID}")
+
+
+def model_type(model: Mapping[str, Any]) -> str:
+    """The model's type; files written before the field existed are told by their other fields."""
+    declared = model.get("type")
+    if declared is not None:
+        return str(declared)
+    if "merges" in model:
+        return "BPE"
+    if isinstance(model["vocab"], list):
+        return "Unigram"
+    return "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
 
 
 def parts_of(merge: Any) -> tuple[str, str]:

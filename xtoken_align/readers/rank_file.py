@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, OptionError, SourceError, VocabularyError
 from ..sources.presets import Preset, preset_for_hash
-from .limits import MAX_ID, MAX_RANK_FILE_BYTES
-from .parsed import Declared, Parsed, refused
+from .parsed import MAX_ID, Declared, Parsed, refused
 from .spelling import ByteLevel, Spelling
 
 NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
@@ -85,6 +84,9 @@ class RankEncoder:
             return []
         return [token + self._offset for token in self._encoding._encode_single_piece(data)]  # noqa: SLF001
 
+
+MAX_RANK_FILE_BYTES = 1 << 29
+"""Largest decompressed rank file: no real one is as large, so a larger one is damaged or hostile."""
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """GPT-2's split (Radford et al., 2019, encoder.py), assumed where nothing says another."""

@@ -11,8 +11,7 @@ from typing import Any
 
 from ..errors import VocabularyError
 from ..sources.presets import Preset, presets
-from .limits import MAX_ID
-from .parsed import Parsed
+from .parsed import MAX_ID, Parsed
 from .rank_file import Ranks, assemble
 
 _FILLER = "<SPECIAL_{}>"

@@ -6,43 +6,21 @@ The file is never taken through `AutoTokenizer`: transformers 5 rewrites the com
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import VocabularyError
-from .json_shape import check_shape, fallback_bytes, spelling_of
-from .limits import MAX_ID
-from .parsed import Declared, Encoder, Parsed
+from ..sources.presets import AddedToken
+from .json_shape import check_shape, fallback_bytes, model_type, spelling_of
+from .parsed import MAX_ID, Declared, Encoder, Parsed
 from .spelling import Spelling
-
-
-@dataclass(frozen=True, slots=True)
-class AddedToken:
-    """An entry of `added_tokens`."""
-
-    id: int
-    content: str
-    special: bool
 
 
 def looks_like_tokenizer_json(data: object) -> bool:
     """Whether parsed JSON has a model with a vocabulary."""
     return isinstance(data, dict) and isinstance(data.get("model"), dict) and "vocab" in data["model"]
-
-
-def model_type(model: Mapping[str, Any]) -> str:
-    """The model's type; files written before the field existed are told by their other fields."""
-    declared = model.get("type")
-    if declared is not None:
-        return str(declared)
-    if "merges" in model:
-        return "BPE"
-    if isinstance(model["vocab"], list):
-        return "Unigram"
-    return "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
 
 
 def parse_tokenizer_json(
@@ -79,18 +57,18 @@ def parse_tokenizer_json(
     check_shape(data, name)
     base = dict(_base_tokens(data, name))
     added = {token.id: token for token in _added_tokens(data, name)}
-    known = {*base.values(), *(token.content for token in added.values())} if more_added else set()
+    known = {*base.values(), *(token.text for token in added.values())} if more_added else set()
     added.update(
         (token.id, token)
         for token in more_added
-        if token.id <= MAX_ID and token.id not in added and token.id not in base and token.content not in known
+        if token.id <= MAX_ID and token.id not in added and token.id not in base and token.text not in known
     )
     if not base:
         raise VocabularyError(f"{name} has an empty vocabulary: there is nothing to map")
     for token_id, token in added.items():
-        if base.get(token_id, token.content) != token.content:
+        if base.get(token_id, token.text) != token.text:
             raise VocabularyError(
-                f"id {token_id} of {name} is both {base[token_id]!r} and {token.content!r}: an id is one token"
+                f"id {token_id} of {name} is both {base[token_id]!r} and {token.text!r}: an id is one token"
             )
     size = max((*base, *added)) + 1
     raw: list[str | None] = [""] * size
@@ -152,10 +130,10 @@ def _base_tokens(data: dict[str, Any], name: str) -> Iterator[tuple[int, str]]:
 def _added_tokens(data: dict[str, Any], name: str) -> Iterator[AddedToken]:
     seen: dict[int, str] = {}
     for entry in data.get("added_tokens") or ():
-        token = AddedToken(entry["id"], entry["content"], bool(entry.get("special", False)))
-        if seen.setdefault(token.id, token.content) != token.content:
+        token = AddedToken(id=entry["id"], text=entry["content"], special=bool(entry.get("special", False)))
+        if seen.setdefault(token.id, token.text) != token.text:
             raise VocabularyError(
-                f"id {token.id} of {name} is both {seen[token.id]!r} and {token.content!r}: an id is one token"
+                f"id {token.id} of {name} is both {seen[token.id]!r} and {token.text!r}: an id is one token"
             )
         yield token
 
@@ -171,7 +149,7 @@ def _declare(
         escapes = fallback_bytes(raw)
         declared[[token_id for token_id in escapes if declared[token_id] == Declared.NORMAL]] = Declared.BYTE
     for token_id, token in added.items():
-        raw[token_id] = token.content
+        raw[token_id] = token.text
         declared[token_id] = Declared.SPECIAL if token.special else Declared.ADDED
     unknown_id = model.get("unk_id")
     unknown_text = model.get("unk_token")

@@ -19,7 +19,7 @@ from .patterns import FAMILIES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddedToken:
-    """A token beside the ranks: its id, its text, and whether the model's own file flags it special."""
+    """A token beside the base vocabulary: its id, its text, and whether the model's own file flags it special."""
 
     id: int
     text: str
