@@ -137,7 +137,7 @@ def _classify_texts(joined: str, length: NDArray[np.int64]) -> NDArray[np.uint8]
         length: int64 (texts,), their lengths in characters.
     """
     # ` 12`, `a` and `é!` are ` 12aé!`: lengths 3 1 2, starts 0 3 4. The characters' traits are space,
-    # digit, digit, ascii_letter, beyond + latin, punct; per text {space, digit}, {ascii_letter}, {beyond, latin, punct}.
+    # digit, digit, ascii_letter, beyond + latin, punct; per text {space, digit} {ascii_letter} {beyond, latin, punct}.
     points = _code_points(joined)
     starts = np.cumsum(length) - length
     seen = np.zeros(_CODE_SPACE, np.bool_)
