@@ -122,6 +122,7 @@ def _chunks_of_block(
         # Ends lie on the axis by construction; `take` is faster where it need not check that.
         marks.take(axis.ends[here], out=taken[here], mode="clip")
     is_common = taken != 0
+    # A token's chunk is the number of common ends before its own, on both sides through all units.
     chunk = is_common.cumsum(dtype=np.int32)
     common_before = _before_each_side(chunk, axis.offsets)
     chunk -= is_common
@@ -141,11 +142,13 @@ def _chunks_of_block(
             of_student = unequal[: unequal.searchsorted(middle)]
             wrong_tokens = of_student.repeat(axis.lengths[of_student])[wrong]
             differs[axis.offsets.searchsorted(wrong_tokens, side="right") - 1] = True
+    # The teacher's tokens came after all of the student's; their chunks count from 0 too.
     chunk[middle:] -= common_before[units]
     count = common_before[1 : units + 1] - common_before[:units]
     if axis.base is not None:
         chunk[tail] = -1
     if differs.any():
+        # Units that differ lose their chunks, and those of later units move up.
         count_kept = np.where(differs, 0, count)
         shift = (offsets_of(count) - offsets_of(count_kept))[:-1].astype(np.int32)
         chunk -= np.concatenate((shift, shift)).repeat(axis.counts) * (chunk >= 0)
@@ -299,8 +302,8 @@ def _before_each_side(running: NDArray[T], offsets: Numbers) -> NDArray[T]:
 def _compare_tails(axis: _Axis, chunk: NDArray[np.int32], common_before: NDArray[np.int32]) -> tuple[Flags, Flags]:
     """Which tokens come after their side's last common end, and in which units these tails are not one text.
 
-    "ab cd" cut to "ab" `_c` by the student, and to `ab` `_` by the teacher: the last common end is 2, the tails are
-    "_c" and "_". They are compared as far as both go, one byte, so the unit does not differ.
+    Of the text "ab cd" the student has kept `ab` and ` c`, the teacher `ab` and ` `. The last common end is 2, the tails
+    are " c" and " ". They are compared as far as both go, one byte, so the unit does not differ.
 
     Args:
         axis: the tokens.
