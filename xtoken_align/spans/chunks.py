@@ -302,7 +302,7 @@ def _before_each_side(running: NDArray[T], offsets: Numbers) -> NDArray[T]:
 def _compare_tails(axis: _Axis, chunk: NDArray[np.int32], common_before: NDArray[np.int32]) -> tuple[Flags, Flags]:
     """Which tokens come after their side's last common end, and in which units these tails are not one text.
 
-    Of the text "ab cd" the student has kept `ab` and ` c`, the teacher `ab` and ` `. The last common end is 2, the tails
+    Of the text "ab cd" the student has `ab` and ` c`, the teacher `ab` and ` `. The last common end is 2, the tails
     are " c" and " ". They are compared as far as both go, one byte, so the unit does not differ.
 
     Args:
