@@ -32,7 +32,9 @@ _SHOWN = ("loss", "kd", "ce", "agreement")
 )
 @click.option("--check", is_flag=True, help="Check the configuration, and do nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="Print the student's folder alone, and no progress.")
+@click.option(
+    "-q", "--quiet", is_flag=True, help="No progress; print the student's folder alone, or with --json the result."
+)
 def command(config: Path, **options: Any) -> None:
     """Distil a student from one or more teachers, as a YAML file says.
 
@@ -69,19 +71,19 @@ def command(config: Path, **options: Any) -> None:
         if options["as_json"]:
             print_json({"config": str(config), "in_order": True})
         else:
-            click.echo(f"{config} is in order.")
+            click.echo(f"{config} is in order: {made.sentence}.")
         return
     # Of the processes that torchrun starts, one speaks.
     speaks = os.environ.get("RANK", "0") == "0"
     result = _run(made, options["store"], quiet=options["quiet"] or not speaks)
     if not speaks:
         return
-    if options["quiet"]:
-        click.echo(result.student)
-    elif options["as_json"]:
+    if options["as_json"]:
         print_json(result.to_dict())
+    elif options["quiet"]:
+        click.echo(result.student)
     else:
-        _render(result)
+        _render(result, made.sentence)
 
 
 def _run(config: DistillConfig, store: Path | None, *, quiet: bool) -> DistillResult:
@@ -142,12 +144,13 @@ def _figures(found: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {found[name]:.4g}" for name in _SHOWN if name in found)
 
 
-def _render(result: DistillResult) -> None:
-    """Prints the teachers, the metrics before and after, and where the student is."""
+def _render(result: DistillResult, sentence: str) -> None:
+    """Prints who learnt from whom, the teachers, the metrics before and after, and where the student is."""
     from rich import box
     from rich.table import Table
 
     console = stdout_console()
+    click.echo(f"{sentence[0].upper()}{sentence[1:]}\n")
     teachers = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for name in ("teacher", "loss", "mapping", "weight"):
         teachers.add_column(name, no_wrap=True)

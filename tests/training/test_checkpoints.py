@@ -10,15 +10,17 @@ import torch
 from training_world import World, far, losses, make_llama, make_trainer, weights
 from transformers import TrainerCallback
 
-from xtoken_align.errors import StoreError
+from xtoken_align.errors import OptionError, StoreError, XTokenWarning
 from xtoken_align.training.trainer import (
     STATE,
     checkpoints_in,
+    damage_of,
     finish_checkpoint,
     last_checkpoint,
     load_loss,
     remove_checkpoint,
     rotate,
+    sound_checkpoint,
 )
 
 RUN: dict[str, Any] = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}
@@ -147,3 +149,37 @@ def test_a_checkpoint_that_is_half_removed_is_none(tmp_path: Path, monkeypatch: 
     with pytest.raises(CutOffError):
         remove_checkpoint(checkpoint)
     assert last_checkpoint(tmp_path) is None
+
+
+def test_where_all_checkpoints_are_damaged_a_sentence_says_so(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    (checkpoint / "weights").write_bytes(b"1234")
+    finish_checkpoint(checkpoint, torch.nn.Linear(2, 2))
+    assert damage_of(checkpoint) is None
+    assert sound_checkpoint(tmp_path) == checkpoint
+    (checkpoint / "weights").write_bytes(b"1235")
+    assert damage_of(checkpoint) == "weights is not what was written"
+    (checkpoint / "weights").unlink()
+    with (
+        pytest.warns(XTokenWarning),
+        pytest.raises(StoreError, match=r"checkpoint-2 is damaged \(weights is missing\)"),
+    ):
+        sound_checkpoint(tmp_path)
+
+
+class Broken(TrainerCallback):
+    """Makes a weight no number before a step."""
+
+    def on_step_begin(self, _args: Any, state: Any, _control: Any, model: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            next(model.parameters()).data.fill_(float("nan"))
+
+
+def test_a_run_whose_loss_is_no_number_is_given_up(world: World, tmp_path: Path) -> None:
+    trainer = trainer_of(world, tmp_path, max_steps=20, save_steps=3)
+    trainer.add_callback(Broken())
+    with pytest.raises(OptionError, match=r"the loss was not finite in the last 5 batches, up to step 8: take a lower"):
+        trainer.train()
+    # Nothing was written after the last step whose loss was a number.
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-3"]

@@ -16,7 +16,7 @@ from training_world import World, far, make_llama, texts, weights, write_tokeniz
 from transformers import LlamaForCausalLM
 
 import xtoken_align
-from xtoken_align.errors import CorpusError, MismatchError, OptionError, SourceError
+from xtoken_align.errors import CorpusError, MismatchError, OptionError, SourceError, XTokenWarning
 from xtoken_align.training import DistillConfig, DistillResult, distill, run, trainer, write_teacher_cache
 from xtoken_align.training.config_file import from_values
 from xtoken_align.training.run import make_rows, split
@@ -87,6 +87,11 @@ def test_a_student_is_distilled_and_measured(start: Any, world: World, tmp_path:
 
 def test_a_run_that_has_ended_is_not_run_again(start: Any, tmp_path: Path) -> None:
     first = start()
+    with pytest.MonkeyPatch.context() as patch:
+        # It says so before it loads a model.
+        patch.setattr(LlamaForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+        patch.setattr(run.transformers, "AutoModelForCausalLM", None)
+        start()
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
     again = start(training={"logging_steps": 5})
     assert {**again.to_dict(), "seconds": 0} == {**first.to_dict(), "seconds": 0}
@@ -149,6 +154,21 @@ def test_wherever_it_is_killed_the_student_is_the_same(start: Any, world: World,
         assert result.training == quiet.training
         resumed[moment] = result.resumed
     assert resumed == dict(zip(MOMENTS, (0, 0, 0, 2, 2, 4, 6, 6), strict=True))
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(start: Any, tmp_path: Path) -> None:
+    quiet = start("quiet", training={"save_total_limit": 2})
+    start("hurt", training={"save_total_limit": 2})
+    (tmp_path / "hurt" / "result.json").unlink()
+    file = tmp_path / "hurt" / "checkpoints" / "checkpoint-6" / "optimizer.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.warns(XTokenWarning, match=r"checkpoint-6 is damaged \(optimizer.pt is not what was written\)"):
+        result = start("hurt", training={"save_total_limit": 2})
+    assert result.resumed == 4
+    assert far(student(tmp_path / "hurt"), student(tmp_path / "quiet")) == 0
+    assert result.after == quiet.after
 
 
 def test_another_run_in_the_same_folder_is_refused(start: Any, tmp_path: Path) -> None:

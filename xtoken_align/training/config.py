@@ -331,6 +331,13 @@ class DistillConfig:
         return self.longest_text or 3 * (self.training.max_student_tokens or 512)
 
     @property
+    def sentence(self) -> str:
+        """Who learns from whom."""
+        teachers = [str(teacher.model or f"the cache {teacher.cache}") for teacher in self.teachers]
+        several = "teachers" if len(teachers) > 1 else "teacher"
+        return f"student {self.student.model} learns from {several} {' and '.join(teachers)}"
+
+    @property
     def folder(self) -> Path:
         """The run's folder."""
         return Path(self.output).expanduser()

@@ -19,12 +19,13 @@ import transformers
 from ..corpus.texts import pieces, read_texts
 from ..errors import ArtifactError, CorpusError, MismatchError, MissingExtraError, OptionError, SourceError, StoreError
 from ..files import write_atomically
+from ..read import read_vocab
 from ..sources.hub import CONFIGURATION_FILES, VOCABULARY_FILES
 from ..sources.locate import locate
 from .cache.read import TeacherCache
 from .config import DistillConfig, LoraConfig, XTokenConfig, check_config
 from .teachers import TeacherSpec
-from .trainer import XTokenTrainer, last_checkpoint
+from .trainer import XTokenTrainer, last_checkpoint, sound_checkpoint
 
 Report = Callable[[int, int, Mapping[str, float]], object]
 """Is told the steps done, the steps of the run, and what was logged: nothing between the steps of a logging."""
@@ -102,21 +103,26 @@ def distill(
     started = perf_counter()
     check_config(config)
     folder = RunFolder(config.folder)
-    say("loading the models")
-    trainer = _make_trainer(config, folder, store=store, report=report, say=say)
-    distillation, processes = trainer.distillation, trainer.args.world_size
-    facts = {
-        "texts": hashes_of(config.texts),
-        "student": distillation.vocab.fingerprint,
-        "mappings": [mapping.version for mapping in distillation.mappings],
-        "processes": processes,
-    }
-    with trainer.args.main_process_first(desc="the run's folder"):
-        folder.claim(config, facts)
     result = folder.read("result.json")
     resumed = 0
-    if result is None or not folder.student.is_dir():
-        checkpoint = last_checkpoint(folder.checkpoints)
+    if result is not None and folder.student.is_dir():
+        # What decides a run and needs no model; vocabularies have one fingerprint whatever width their logits have.
+        student = read_vocab(_tokenizer_of(config.student)).fingerprint
+        folder.claim(config, {"texts": hashes_of(config.texts), "student": student})
+        say(f"{config.sentence}: this run has ended before, nothing is trained")
+    else:
+        say(f"{config.sentence}: loading the models")
+        trainer = _make_trainer(config, folder, store=store, report=report, say=say)
+        distillation, processes = trainer.distillation, trainer.args.world_size
+        facts = {
+            "texts": hashes_of(config.texts),
+            "student": distillation.vocab.fingerprint,
+            "mappings": [mapping.version for mapping in distillation.mappings],
+            "processes": processes,
+        }
+        with trainer.args.main_process_first(desc="the run's folder"):
+            folder.claim(config, facts)
+        checkpoint = sound_checkpoint(folder.checkpoints)
         if checkpoint is not None:
             resumed = int(checkpoint.name.rpartition("-")[2])
             say(f"going on from step {resumed:,}")
@@ -125,15 +131,7 @@ def distill(
             rows, held_out = make_rows(config, folder.texts, processes)
         result = _train(trainer, folder, rows, held_out, checkpoint, say)
         say("writing the student")
-        trainer.accelerator.wait_for_everyone()
-        if trainer.args.should_save:
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            write_student(model, folder.student, _tokenizer_of(config.student))
-            _push(trainer, folder.student)
-            folder.write("result.json", result)
-        trainer.accelerator.wait_for_everyone()
-    else:
-        say("this run has ended before: nothing is trained")
+        _write(trainer, folder, result, _tokenizer_of(config.student))
     return DistillResult(
         **{**result, "student": folder.student, "teachers": tuple(result["teachers"])},
         seconds=perf_counter() - started,
@@ -235,6 +233,21 @@ def _train(
     }
 
 
+def _write(trainer: XTokenTrainer, folder: RunFolder, result: Mapping[str, Any], tokenizer: str) -> None:
+    """Writes the student and then the result, in one process; uploads the student where `push_to_hub` says so."""
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        write_student(trainer.accelerator.unwrap_model(trainer.model), folder.student, tokenizer)
+        if trainer.args.push_to_hub:
+            from huggingface_hub import HfApi
+
+            # The trainer itself uploads checkpoints.
+            api, place = HfApi(token=trainer.args.hub_token), trainer.hub_model_id
+            api.upload_folder(repo_id=place, folder_path=folder.student, revision=trainer.args.hub_revision)
+        folder.write("result.json", result)
+    trainer.accelerator.wait_for_everyone()
+
+
 def even_batch(rows: int, most: int) -> int:
     """The largest size of batches, `most` or less, that some rows can be cut into.
 
@@ -309,7 +322,7 @@ class RunFolder:
             if begun != given:
                 (self.path / "before.json").unlink(missing_ok=True)
             self.write("run.json", given)
-        elif different := _differences(begun, given):
+        elif different := _differences({name: begun.get(name) for name in given}, given):
             raise MismatchError(
                 f"{self.path} was begun with other settings ({'; '.join(different[:3])}): run with those to go on, or "
                 "name another output"
@@ -496,12 +509,3 @@ def write_student(model: Any, folder: Path, tokenizer: str) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     beside.rename(folder)
-
-
-def _push(trainer: Any, student: Path) -> None:
-    """Uploads the finished student, where `push_to_hub` asks for it; the trainer itself uploads checkpoints."""
-    if trainer.args.push_to_hub:
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=trainer.args.hub_token)
-        api.upload_folder(repo_id=trainer.hub_model_id, folder_path=student, revision=trainer.args.hub_revision)
