@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from .coverage.classes import classify
-from .coverage.common import relaxed_common, strict_common
 from .coverage.coverage import Coverage, measure
 from .errors import OptionError, XTokenWarning
 from .mapping.mapping import Mapping, Side
-from .matrix import Matrix, assemble_matrix
+from .matrix import Matrix, assemble_matrix, relaxed_common, strict_common
 from .read import as_vocab
 from .rules.override import Override, parse_overrides, read_overrides, with_overrides
-from .rules.pieces import Pair, Pieces
+from .rules.pieces import Pair
 from .rules.rules import RuleOptions, rule_options, run_rules
 from .vocab.vocab import Vocab
 
@@ -73,20 +72,32 @@ def build(
         reverse_pass=reverse_pass,
         overrides=_overrides(overrides),
     )
-    student_vocab = as_vocab(student)
-    teacher_vocab = as_vocab(teacher)
-    pair = Pair(student_vocab, teacher_vocab)
-    links = run_rules(pair, options)
-    matrix = assemble_matrix(links, (len(student_vocab), len(teacher_vocab)))
+    pair = Pair(as_vocab(student), as_vocab(teacher))
+    matrix = assemble_matrix(run_rules(pair, options), (len(pair.student), len(pair.teacher)))
     if not len(matrix.data):
         warnings.warn(
-            f"no token of {student_vocab.name} has a counterpart in {teacher_vocab.name}: W is empty, and there is "
+            f"no token of {pair.student.name} has a counterpart in {pair.teacher.name}: W is empty, and there is "
             "nothing to distil through it",
             XTokenWarning,
             stacklevel=2,
         )
     student_pieces = with_overrides(pair, options.overrides) if options.overrides else pair.student_pieces
-    return _mapping(pair, matrix, student_pieces, options)
+    notes: dict[str, Any] = {}
+    for side, vocab in (("student", pair.student), ("teacher", pair.teacher)):
+        notes[f"{side}_duplicates"] = vocab.repeated_surfaces
+        if vocab.disagreeing:
+            notes[f"{side}_decoder_disagrees"] = list(vocab.disagreeing)
+    return Mapping(
+        student=Side.of(pair.student),
+        teacher=Side.of(pair.teacher),
+        matrix=matrix,
+        options=_plain(options),
+        student_pieces=student_pieces,
+        teacher_pieces=pair.teacher_pieces,
+        measured=_coverage(pair, matrix, lossy=len(student_pieces.lossy)),
+        created=_created(),
+        notes=notes,
+    )
 
 
 def plain_options(
@@ -108,21 +119,7 @@ def _overrides(given: str | os.PathLike[str] | Sequence[Override | dict[str, Any
     return parse_overrides(list(given))
 
 
-def _mapping(pair: Pair, matrix: Matrix, student_pieces: Pieces, options: RuleOptions) -> Mapping:
-    return Mapping(
-        student=Side.of(pair.student),
-        teacher=Side.of(pair.teacher),
-        matrix=matrix,
-        options=_plain(options),
-        student_pieces=student_pieces,
-        teacher_pieces=pair.teacher_pieces,
-        measured=_coverage(pair, matrix, student_pieces),
-        created=_created(),
-        notes=_notes(pair),
-    )
-
-
-def _coverage(pair: Pair, matrix: Matrix, student_pieces: Pieces) -> Coverage:
+def _coverage(pair: Pair, matrix: Matrix, *, lossy: int) -> Coverage:
     column, weight = matrix.top
     return measure(
         kinds=pair.student.kinds,
@@ -131,7 +128,7 @@ def _coverage(pair: Pair, matrix: Matrix, student_pieces: Pieces) -> Coverage:
         links_per_row=np.diff(matrix.indptr).astype(np.int64),
         common_strict=strict_common(matrix.owner, column),
         common_relaxed=relaxed_common(column, weight),
-        lossy=len(student_pieces.lossy),
+        lossy=lossy,
         identical=pair.identical,
     )
 
@@ -146,15 +143,6 @@ def _plain(options: RuleOptions) -> dict[str, Any]:
         "reverse_pass": options.reverse_pass,
         "overrides": [entry.to_dict() for entry in options.overrides],
     }
-
-
-def _notes(pair: Pair) -> dict[str, Any]:
-    notes: dict[str, Any] = {}
-    for side, vocab in (("student", pair.student), ("teacher", pair.teacher)):
-        notes[f"{side}_duplicates"] = vocab.repeated_surfaces
-        if vocab.disagreeing:
-            notes[f"{side}_decoder_disagrees"] = list(vocab.disagreeing)
-    return notes
 
 
 def _created() -> str | None:

@@ -31,7 +31,17 @@ def write_atomically(path: Path, content: bytes, *, overwrite: bool = True) -> N
     try:
         target = Path(os.path.realpath(path))
         _check_target(target, overwrite)
-        _write_beside(target, content, overwrite)
+        # Named apart from the target, whose own name may already be as long as the file system allows.
+        temporary = target.with_name(TEMPORARY_PATTERN.replace("*", secrets.token_hex(8)))
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            _publish(temporary, target, overwrite)
+        finally:
+            # Runs on KeyboardInterrupt too; after a rename there is nothing left to remove.
+            temporary.unlink(missing_ok=True)
         _sync_folder(target.parent)
     except FileExistsError as error:
         raise StoreError(f"expected no file at {path}, found one: remove it or allow it to be replaced") from error
@@ -52,24 +62,11 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
-def _write_beside(target: Path, content: bytes, overwrite: bool) -> None:
-    # Named apart from the target, whose own name may already be as long as the file system allows.
-    temporary = target.with_name(TEMPORARY_PATTERN.replace("*", secrets.token_hex(8)))
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        _publish(temporary, target, overwrite)
-    finally:
-        # Runs on KeyboardInterrupt too; after a rename there is nothing left to remove.
-        temporary.unlink(missing_ok=True)
-
-
 def _publish(temporary: Path, target: Path, overwrite: bool) -> None:
+    """Gives a finished file its name; without `overwrite`, only if no other process has taken the name since."""
     if not overwrite:
         try:
-            # Unlike a rename, a link fails if another process has made the file since the check.
+            # Unlike a rename, a link fails if the name exists.
             os.link(temporary, target)
         except FileExistsError:
             raise

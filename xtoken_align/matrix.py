@@ -1,4 +1,4 @@
-"""From links to W: canonical compressed sparse rows, with every link's rule and position beside its weight."""
+"""W as arrays, made from links, and its common sets: rows that stand for one teacher token each, no token twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .rules.links import RULE_NUMBER, Links
+from .rules.links import EXACT_RULES, RULE_NUMBER, Links
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +64,12 @@ class Matrix:
 def assemble_matrix(links: Sequence[Links], shape: tuple[int, int]) -> Matrix:
     """Sorts, sums and normalises links.
 
-    A column that occurs twice in a row (the two zeros of `200`) becomes one link: the weights add up, the position is
-    the first one's.
+    A column that occurs twice in a row becomes one link: the weights add up, and the position is the first one's. If
+    `2` is teacher id 17 and `0` is 15, the pieces 2, 0, 0 of `200` become, in the order of the columns:
+
+        columns    17 15 15                 15             17
+        positions   0  1  2        ->        1              0
+        weights    .9009 .0901 .009         .0991          .9009
 
     Args:
         links: what the rules gave.
@@ -93,3 +97,48 @@ def assemble_matrix(links: Sequence[Links], shape: tuple[int, int]) -> Matrix:
         position=positions[first],
         rule=rules[first],
     )
+
+
+def strict_common(owner: NDArray[np.uint8], first_link_teacher: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Marks the strict common set: rows of rule identity, exact or special, the lowest student id per teacher token.
+
+    Args:
+        owner: uint8 (student ids,), number of the rule that owns each row, 0 for an empty one.
+        first_link_teacher: int32 (student ids,), teacher id of each row's first link, -1 for an empty row.
+
+    Returns:
+        bool (student ids,).
+    """
+    exact = np.isin(owner, [RULE_NUMBER[rule] for rule in EXACT_RULES]) & (first_link_teacher >= 0)
+    candidates = np.flatnonzero(exact)
+    return _mark(candidates, first_link_teacher[candidates], len(owner))
+
+
+def relaxed_common(
+    top_teacher: NDArray[np.int32], top_weight: NDArray[np.float32], threshold: float = 0.6
+) -> NDArray[np.bool_]:
+    """Marks the relaxed common set: rows whose top link weighs enough, the heaviest of those with one teacher token.
+
+    Args:
+        top_teacher: int32 (student ids,), teacher id of each row's heaviest link, -1 for an empty row.
+        top_weight: float32 (student ids,), the weight of that link.
+        threshold: the least weight that counts, compared in float32 as the weights are stored.
+
+    Returns:
+        bool (student ids,); between equal weights the lowest student id is marked.
+
+    Example:
+        >>> relaxed_common(np.array([7, 7, 3, -1]), np.array([0.7, 0.9, 0.5, 0], np.float32)).tolist()
+        [False, True, False, False]
+    """
+    candidates = np.flatnonzero((top_teacher >= 0) & (top_weight >= np.float32(threshold)))
+    heaviest_first = candidates[np.argsort(-top_weight[candidates], kind="stable")]
+    return _mark(heaviest_first, top_teacher[heaviest_first], len(top_teacher))
+
+
+def _mark(rows: NDArray[np.intp], teacher: NDArray[np.int32], size: int) -> NDArray[np.bool_]:
+    """Marks, for each teacher token, the first of the rows that name it."""
+    _, first = np.unique(teacher, return_index=True)
+    marked = np.zeros(size, np.bool_)
+    marked[rows[first]] = True
+    return marked

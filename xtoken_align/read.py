@@ -90,6 +90,13 @@ def assemble(
         raise VocabularyError(f"{name} has no ordinary tokens: there is nothing to map")
     for note in notes:
         warnings.warn(note, XTokenWarning, stacklevel=3)
+
+    def make_encoder() -> Encoder:
+        # Text may become text and byte ids alone; ids above the logit width have no kind and never come out.
+        speakable = np.zeros(ids, dtype=np.bool_)
+        speakable[: min(ids, width)] = kinds[:ids] <= Kind.BYTE
+        return parsed.make_encoder(speakable)
+
     vocab = Vocab(
         name=name,
         source=source,
@@ -99,14 +106,14 @@ def assemble(
         kinds=kinds,
         roles=decide_roles(parsed, kinds),
         sizes=Sizes(base=parsed.base_size, with_added=_token_count(parsed, kinds), ids=ids, logits=width),
-        make_encoder=lambda: _make_encoder(parsed, kinds),
+        make_encoder=make_encoder,
         disagreeing=disagreeing_ids(parsed, kinds, surfaces),
         joins_words=parsed.spelling.word_pieces,
         ends_words=parsed.spelling.end_of_word,
         chat_template=parsed.chat_template,
         warnings=tuple(notes),
     )
-    # Encoding the canary now refuses a tokenizer that cannot encode when it is read, not in the middle of a build.
+    # Encodes the canary texts: a tokenizer that cannot encode is refused when it is read, not in the middle of a build.
     assert vocab.fingerprint
     return vocab
 
@@ -144,10 +151,3 @@ def _raw(parsed: Parsed, width: int) -> Sequence[str]:
     if parsed.token_bytes is None:
         return tuple(text or "" for text in strings)
     return RankStrings(strings, [*parsed.token_bytes[:width], *[None] * (width - len(parsed.token_bytes))])
-
-
-def _make_encoder(parsed: Parsed, kinds: NDArray[np.uint8]) -> Encoder:
-    speakable = np.zeros(len(parsed.declared), dtype=np.bool_)
-    count = min(len(speakable), len(kinds))
-    speakable[:count] = kinds[:count] <= Kind.BYTE
-    return parsed.make_encoder(speakable)

@@ -33,11 +33,11 @@ from slow_parts import (
 )
 from torch import Tensor
 
-from xtoken_align.coverage.common import relaxed_common, strict_common
 from xtoken_align.errors import OptionError
 from xtoken_align.losses import TopK
 from xtoken_align.losses import options as checks
 from xtoken_align.mapping.mapping import Mapping
+from xtoken_align.matrix import relaxed_common, strict_common
 from xtoken_align.spans.spans import Spans
 
 

@@ -1,7 +1,7 @@
 """How much of a student's vocabulary a mapping covers, and which loss that suggests."""
 
+from ..matrix import relaxed_common, strict_common
 from .classes import CLASSES, ClassRow, classify
-from .common import relaxed_common, strict_common
 from .coverage import EMPTY_REASONS, Coverage, measure
 from .recommend import DEFAULT_CRITICAL, Recommendation, recommend
 

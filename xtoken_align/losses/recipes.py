@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..coverage.common import relaxed_common, strict_common
 from ..mapping.mapping import Mapping
+from ..matrix import relaxed_common, strict_common
 from ..vocab.kinds import Kind
 from .bins import MASKED
 from .functional import recipe_of_bins, recipe_of_everything, recipe_of_pairs, recipe_of_projection

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..coverage.common import relaxed_common, strict_common
+from ..matrix import relaxed_common, strict_common
 from ..rules.links import RULES
 from ..vocab.kinds import Kind
 from .find import json_surface

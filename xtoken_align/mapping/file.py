@@ -57,17 +57,6 @@ class Member:
         return f"{self.name}.npy"
 
 
-def _side_members(side: str) -> tuple[Member, ...]:
-    return (
-        Member(f"{side}_kind", "|u1", 1, MAX_IDS),
-        Member(f"{side}_surface_bytes", "|u1", 1, MAX_SURFACE_BYTES),
-        Member(f"{side}_surface_lengths", "<i4", 1, MAX_IDS),
-        Member(f"{side}_piece_lengths", "<i4", 1, MAX_IDS),
-        Member(f"{side}_piece_ids", "<i4", 1, MAX_LINKS),
-        Member(f"{side}_lossy", "<i4", 1, MAX_IDS),
-    )
-
-
 ARRAYS = (
     Member("format", "|S3", 0, 1),
     Member("shape", "<i8", 1, 2),
@@ -76,7 +65,18 @@ ARRAYS = (
     Member("indptr", "<i4", 1, MAX_IDS + 1),
     Member("position", "|u1", 1, MAX_LINKS),
     Member("rule", "|u1", 1, MAX_LINKS),
-    *(member for side in SIDES for member in _side_members(side)),
+    *(
+        Member(f"{side}_{name}", dtype, 1, limit)
+        for side in SIDES
+        for name, dtype, limit in (
+            ("kind", "|u1", MAX_IDS),
+            ("surface_bytes", "|u1", MAX_SURFACE_BYTES),
+            ("surface_lengths", "<i4", MAX_IDS),
+            ("piece_lengths", "<i4", MAX_IDS),
+            ("piece_ids", "<i4", MAX_LINKS),
+            ("lossy", "<i4", MAX_IDS),
+        )
+    ),
 )
 """Every array of schema 1, under scipy's names where `scipy.sparse.load_npz` reads them."""
 

@@ -109,13 +109,15 @@ def override(pair: Pair, _: Open, options: RuleOptions) -> Links:
     Raises:
         OverrideError: a token is unknown, or a student token is overridden twice.
     """
+    if not options.overrides:
+        return one_to_one("override", (), ())
     links: list[tuple[int, int, int, float]] = []
     for entry, (row, pieces) in zip(options.overrides, find_overridden(pair, options.overrides), strict=True):
         # Weights of 0 (decay 0 gives them to all but the first) make no links.
         shares = entry.shares(options.decay).tolist()
         weighted = [(piece, share) for piece, share in zip(pieces, shares, strict=True) if share]
         links += [(row, piece, min(at, 255), share) for at, (piece, share) in enumerate(weighted)]
-    rows, columns, positions, weights = zip(*links, strict=True) if links else ((), (), (), ())
+    rows, columns, positions, weights = zip(*links, strict=True)
     return Links(
         RULE_NUMBER["override"],
         np.array(rows, dtype=np.int32),

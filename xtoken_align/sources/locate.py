@@ -7,7 +7,6 @@ import os
 import re
 import unicodedata
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,7 +39,10 @@ def package_file(source: str) -> Path:
             f"{source!r} does not name a file in a package: expected pkg:package/path/in/package,"
             " without '..' or an empty part"
         )
-    spec = _spec(package)
+    try:
+        spec = find_spec(package)
+    except ValueError:  # a module that was put into sys.modules by hand has no spec
+        spec = None
     if spec is None or spec.submodule_search_locations is None:
         raise SourceError(
             f"{source!r} names the package {package}, which is not installed here: install it, or use a path"
@@ -52,13 +54,6 @@ def package_file(source: str) -> Path:
     raise SourceError(
         f"the installed package {package} has no file {inside!r}: check the name, or install a version that has it"
     )
-
-
-def _spec(package: str) -> ModuleSpec | None:
-    try:
-        return find_spec(package)
-    except ValueError:  # a module that was put into sys.modules by hand has no spec
-        return None
 
 
 _GENERIC = frozenset(

@@ -56,20 +56,38 @@ class Preset:
     package: str | None
 
 
-class _Table(Mapping[str, Preset]):
-    """Presets by alias, each built when it is first asked for.
+class _Presets(Mapping[str, Preset]):
+    """Presets by alias, each made when it is first asked for.
 
     Expanding the fillers of all generations takes 10 ms, several times what reading the file does.
     """
 
-    def __init__(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
-        self._entries = {name: entry for alias, entry in entries.items() for name in (alias, *entry.get("also", ()))}
-        self._built: dict[str, Preset] = {}
+    def __init__(self) -> None:
+        # importlib.resources would do the same after importing zipfile and tempfile.
+        entries = json.loads(pkgutil.get_data(__name__, "presets.json") or b"")
+        self._entries: dict[str, dict[str, Any]] = {
+            name: entry for alias, entry in entries.items() for name in (alias, *entry.get("also", ()))
+        }
+        self._presets: dict[str, Preset] = {}
 
     def __getitem__(self, alias: str) -> Preset:
-        if alias not in self._built:
-            self._built[alias] = _preset(alias, self._complete(self._entries[alias]))
-        return self._built[alias]
+        if alias not in self._presets:
+            entry = self._entries[alias]
+            if "base" in entry:  # what it shares with another alias stands there
+                entry = {**self._entries[entry["base"]], **entry}
+            self._presets[alias] = Preset(
+                alias=alias,
+                locations=tuple(entry["locations"]),
+                format=entry["format"],
+                sha256=entry.get("sha256"),
+                pattern=FAMILIES[entry["pattern"]][0] if entry.get("pattern") is not None else None,
+                normalizer=entry.get("normalizer"),
+                added=_added(entry),
+                roles=MappingProxyType({role: tuple(texts) for role, texts in entry["roles"].items()}),
+                logits=entry["logits"],
+                package=entry.get("package"),
+            )
+        return self._presets[alias]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -81,20 +99,11 @@ class _Table(Mapping[str, Preset]):
         """Returns the first alias whose file has this hash."""
         return next((alias for alias, entry in self._entries.items() if entry.get("sha256") == sha256), None)
 
-    def _complete(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Fills an entry that names a `base` with what the two share."""
-        return {**self._entries[entry["base"]], **entry} if "base" in entry else entry
-
 
 @cache
-def _table() -> _Table:
-    # importlib.resources would do the same after importing zipfile and tempfile.
-    return _Table(json.loads(pkgutil.get_data(__name__, "presets.json") or b""))
-
-
-def presets() -> Mapping[str, Preset]:
+def presets() -> _Presets:
     """Returns every preset by alias, in the order of `presets.json`; names that share an entry follow its first."""
-    return _table()
+    return _Presets()
 
 
 def preset_for_hash(sha256: str) -> Preset | None:
@@ -106,39 +115,23 @@ def preset_for_hash(sha256: str) -> Preset | None:
     Returns:
         The first preset with that file (generations may share one), or None.
     """
-    alias = _table().alias_of(sha256.lower())
-    return None if alias is None else _table()[alias]
-
-
-def _preset(alias: str, entry: Mapping[str, Any]) -> Preset:
-    family = entry.get("pattern")
-    return Preset(
-        alias=alias,
-        locations=tuple(entry["locations"]),
-        format=entry["format"],
-        sha256=entry.get("sha256"),
-        pattern=None if family is None else FAMILIES[family][0],
-        normalizer=entry.get("normalizer"),
-        added=_added(entry),
-        roles=MappingProxyType({role: tuple(texts) for role, texts in entry["roles"].items()}),
-        logits=entry["logits"],
-        package=entry.get("package"),
-    )
+    alias = presets().alias_of(sha256.lower())
+    return None if alias is None else presets()[alias]
 
 
 def _added(entry: Mapping[str, Any]) -> tuple[AddedToken, ...]:
+    """The tokens that an entry lists, and its fillers.
+
+    `{"first": 4, "last": 7, "template": "<unused{number}>"}` names those ids from 4 to 7 that have no name yet:
+    if 5 has one, then 4, 6 and 7 are `<unused0>`, `<unused1>` and `<unused2>`. A template may also take the `id`.
+    """
     named: dict[int, AddedToken] = {}
     for run in entry.get("tokens", ()):
         for token_id, text in enumerate(run["texts"], start=run["first"]):
             named[token_id] = AddedToken(id=token_id, text=text, special=run["special"])
     for rule in entry.get("fillers", ()):
-        named.update({token.id: token for token in _fillers(rule, named)})
+        free = [token_id for token_id in range(rule["first"], rule["last"] + 1) if token_id not in named]
+        for number, token_id in enumerate(free, start=rule.get("number", 0)):
+            text = rule["template"].format(number=number, id=token_id)
+            named[token_id] = AddedToken(id=token_id, text=text, special=True)
     return tuple(named[token_id] for token_id in sorted(named))
-
-
-def _fillers(rule: Mapping[str, Any], named: Mapping[int, AddedToken]) -> Iterator[AddedToken]:
-    """Fills a range's unnamed ids; a template counts them (`number`) or takes the id itself (`id`)."""
-    number = rule.get("number", 0)
-    free = [token_id for token_id in range(rule["first"], rule["last"] + 1) if token_id not in named]
-    for count, token_id in enumerate(free, start=number):
-        yield AddedToken(id=token_id, text=rule["template"].format(number=count, id=token_id), special=True)

@@ -129,9 +129,6 @@ class RankStrings(Sequence[str]):
         return "" if data is None else characters_of(data)
 
 
-__all__ = ["RankStrings", "disagreeing_ids", "surfaces_of"]
-
-
 def surfaces_of(parsed: Parsed, kinds: NDArray[np.uint8]) -> list[bytes]:
     """The surface of every id below the logit width.
 
@@ -155,15 +152,12 @@ def surfaces_of(parsed: Parsed, kinds: NDArray[np.uint8]) -> list[bytes]:
             surfaces[token_id] = surface
     literal = ~spelled & (kinds[:count] <= Kind.RESERVED)
     for token_id in np.flatnonzero(literal).tolist():
-        surfaces[token_id] = _literal(parsed, token_id)
+        text = parsed.raw[token_id]
+        if text is None and parsed.token_bytes is not None:
+            surfaces[token_id] = parsed.token_bytes[token_id] or b""
+        else:
+            surfaces[token_id] = utf8(text or "")
     return surfaces
-
-
-def _literal(parsed: Parsed, token_id: int) -> bytes:
-    text = parsed.raw[token_id]
-    if text is None and parsed.token_bytes is not None:
-        return parsed.token_bytes[token_id] or b""
-    return utf8(text or "")
 
 
 def disagreeing_ids(parsed: Parsed, kinds: NDArray[np.uint8], surfaces: list[bytes]) -> tuple[int, ...]:
