@@ -1,4 +1,4 @@
-"""Whether the arrays and the metadata of a mapping are one: every check a reader makes before it trusts a file.
+"""Every check that is made before a mapping file is trusted: arrays and metadata are well formed and fit each other.
 
 All checks are vectorised; a Llama-3 x Qwen3 mapping takes a few milliseconds, and its hash a few more.
 """
@@ -62,8 +62,7 @@ def validate(arrays: Arrays, metadata: Mapping[str, object]) -> None:
     check_schema(metadata)
     _check_metadata(metadata)
     check_arrays(arrays)
-    _check_shape(arrays, metadata)
-    _check_lengths(arrays)
+    _check_sizes(arrays, metadata)
     _check_pattern(arrays)
     _check_links(arrays)
     for side, other in zip(SIDES, reversed(SIDES), strict=True):
@@ -74,16 +73,15 @@ def validate(arrays: Arrays, metadata: Mapping[str, object]) -> None:
 
 
 def _check_metadata(metadata: Mapping[str, object]) -> None:
-    _text(metadata, "package_version", "metadata")
-    _fingerprint(metadata, "content_hash", "metadata")
-    for side in SIDES:
-        _check_side_metadata(_object(metadata, side, "metadata"), f"metadata.{side}")
+    _field(metadata, "package_version", str, "metadata")
+    _check_sha256(metadata, "content_hash", "metadata")
     for key in ("options", "coverage", "bins"):
-        _object(metadata, key, "metadata")
-    if metadata.get("notes") is not None:
-        _object(metadata, "notes", "metadata")
-    if metadata.get("created") is not None:
-        _text(metadata, "created", "metadata")
+        _field(metadata, key, Mapping, "metadata")
+    for key, kind in (("notes", Mapping), ("created", str)):
+        if metadata.get(key) is not None:
+            _field(metadata, key, kind, "metadata")
+    for side in SIDES:
+        _check_side_metadata(_field(metadata, side, Mapping, "metadata"), f"metadata.{side}")
     rules = metadata.get("rules")
     if not isinstance(rules, list | tuple) or tuple(rules) != RULES:
         raise damaged("metadata.rules", f"the list {', '.join(RULES)}", f"{rules!r:.200}")
@@ -91,41 +89,35 @@ def _check_metadata(metadata: Mapping[str, object]) -> None:
         raise damaged("metadata.provenance", f"one of {', '.join(PROVENANCES)}", f"{metadata.get('provenance')!r:.60}")
 
 
-def _check_side_metadata(side: Mapping[str, object], field: str) -> None:
+def _check_side_metadata(side: Mapping[str, Any], field: str) -> None:
     for key in ("name", "source"):
-        _text(side, key, field)
+        _field(side, key, str, field)
     if "revision" not in side or not isinstance(side["revision"], str | None):
         raise damaged(f"{field}.revision", "a string or null", f"{side.get('revision', 'nothing')!r:.60}")
-    _fingerprint(side, "fingerprint", field)
-    sizes = _object(side, "sizes", field)
+    _check_sha256(side, "fingerprint", field)
+    sizes = _field(side, "sizes", Mapping, field)
     if sizes.keys() != set(SIZES):
         raise damaged(f"{field}.sizes", f"exactly {', '.join(SIZES)}", f"{', '.join(sizes):.80}")
     for key in SIZES:
-        if not _is_whole(sizes.get(key)):
-            raise damaged(f"{field}.sizes.{key}", "a whole number from 0", f"{sizes.get(key)!r:.60}")
-    for role, ids in _object(side, "roles", field).items():
+        if not _is_whole(sizes[key]):
+            raise damaged(f"{field}.sizes.{key}", "a whole number from 0", f"{sizes[key]!r:.60}")
+    for role, ids in _field(side, "roles", Mapping, field).items():
         if not isinstance(ids, list | tuple) or not all(map(_is_whole, ids)):
             raise damaged(f"{field}.roles.{role:.60}", "a list of ids", f"{ids!r:.60}")
         if ids and max(ids) >= sizes["logits"]:
             raise damaged(f"{field}.roles.{role:.60}", f"ids below {sizes['logits']}, the logit width", max(ids))
 
 
-def _object(parent: Mapping[str, object], key: str, field: str) -> Mapping[str, Any]:
+def _field(parent: Mapping[str, Any], key: str, kind: type, field: str) -> Any:
+    """Returns the value of a key of a JSON object, if it is a string or an object as it must be."""
     value = parent.get(key)
-    if not isinstance(value, Mapping):
-        raise damaged(f"{field}.{key}", "a JSON object", f"{value!r:.60}")
+    if not isinstance(value, kind):
+        raise damaged(f"{field}.{key}", "a string" if kind is str else "a JSON object", f"{value!r:.60}")
     return value
 
 
-def _text(parent: Mapping[str, object], key: str, field: str) -> str:
-    value = parent.get(key)
-    if not isinstance(value, str):
-        raise damaged(f"{field}.{key}", "a string", f"{value!r:.60}")
-    return value
-
-
-def _fingerprint(parent: Mapping[str, object], key: str, field: str) -> None:
-    if not _SHA256.fullmatch(_text(parent, key, field)):
+def _check_sha256(parent: Mapping[str, Any], key: str, field: str) -> None:
+    if not _SHA256.fullmatch(_field(parent, key, str, field)):
         raise damaged(f"{field}.{key}", "64 lower-case hexadecimal digits", f"{parent[key]!r:.80}")
 
 
@@ -133,7 +125,8 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _check_shape(arrays: Arrays, metadata: Mapping[str, Any]) -> None:
+def _check_sizes(arrays: Arrays, metadata: Mapping[str, Any]) -> None:
+    """Checks that the arrays are as long as the logit widths and the number of links say."""
     if arrays["format"].item() != b"csr":
         raise damaged("format", "csr", f"{arrays['format'].item()!r}")
     widths = [metadata[side]["sizes"]["logits"] for side in SIDES]
@@ -141,31 +134,23 @@ def _check_shape(arrays: Arrays, metadata: Mapping[str, Any]) -> None:
         raise damaged("shape", f"{widths}, the logit widths of the metadata", arrays["shape"].tolist())
     if min(widths) < 1:
         raise damaged("shape", "two vocabularies with at least one id", widths)
-
-
-def _check_lengths(arrays: Arrays) -> None:
-    rows, columns = arrays["shape"].tolist()
-    _check_size(arrays, "indptr", rows + 1)
-    for side, ids in zip(SIDES, (rows, columns), strict=True):
-        for name in ("kind", "surface_lengths", "piece_lengths"):
-            _check_size(arrays, f"{side}_{name}", ids)
-    for name in ("indices", "position", "rule"):
-        _check_size(arrays, name, arrays["data"].size)
-
-
-def _check_size(arrays: Arrays, name: str, size: int) -> None:
-    if arrays[name].size != size:
-        raise damaged(name, f"{size:,} elements", f"{arrays[name].size:,}")
+    expected = {"indptr": widths[0] + 1} | dict.fromkeys(("indices", "position", "rule"), arrays["data"].size)
+    for side, width in zip(SIDES, widths, strict=True):
+        expected |= {f"{side}_{name}": width for name in ("kind", "surface_lengths", "piece_lengths")}
+    for name, size in expected.items():
+        if arrays[name].size != size:
+            raise damaged(name, f"{size:,} elements", f"{arrays[name].size:,}")
 
 
 def _check_pattern(arrays: Arrays) -> None:
-    """Checks that the rows are canonical CSR: monotone boundaries, ascending columns without duplicates."""
+    """Checks that the rows are canonical CSR: boundaries never fall, and columns ascend in each row."""
     indptr, indices = arrays["indptr"], arrays["indices"]
     # Compared, not subtracted: differences of hostile int32 boundaries would wrap around.
     if indptr[0] != 0 or indptr[-1] != indices.size or np.any(indptr[1:] < indptr[:-1]):
         raise damaged("indptr", f"row boundaries that rise from 0 to {indices.size:,}", "others")
     _check_ids("indices", indices, arrays["shape"][1])
     if indices.size:
+        # Columns 4 7 | 2 9 in two rows: the step from 7 to 2 falls, and may, since it leads into another row.
         ascends = indices[1:] > indices[:-1]
         row_starts = indptr[1:-1]
         ascends[row_starts[(row_starts > 0) & (row_starts < indices.size)] - 1] = True
@@ -184,7 +169,7 @@ def _check_links(arrays: Arrays) -> None:
         raise damaged("data", "rows that sum to 1", f"another sum in row {row}")
     if rule.size and not 1 <= int(rule.min()) <= int(rule.max()) < len(RULES):
         raise damaged("rule", f"numbers from 1 to {len(RULES) - 1}", "others")
-    # The link of position 0 is the row's first piece, from which the losses take their bins.
+    # The link of position 0 is the row's first piece, by which tokens are put into bins.
     owned = rule != RULE_NUMBER["reverse"]
     firsts = _row_sums(owned & (arrays["position"] == 0), indptr, filled)
     if np.any(firsts != (_row_sums(owned, indptr, filled) > 0)):
@@ -202,21 +187,18 @@ def _check_side(arrays: Arrays, side: str, other: str) -> None:
     kind = arrays[f"{side}_kind"]
     if int(kind.max()) > max(Kind):
         raise damaged(f"{side}_kind", f"kinds from 0 to {max(Kind):d}", int(kind.max()))
-    _check_runs(arrays, f"{side}_surface_lengths", f"{side}_surface_bytes")
-    _check_runs(arrays, f"{side}_piece_lengths", f"{side}_piece_ids")
+    for lengths_name, values_name in (("surface_lengths", "surface_bytes"), ("piece_lengths", "piece_ids")):
+        lengths, values = arrays[f"{side}_{lengths_name}"], arrays[f"{side}_{values_name}"]
+        total = int(lengths.sum(dtype=np.int64))
+        if np.any(lengths < 0) or total != values.size:
+            expected = f"lengths from 0 that sum to the {values.size:,} elements of {side}_{values_name}"
+            came = f"a sum of {total:,}" if np.all(lengths >= 0) else "negative ones"
+            raise damaged(f"{side}_{lengths_name}", expected, came)
     _check_ids(f"{side}_piece_ids", arrays[f"{side}_piece_ids"], arrays[f"{other}_kind"].size)
     lossy = arrays[f"{side}_lossy"]
     _check_ids(f"{side}_lossy", lossy, kind.size)
     if np.any(lossy[1:] <= lossy[:-1]):
         raise damaged(f"{side}_lossy", "ascending ids without duplicates", "others")
-
-
-def _check_runs(arrays: Arrays, lengths_name: str, values_name: str) -> None:
-    lengths, values = arrays[lengths_name], arrays[values_name]
-    total = int(lengths.sum(dtype=np.int64))
-    if np.any(lengths < 0) or total != values.size:
-        expected = f"lengths from 0 that sum to the {values.size:,} elements of {values_name}"
-        raise damaged(lengths_name, expected, f"a sum of {total:,}" if np.all(lengths >= 0) else "negative ones")
 
 
 def _check_ids(name: str, ids: NDArray[np.int32], bound: int) -> None:
