@@ -1,15 +1,21 @@
+"""From what a user types to files on disk and to a short name."""
+
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xtoken_align.errors import OptionError, SourceError
 from xtoken_align.sources import hub
-from xtoken_align.sources.locate import locate
+from xtoken_align.sources.locate import hub_name, locate, package_file, path_name, safe_name
 from xtoken_align.sources.presets import presets
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -202,3 +208,108 @@ def test_a_file_in_a_package_is_labelled_by_its_source(tmp_path: Path, monkeypat
     source = "pkg:carrier_package_xyz/data/tekken_1.json"
     located = locate(source)
     assert (located.name, located.label, located.preset) == ("tekken_1", source, None)
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    root = tmp_path / "heavy_package_xyz"
+    (root / "data").mkdir(parents=True)
+    (root / "__init__.py").write_text("raise RuntimeError('imported')")
+    (root / "data" / "tokenizer.json").write_text("{}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "heavy_package_xyz"
+
+
+def test_a_file_is_found_without_importing_its_package(package: str) -> None:
+    assert package_file(f"pkg:{package}/data/tokenizer.json").read_text() == "{}"
+    assert package not in sys.modules
+
+
+def test_a_package_without_init_in_several_places_is_searched_in_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("one", "two"):
+        (tmp_path / place / "spread_package_xyz").mkdir(parents=True)
+        monkeypatch.syspath_prepend(str(tmp_path / place))
+    (tmp_path / "one" / "spread_package_xyz" / "ranks.tiktoken").write_text("")
+    assert package_file("pkg:spread_package_xyz/ranks.tiktoken").parent.parent.name == "one"
+
+
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(SourceError, match="names the package no_such_package, which is not installed"):
+        package_file("pkg:no_such_package/tokenizer.json")
+
+
+def test_a_missing_file_is_named(package: str) -> None:
+    with pytest.raises(SourceError, match=r"has no file 'data/tekken\.json'"):
+        package_file(f"pkg:{package}/data/tekken.json")
+
+
+def test_a_plain_module_is_no_package() -> None:
+    with pytest.raises(SourceError, match="not installed"):
+        package_file("pkg:this/tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "pkg:",
+        "pkg:json",
+        "pkg:json/",
+        "pkg:json/../x",
+        "pkg:json//etc/passwd",
+        "pkg:/etc/passwd",
+        "pkg:a.b/c",
+        "pkg:json/a\0",
+    ],
+)
+def test_a_malformed_or_escaping_source_is_refused(source: str) -> None:
+    with pytest.raises(SourceError, match="expected pkg:package/path/in/package"):
+        package_file(source)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/models/My-Model/tokenizer.json", "my-model"),
+        ("/models/My-Model/tekken.json", "my-model"),
+        ("/models/My-Model/vocab.txt", "my-model"),
+        ("/models/cl100k_base.tiktoken", "cl100k_base"),
+        ("/models/cl100k_base.tiktoken.gz", "cl100k_base"),
+        ("/models/tekken_240911.json", "tekken_240911"),
+        ("/models/Qwen3-4B.Q4_K_M.gguf", "qwen3-4b.q4_k_m"),
+        ("/models/mistral_240323.model.v3", "mistral_240323.v3"),
+        ("/cache/models--Org--Some-Model/snapshots/0123abcd/tokenizer.json", "some-model"),
+    ],
+)
+def test_a_file_is_named_by_its_stem_or_by_its_directory(path: str, name: str) -> None:
+    assert path_name(Path(path)) == name
+
+
+def test_a_directory_is_named_by_its_own_name(tmp_path: Path) -> None:
+    directory = tmp_path / "Model v1.5"
+    directory.mkdir()
+    assert path_name(directory) == "model-v1.5"
+
+
+def test_a_hub_repository_is_named_by_the_part_after_the_slash() -> None:
+    assert hub_name("Qwen/Qwen3-4B") == "qwen3-4b"
+    assert hub_name("gpt2") == "gpt2"
+
+
+def test_windows_device_names_are_avoided() -> None:
+    assert safe_name("CON") == "con-tokenizer"
+    assert safe_name("nul.v1") == "nul-tokenizer.v1"
+    assert safe_name("console") == "console"
+
+
+def test_names_without_a_safe_character_stay_apart() -> None:
+    assert safe_name("模型") != safe_name("語彙")
+
+
+@given(st.text(max_size=200))
+def test_any_text_becomes_a_safe_name_and_safe_names_stay(text: str) -> None:
+    name = safe_name(text)
+    assert re.fullmatch(r"[a-z0-9_][a-z0-9._-]*", name)
+    assert not name.endswith((".", "-"))
+    assert safe_name(name) == name

@@ -1,4 +1,4 @@
-"""The store: where it is, what its names mean, and what it leaves alone."""
+"""The store: what is kept, found, listed and cleared out."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 from small_vocabs import make_vocab
 
 from xtoken_align import Mapping, Store, build, files, load
-from xtoken_align.errors import StoreError
+from xtoken_align.errors import OptionError, StoreError
 from xtoken_align.store import store as store_module
-from xtoken_align.store.store import ENVIRONMENT, holds, store_root
+from xtoken_align.store.store import ENVIRONMENT, collect, entries, holds, store_root
 
 
 def small(**options: Any) -> Mapping:
@@ -206,3 +206,72 @@ def test_a_process_killed_while_it_writes_leaves_nothing_visible_and_no_lock(sto
     assert store.versions("pupil--master") == []
     store.save(small())
     assert load("pupil--master", store=store.root).version == small().version
+
+
+def mapping(decay: float = 0.1) -> Mapping:
+    student, teacher = (make_vocab(["a", "b", "ab"][: 3 - i], name=name) for i, name in enumerate(("s", "t")))
+    return build(student=student, teacher=teacher, decay=decay)
+
+
+def filled(root: Path, count: int) -> tuple[Store, list[Path]]:
+    store = Store(root)
+    paths = [store.save(mapping(0.1 + i / 10)) for i in range(count)]
+    for age, path in enumerate(reversed(paths)):
+        os.utime(path, (1_000_000 - age, 1_000_000 - age))
+    return store, paths
+
+
+def own(store: Store) -> list[Path]:
+    return [entry.path for entry in entries(store) if not entry.shipped]
+
+
+def test_every_version_is_listed_oldest_first_with_its_facts(tmp_path: Path) -> None:
+    store, paths = filled(tmp_path, 3)
+    assert own(store) == paths
+    entry = next(entry for entry in entries(store) if entry.path == paths[0])
+    assert (entry.name, entry.version, entry.provenance) == ("s--t", paths[0].stem, "built")
+    assert entry.bytes == paths[0].stat().st_size
+    assert (entry.student, entry.teacher) == ("s.json", "t.json")
+
+
+def test_a_damaged_file_is_listed_as_such_and_does_not_stop_the_list(tmp_path: Path) -> None:
+    store, paths = filled(tmp_path, 2)
+    paths[0].write_bytes(paths[0].read_bytes()[:100])
+    problems = {entry.path: entry.problem for entry in entries(store)}
+    assert problems[paths[0]] is not None
+    assert problems[paths[1]] is None
+
+
+def test_the_newest_versions_stay(tmp_path: Path) -> None:
+    store, paths = filled(tmp_path, 4)
+    assert collect(store, keep=2) == paths[:2]
+    assert own(store) == paths[2:]
+
+
+def test_a_dry_run_removes_nothing(tmp_path: Path) -> None:
+    store, paths = filled(tmp_path, 2)
+    assert collect(store, keep=0, dry_run=True) == paths
+    assert own(store) == paths
+
+
+def test_nothing_outside_the_folders_of_mappings_is_touched(tmp_path: Path) -> None:
+    store, paths = filled(tmp_path, 1)
+    other = tmp_path / "notes" / "0123456789ab.npz"
+    other.parent.mkdir()
+    other.write_bytes(b"mine")
+    beside = paths[0].parent / "README.txt"
+    beside.write_text("mine")
+    collect(store, keep=0)
+    assert other.exists()
+    assert beside.exists()
+    assert not paths[0].exists()
+
+
+def test_a_negative_number_of_versions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="from 0, got -1"):
+        collect(Store(tmp_path), keep=-1)
+
+
+def test_an_absent_store_is_empty(tmp_path: Path) -> None:
+    assert own(Store(tmp_path / "absent")) == []
+    assert collect(Store(tmp_path / "absent"), keep=0) == []
