@@ -27,6 +27,14 @@ STORE = "~/.local/share/xtoken-align"
 """Where the pages say that the store is; the examples run with one of their own."""
 
 CONSOLE = re.compile(r"(```console\n)(.*?)(```)", re.DOTALL)
+RUN = """\
+student: {model: ./student}
+teachers: [{model: ./teacher}]
+texts: [corpus.jsonl]
+output: ./run
+holdout: 4
+training: {max_steps: 8, per_device_train_batch_size: 8, learning_rate: 1.0e-2, logging_steps: 4}
+"""
 WORDS = (
     *("the", "sum", "of", "12", "and", "30", "is", "42", "while", "a", "river", "runs", "to", "the", "sea"),
     *("nobody", "counts", "2026", "stones", "in", "it"),
@@ -58,12 +66,9 @@ def __getattr__(name: str) -> click.Command:
 def write_example(folder: Path) -> None:
     """Writes what the examples read: models `student` and `teacher` of a few hundred tokens, a text and a run file."""
     texts = [" ".join(WORDS[(7 * row + 3 * word) % len(WORDS)] for word in range(4 + row % 9)) for row in range(48)]
-    (folder / "corpus.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
-    (folder / "run.yaml").write_text(
-        "student: {model: ./student}\nteachers: [{model: ./teacher}]\ntexts: [corpus.txt]\noutput: ./run\nholdout: 4\n"
-        "training: {max_steps: 4, per_device_train_batch_size: 4, use_cpu: true}\n",
-        encoding="utf-8",
-    )
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (folder / "corpus.jsonl").write_text(rows, encoding="utf-8")
+    (folder / "run.yaml").write_text(RUN, encoding="utf-8")
     for seed, (name, size) in enumerate({"student": 290, "teacher": 330}.items()):
         _write_model(folder / name, texts, size=size, digits=name == "teacher", seed=seed)
 
@@ -99,6 +104,7 @@ def _write_model(folder: Path, texts: list[str], *, size: int, digits: bool, see
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
+        initializer_range=0.3,
         max_position_embeddings=256,
         bos_token_id=1,
         eos_token_id=2,

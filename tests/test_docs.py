@@ -100,8 +100,6 @@ def test_the_overview_names_every_command() -> None:
 
 @pytest.mark.parametrize("command", sorted(documented.commands()))
 def test_the_page_of_commands_shows_each_with_its_options_and_its_output(command: str) -> None:
-    if command == "distill" and not hasattr(import_module("xtoken_align.training"), "XTokenTrainer"):
-        pytest.skip("training's names are not there yet")
     page = (DOCS / "commands.md").read_text(encoding="utf-8")
     (section,) = re.findall(rf"^## {command}\n(.*?)(?=^## )", page, re.DOTALL | re.MULTILINE)
     assert f".. click:: documented:{command}\n" in section
@@ -139,8 +137,6 @@ def test_the_output_in_the_readme_is_what_the_commands_print(tmp_path: Path) -> 
 def test_the_python_of_a_page_runs(page: Path) -> None:
     pytest.importorskip("torch")
     code = "\n".join(fenced(page, "python"))
-    if "xtoken_align.training" in code and not hasattr(import_module("xtoken_align.training"), "XTokenTrainer"):
-        pytest.skip("training's names are not there yet")
     if "recommendation.reason" in code:
         from xtoken_align.coverage.recommend import Recommendation
 
@@ -152,8 +148,6 @@ def test_the_python_of_a_page_runs(page: Path) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if fenced(page, "yaml")], ids=name)
 @pytest.mark.usefixtures("_in_example")
 def test_the_yaml_of_a_page_is_in_order(page: Path, example: Path) -> None:
-    if not hasattr(import_module("xtoken_align.training"), "XTokenTrainer"):
-        pytest.skip("training's names are not there yet")
     for text in fenced(page, "yaml"):
         if "student: {model:" in text:
             (example / "page.yaml").write_text(text, encoding="utf-8")
