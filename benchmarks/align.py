@@ -195,13 +195,13 @@ def datasets_figures(*, quick: bool) -> Iterator[Figure]:
         corpora = [write_corpus(Path(place, f"{times}.parquet"), texts, times) for times in (1, 10)]
         for library, processes in (("datasets", 1), ("datasets", 2), ("ray", 2)):
             name = f"{library}, {processes} process{'es' * (processes > 1)}"
-            found = [run_worker(library, processes, corpus) for corpus in corpora]
-            if not all(found):
+            runs = [run_worker(library, processes, corpus) for corpus in corpora]
+            if not all(runs):
                 print(f"{library} is not installed: pip install 'xtoken-align[bench]' to measure it", file=sys.stderr)
                 continue
-            yield Figure(f"{name}, {10 * size:.0f} MB of text", 10 * tokens / found[1][0] / 1e6, "million/s")
-            yield Figure(f"{name}, memory at {10 * size:.0f} MB", found[1][1], "MB")
-            yield Figure(f"{name}, memory against {size:.0f} MB of text", found[1][1] / found[0][1], "times", 1.25)
+            yield Figure(f"{name}, {10 * size:.0f} MB of text", 10 * tokens / runs[1][0] / 1e6, "million/s")
+            yield Figure(f"{name}, memory at {10 * size:.0f} MB", runs[1][1], "MB")
+            yield Figure(f"{name}, memory against {size:.0f} MB of text", runs[1][1] / runs[0][1], "times", 1.25)
 
 
 def write_corpus(file: Path, texts: list[str], times: int) -> Path:
@@ -337,10 +337,10 @@ def main() -> None:
         return
     figures: list[Figure] = []
     for part in options.only:
-        found = measured(part, quick=options.quick)
+        figures_of_part = measured(part, quick=options.quick)
         if not options.json:
-            print("\n".join(figure.line() for figure in found), flush=True)
-        figures += found
+            print("\n".join(figure.line() for figure in figures_of_part), flush=True)
+        figures += figures_of_part
     if options.json:
         print(json.dumps([{**asdict(figure), "holds": figure.holds} for figure in figures], indent=2))
     sys.exit(not all(figure.holds for figure in figures))
