@@ -202,7 +202,7 @@ def test_a_document_longer_than_a_packed_row_is_cut_to_it(real: Real) -> None:
 def test_packing_refuses_a_document_longer_than_a_row(real: Real) -> None:
     documents = Aligner(student=real("llama-3"), teacher=real("qwen3")).text_units(["a b c"])
     with pytest.raises(OptionError, match="3 student and 3 teacher tokens, a packed row at most 2 and 9"):
-        packed(documents, (2, 9), padding_side="right")
+        packed(documents, (2, 9), "right")
 
 
 def test_a_data_loader_takes_the_collator_also_as_a_copy_for_another_process(real: Real) -> None:

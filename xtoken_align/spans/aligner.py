@@ -124,16 +124,16 @@ class Aligner:
         vocabs = tables.student, tables.teacher
         return make_spans(AlignedUnits(student, teacher, chunks, student_labelled, teacher_labelled, vocabs))
 
-    def text_units(self, texts: Sequence[str], padding_side: End = "right") -> AlignedUnits:
-        """Encodes and aligns texts, a unit per text."""
+    def text_units(self, texts: Sequence[str], padding_side: End = "right", multiple: int = 1) -> AlignedUnits:
+        """Encodes and aligns texts, a unit per text; row lengths become a multiple of `multiple`."""
         if isinstance(texts, str):
             raise OptionError("texts are a sequence of strings, got one string: put it into a list")
         tables = self.tables
         around: dict[str, Any] = {"bos": self.bos, "eos": self.eos, "truncation_side": self.truncation_side}
         student_text = encode_texts(texts, tables.student, max_tokens=self.max_student_tokens, **around)
         teacher_text = encode_texts(texts, tables.teacher, max_tokens=self.max_teacher_tokens, **around)
-        student = one_per_row(student_text.ids, student_text.counts, padding_side)
-        teacher = one_per_row(teacher_text.ids, teacher_text.counts, padding_side)
+        student = one_per_row(student_text.ids, student_text.counts, padding_side, multiple)
+        teacher = one_per_row(teacher_text.ids, teacher_text.counts, padding_side, multiple)
 
         def texts_of(unit: int) -> TextPair | None:
             one = _text_of_unit(texts[unit], unit, student_text, tables.student, tables, first_id=0)
@@ -145,12 +145,11 @@ class Aligner:
         chunks = chunks_of_units(student, teacher, tables, texts_of, doubtful)
         return AlignedUnits(student, teacher, chunks, vocabs=(tables.student, tables.teacher))
 
-    def chat_units(self, chats: Sequence[Chat], padding_side: End = "right") -> AlignedUnits:
-        """Renders, encodes and aligns chats, a unit per chat."""
+    def chat_units(self, chats: Sequence[Chat], padding_side: End = "right", multiple: int = 1) -> AlignedUnits:
+        """Renders, encodes and aligns chats, a unit per chat; row lengths become a multiple of `multiple`."""
         limits = self.max_student_tokens, self.max_teacher_tokens
-        return align_chat_units(
-            chats, self.tables, self.renders, self.loss_roles, limits, self.truncation_side, padding_side
-        )
+        aligned = align_chat_units(chats, self.tables, self.renders, self.loss_roles, limits, self.truncation_side)
+        return aligned.one_per_row(padding_side, multiple)
 
 
 def _text_of_unit(

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, OptionError
-from ..vocab.vocab import Vocab
 from .aligner import Aligner
 from .careful import chunks_of_units
 from .chunks import Chunks
@@ -80,7 +79,9 @@ class SpanCollator(Aligner):
         arrays: dict[str, NDArray[Any]] = {}
         for side, vocab in (("student", self.tables.student), ("teacher", self.tables.teacher)):
             mask = getattr(spans, f"{side}_mask")
-            arrays[f"{side}_input_ids"] = np.where(mask, getattr(spans, f"{side}_ids"), _pad_id(vocab))
+            # Masks exclude padding, whatever stands there.
+            fill = [*vocab.roles.get("pad", ()), *vocab.roles.get("eos", ()), *vocab.roles.get("eot", ()), 0][0]
+            arrays[f"{side}_input_ids"] = np.where(mask, getattr(spans, f"{side}_ids"), fill)
             arrays[f"{side}_attention_mask"] = mask.astype(np.int64)
             arrays[f"{side}_position_ids"] = positions(getattr(spans, f"{side}_segments"))
         # Nothing in its document predicts a document's first token.
@@ -100,18 +101,18 @@ class SpanCollator(Aligner):
                 "rows need a `text`, `messages`, or `student_ids` and `teacher_ids`, all rows of a batch the same; "
                 f"got {sorted(rows[0]) if rows else 'no rows'}"
             )
+        layout = self.padding_side, self.pad_to_multiple_of
         if form == "text":
-            aligned = self.text_units([row["text"] for row in rows])
+            aligned = self.text_units([row["text"] for row in rows], *layout)
         elif form == "messages":
-            aligned = self.chat_units([row["messages"] for row in rows])
+            aligned = self.chat_units([row["messages"] for row in rows], *layout)
         else:
-            aligned = self.column_units(rows)
+            aligned = self.column_units(rows).one_per_row(*layout)
         if self.pack:
             assert self.max_student_tokens is not None
             assert self.max_teacher_tokens is not None
-            limits = (self.max_student_tokens, self.max_teacher_tokens)
-            return make_spans(packed(aligned, limits, padding_side=self.padding_side, multiple=self.pad_to_multiple_of))
-        return make_spans(in_rows(aligned, padding_side=self.padding_side, multiple=self.pad_to_multiple_of))
+            aligned = packed(aligned, (self.max_student_tokens, self.max_teacher_tokens), *layout)
+        return make_spans(aligned)
 
     def column_units(self, rows: Rows) -> AlignedUnits:
         """Rows of ids as units, aligned now unless they have chunks already.
@@ -143,11 +144,6 @@ class SpanCollator(Aligner):
         else:
             together = _numbered_through(chunks[0], units[0].counts, chunks[1], units[1].counts)
         return AlignedUnits(units[0], units[1], together, labelled[0], labelled[1], vocabs)
-
-
-def _pad_id(vocab: Vocab) -> int:
-    """The id at padding, which masks exclude."""
-    return next((vocab.roles[role][0] for role in ("pad", "eos", "eot") if role in vocab.roles), 0)
 
 
 def positions(segments: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -182,22 +178,10 @@ def block_mask(segments: Any) -> Any:
     return (((rows == columns) & (rows >= 0) & causal) | itself)[:, None]
 
 
-# Documents in rows
+# Several documents in a row
 
 
-def in_rows(aligned: AlignedUnits, *, padding_side: End, multiple: int = 1) -> AlignedUnits:
-    """One document a row.
-
-    Args:
-        aligned: the documents.
-        padding_side: where shorter rows are padded.
-        multiple: row lengths are padded to a multiple of this.
-    """
-    rows = np.arange(len(aligned.student.counts))
-    return _laid_out(aligned, rows, np.zeros_like(rows), padding_side, multiple)
-
-
-def packed(aligned: AlignedUnits, limits: tuple[int, int], *, padding_side: End, multiple: int = 1) -> AlignedUnits:
+def packed(aligned: AlignedUnits, limits: tuple[int, int], padding_side: End, multiple: int = 1) -> AlignedUnits:
     """Several documents a row: each goes into the first row that has room for it on both sides.
 
     With at most 8 student and 8 teacher tokens, documents of (5, 4), (4, 6) and (3, 3) tokens: the first two open a row
@@ -227,7 +211,16 @@ def packed(aligned: AlignedUnits, limits: tuple[int, int], *, padding_side: End,
     order = np.argsort(rows, kind="stable")
     rows = rows[order]
     first = np.searchsorted(rows, rows)
-    return _laid_out(_reordered(aligned, order), rows, np.arange(len(rows)) - first, padding_side, multiple)
+    segments = np.arange(len(rows)) - first
+    row_count = int(rows[-1]) + 1 if len(rows) else 0
+    aligned = _reordered(aligned, order)
+    sides: list[Units] = []
+    for side in (aligned.student, aligned.teacher):
+        lengths = np.bincount(rows, side.counts, minlength=row_count).astype(np.int64)
+        columns = -(-int(lengths.max(initial=0)) // multiple) * multiple
+        keep = token_mask(lengths, columns, padding_side)
+        sides.append(Units(side.ids, side.counts, rows, segments, keep, (row_count, columns)))
+    return replace(aligned, student=sides[0], teacher=sides[1])
 
 
 def _reordered(aligned: AlignedUnits, order: Numbers) -> AlignedUnits:
@@ -247,20 +240,6 @@ def _reordered(aligned: AlignedUnits, order: Numbers) -> AlignedUnits:
     teacher, teacher_chunk, teacher_labelled = reordered(aligned.teacher, chunks.teacher, aligned.teacher_labelled)
     together = Chunks(student_chunk, teacher_chunk, chunks.count[order], chunks.differs[order])
     return AlignedUnits(student, teacher, together, student_labelled, teacher_labelled, aligned.vocabs)
-
-
-def _laid_out(
-    aligned: AlignedUnits, rows: Numbers, segments: Numbers, padding_side: End, multiple: int
-) -> AlignedUnits:
-    """The units in the rows given, each row padded to the longest, and that to a multiple."""
-    count = int(rows[-1]) + 1 if len(rows) else 0
-    sides: list[Units] = []
-    for side in (aligned.student, aligned.teacher):
-        lengths = np.bincount(rows, side.counts, minlength=count).astype(np.int64)
-        columns = -(-int(lengths.max(initial=0)) // multiple) * multiple
-        keep = token_mask(lengths, columns, padding_side)
-        sides.append(Units(side.ids, side.counts, rows, segments, keep, (count, columns)))
-    return replace(aligned, student=sides[0], teacher=sides[1])
 
 
 # Columns of ids and chunks

@@ -57,7 +57,6 @@ def align_chat_units(
     loss_roles: Sequence[str],
     limits: tuple[int | None, int | None],
     truncation_side: End = "right",
-    padding_side: End = "right",
 ) -> AlignedUnits:
     """Renders, encodes and aligns chats, a unit per chat.
 
@@ -68,7 +67,6 @@ def align_chat_units(
         loss_roles: whose messages count in the loss.
         limits: tokens to cut to, the student's and the teacher's.
         truncation_side: where to cut.
-        padding_side: where shorter rows are padded.
     """
     if isinstance(chats, Mapping) or any(isinstance(chat, Mapping) for chat in chats):
         raise OptionError("chats are a sequence of chats, each a sequence of messages: put the one chat into a list")
@@ -102,7 +100,7 @@ def align_chat_units(
         pairs.append((_cut(whole[0], student_slice), _cut(whole[1], teacher_slice)))
     chunks = Chunks(*chunks_of_placed(pairs), np.zeros(len(pairs), dtype=np.bool_))
     (student_units, student_labelled), (teacher_units, teacher_labelled) = (
-        _units(side, side_slices, padding_side) for side, side_slices in zip(sides, slices, strict=True)
+        _units(side, side_slices) for side, side_slices in zip(sides, slices, strict=True)
     )
     return AlignedUnits(
         student_units, teacher_units, chunks, student_labelled, teacher_labelled, (tables.student, tables.teacher)
@@ -122,13 +120,13 @@ def _cut(placed: Placed, part: slice) -> Placed:
     return Placed(placed.begin[part], placed.end[part], placed.cover[part], placed.on_axis[part])
 
 
-def _units(side: Sequence[ChatRow], slices: Sequence[slice], padding_side: End) -> tuple[Units, Flags]:
+def _units(side: Sequence[ChatRow], slices: Sequence[slice]) -> tuple[Units, Flags]:
     """A side's chats, cut, as units; and bool (tokens,), which tokens count in the loss."""
     ids = [row.ids[part] for row, part in zip(side, slices, strict=True)]
     labelled = [row.labelled[part] for row, part in zip(side, slices, strict=True)]
     counts = np.array([len(row) for row in ids], dtype=np.int64)
     flat = np.concatenate([np.zeros(0, dtype=np.int64), *ids])
-    return one_per_row(flat, counts, padding_side), np.concatenate([np.zeros(0, dtype=np.bool_), *labelled])
+    return one_per_row(flat, counts), np.concatenate([np.zeros(0, dtype=np.bool_), *labelled])
 
 
 # Contents

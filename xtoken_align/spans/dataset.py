@@ -22,7 +22,6 @@ from ..errors import OptionError, SourceError
 from ..read import read_vocab
 from ..vocab.vocab import Vocab
 from .aligner import Aligner
-from .batch import in_rows
 from .chunks import Chunks
 from .spans import AlignedUnits, Spans, make_spans
 from .tables import PairTables, pair_tables
@@ -179,7 +178,7 @@ def spans_from_columns(batch: Mapping[str, Any], *, padding_side: End = "right")
         raise OptionError("a chunk stands on one side alone: cut rows with the limits of AlignColumns or SpanCollator")
     together = Chunks(student_chunk, teacher_chunk, count, np.zeros(rows, dtype=np.bool_))
     aligned = AlignedUnits(student, teacher, together, student_labelled, teacher_labelled)
-    return make_spans(in_rows(aligned, padding_side=padding_side))
+    return make_spans(aligned.one_per_row(padding_side))
 
 
 def _side(batch: Mapping[str, Any], side: str) -> tuple[Units, Numbers, Flags | None]:

@@ -14,7 +14,7 @@ from ..errors import MissingExtraError, OptionError
 from ..vocab.vocab import Vocab
 from .chunks import Chunks
 from .drawing import Side, as_html, plot_tokens
-from .units import Flags, Numbers, Units, offsets_of
+from .units import End, Flags, Numbers, Units, offsets_of, one_per_row
 
 Array = Any
 """A numpy array or a torch tensor; all arrays of one `Spans` are of one sort."""
@@ -325,6 +325,13 @@ class AlignedUnits:
     student_labelled: Flags | None = None
     teacher_labelled: Flags | None = None
     vocabs: tuple[Vocab, Vocab] | None = None
+
+    def one_per_row(self, padding_side: End, multiple: int = 1) -> AlignedUnits:
+        """The same with every unit in a row of its own, see `units.one_per_row`."""
+        student, teacher = (
+            one_per_row(side.ids, side.counts, padding_side, multiple) for side in (self.student, self.teacher)
+        )
+        return replace(self, student=student, teacher=teacher)
 
 
 def make_spans(aligned: AlignedUnits) -> Spans:

@@ -143,19 +143,19 @@ def units_of(ids: Any, *, width: int, mask: Any = None, segments: Any = None, si
     return Units(flat, lengths, row_of[starts], numbers[starts].astype(np.int64), keep, shape)
 
 
-def one_per_row(ids: Numbers, counts: Numbers, padding_side: End = "right") -> Units:
+def one_per_row(ids: Numbers, counts: Numbers, padding_side: End = "right", multiple: int = 1) -> Units:
     """A unit and a row per run of ids, padded to the longest.
 
     Args:
         ids: int64 (tokens,).
         counts: int64 (rows,), tokens per row.
         padding_side: where shorter rows are padded.
+        multiple: row lengths are padded to a multiple of this.
     """
     rows = np.arange(len(counts))
-    longest = int(counts.max(initial=0))
-    return Units(
-        ids, counts, rows, np.zeros_like(rows), token_mask(counts, longest, padding_side), (len(rows), longest)
-    )
+    columns = -(-int(counts.max(initial=0)) // multiple) * multiple
+    keep = token_mask(counts, columns, padding_side)
+    return Units(ids, counts, rows, np.zeros_like(rows), keep, (len(rows), columns))
 
 
 def token_mask(counts: Numbers, columns: int, padding_side: End) -> Flags | None:
