@@ -13,7 +13,7 @@ import pytest
 
 from xtoken_align.errors import MissingExtraError, OptionError, XTokenWarning
 from xtoken_align.spans.dataset import AlignColumns
-from xtoken_align.spans.ray_data import AlignBlocks, _warn_of_waiting, align_ray
+from xtoken_align.spans.ray_data import AlignBlocks, warn_of_waiting, align_ray
 from xtoken_align.vocab.vocab import Vocab
 
 Real = Callable[[str], Vocab]
@@ -100,8 +100,8 @@ def test_two_workers_align_as_one_process_does(align: AlignColumns, place: str, 
 
 def test_workers_that_leave_no_core_for_reading_are_warned_of() -> None:
     with pytest.warns(XTokenWarning, match="take 2 of 2 cores"):
-        _warn_of_waiting(2, 2)
-    _warn_of_waiting(1, 2)
+        warn_of_waiting(2, 2)
+    warn_of_waiting(1, 2)
 
 
 def test_a_block_keeps_the_columns_asked_for(align: AlignColumns) -> None:

@@ -89,7 +89,7 @@ def align_ray(
         raise MissingExtraError("Aligning on Ray Data", "ray") from error
     cluster: Any = ray
     if cluster.is_initialized():
-        _warn_of_waiting(workers * cores, cluster.cluster_resources().get("CPU", 0))
+        warn_of_waiting(workers * cores, cluster.cluster_resources().get("CPU", 0))
     return dataset.map_batches(
         AlignBlocks,
         fn_constructor_args=(align, tuple(keep)),
@@ -100,7 +100,7 @@ def align_ray(
     )
 
 
-def _warn_of_waiting(taken: float, cores: float) -> None:
+def warn_of_waiting(taken: float, cores: float) -> None:
     """Warns where actors leave no core for reading and writing; a cluster may still grow."""
     if taken > cores - 1:
         warnings.warn(
