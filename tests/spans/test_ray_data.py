@@ -13,7 +13,7 @@ import pytest
 
 from xtoken_align.errors import MissingExtraError, OptionError, XTokenWarning
 from xtoken_align.spans.dataset import AlignColumns
-from xtoken_align.spans.ray_data import AlignBlocks, warn_of_waiting, align_ray
+from xtoken_align.spans.ray_data import AlignBlocks, align_ray, warn_of_waiting
 from xtoken_align.vocab.vocab import Vocab
 
 Real = Callable[[str], Vocab]
