@@ -6,17 +6,19 @@ Nothing is fetched while building, and the pages load nothing from elsewhere.
 import inspect
 import re
 import sys
-from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import click
+from docutils import nodes
 from sphinx.application import Sphinx
+
+import xtoken_align
 
 sys.path.insert(0, str(Path(__file__).parent))  # for documented.py
 
 project = "xtoken-align"
 copyright = "The xtoken-align developers"  # noqa: A001 - the name that Sphinx reads
-version = release = installed_version("xtoken-align")
+version = release = xtoken_align.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
 exclude_patterns = ["_build"]
@@ -36,6 +38,7 @@ smartquotes = False
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has the types
 
 html_theme = "furo"
 html_title = f"xtoken-align {version}"
@@ -110,10 +113,18 @@ def options(_app: Sphinx, _context: click.Context, lines: list[str]) -> None:
     lines[:] = [line if line.lstrip().startswith("..") else escaped(line) for line in lines]
 
 
+def dashes(_app: Sphinx, page: nodes.document, _name: str) -> None:
+    """The dash between a parameter and its description, which Sphinx writes as two hyphens."""
+    for text in list(page.findall(nodes.Text)):
+        if text == " -- " and text.parent is not None:
+            text.parent.replace(text, nodes.Text(" – "))
+
+
 def setup(app: Sphinx) -> None:
     """Connects the readers of plain text; docstrings before napoleon sees them."""
     app.connect("autodoc-process-docstring", docstring, priority=400)
     app.connect("autodoc-process-signature", signature)
+    app.connect("doctree-resolved", dashes)
     app.connect("sphinx-click-process-description", description)
     app.connect("sphinx-click-process-arguments", arguments)
     app.connect("sphinx-click-process-options", options)
