@@ -204,6 +204,9 @@ def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(LEAST) + "output: other\n")
     with pytest.raises(OptionError, match=r":8: output stands here and in line 1: remove one of the two"):
         read_config(path)
+    path.write_text("student: {model: a, model: b}\nteachers: {model: c}\ntexts: [a.txt]\noutput: run\n")
+    with pytest.raises(OptionError, match=r":1: student.model stands here and in line 1: remove one of the two"):
+        read_config(path)
 
 
 def test_anchors_and_merged_mappings_are_read_as_yaml_means_them(tmp_path: Path) -> None:

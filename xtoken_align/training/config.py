@@ -154,12 +154,12 @@ class XTokenConfig(TrainingArguments):
     def settings(self) -> dict[str, Any]:
         """The options as plain values: those that are declared here, and of transformers' those that were changed."""
         own, known = vars(XTokenConfig)["__annotations__"], {each.name: each for each in fields(self) if each.init}
-        found = {}
+        settings = {}
         for name in known.keys() - {"output_dir", "local_rank", "disable_tqdm"}:
             value, usual = _plain_option(getattr(self, name)), known[name].default
             if name in own or (value != _plain_option(usual) and (value or usual not in (MISSING, None, ""))):
-                found[name] = value
-        return dict(sorted(found.items()))
+                settings[name] = value
+        return dict(sorted(settings.items()))
 
 
 def _plain_option(value: Any) -> Any:
@@ -378,30 +378,30 @@ def check_config(config: DistillConfig) -> None:
         SourceError: a folder of a model or cache is missing.
         OptionError: the output would replace what is read, or several of these.
     """
-    found: list[tuple[type[XTokenError], str]] = []
+    problems: list[tuple[type[XTokenError], str]] = []
     for name in config.texts:
         if name != "-" and not Path(name).is_file():
             advice = "name files with texts, from the folder that the run starts in"
-            found.append((CorpusError, f"there is no file {name}: {advice}"))
+            problems.append((CorpusError, f"there is no file {name}: {advice}"))
     for where, name in config.sources():
         # Hub ids begin with a letter or digit and have one slash at most; anything else can only be a path.
         is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
         if is_path and not Path(name).expanduser().exists():
             advice = "name one from the folder that the run starts in, or a Hub id"
-            found.append((SourceError, f"there is no folder {name}, which {where} names: {advice}"))
+            problems.append((SourceError, f"there is no folder {name}, which {where} names: {advice}"))
     for number, teacher in enumerate(config.teachers):
         if teacher.cache is not None and not Path(teacher.cache).expanduser().is_dir():
-            found.append((SourceError, f"there is no folder {teacher.cache}, which teachers[{number}].cache names"))
+            problems.append((SourceError, f"there is no folder {teacher.cache}, which teachers[{number}].cache names"))
     student = config.folder / "student"
     for where, name in config.sources():
         if student.resolve() == Path(name).expanduser().resolve():
             advice = f"which is what {where} names: choose another output"
-            found.append((OptionError, f"the student would be written to {student}, {advice}"))
+            problems.append((OptionError, f"the student would be written to {student}, {advice}"))
     if student.exists() and not (config.folder / "run.json").exists():
         advice = "choose another output, or move it away"
-        found.append((OptionError, f"{student} is there already, and no run has written it: {advice}"))
-    kinds = {kind for kind, _ in found}
-    refuse([("", said) for _, said in found], kinds.pop() if len(kinds) == 1 else OptionError)
+        problems.append((OptionError, f"{student} is there already, and no run has written it: {advice}"))
+    kinds = {kind for kind, _ in problems}
+    refuse([("", said) for _, said in problems], kinds.pop() if len(kinds) == 1 else OptionError)
 
 
 def mistakes_of_loss(options: Mapping[str, Any], where: str) -> Iterator[Mistake]:

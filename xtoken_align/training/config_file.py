@@ -73,13 +73,13 @@ def read_config(path: str | os.PathLike[str], change: Callable[[dict[str, Any]],
         raise OptionError(f"{path} is empty: it needs student, teachers, texts and output at least")
     if isinstance(values, dict) and change is not None:
         change(values)
-    made = _read(DistillConfig, values, "", mistakes)
+    config = _read(DistillConfig, values, "", mistakes)
     if mistakes:
         mistakes.sort(key=lambda mistake: _line_of(mistake[0], lines))
         said = [f"{path}:{_line_of(place, lines)}: {sentence}" for place, sentence in mistakes]
         raise OptionError(said[0] if len(said) == 1 else "\n  ".join([f"{path} has {len(said)} mistakes:", *said]))
-    assert made is not None
-    return made
+    assert config is not None
+    return config
 
 
 def from_values(cls: type[T], values: Any) -> T:
@@ -108,10 +108,10 @@ def from_values(cls: type[T], values: Any) -> T:
       width must be a whole number, but it is '3'
     """
     mistakes: list[Mistake] = []
-    made = _read(cls, values, "", mistakes)
+    config = _read(cls, values, "", mistakes)
     refuse(mistakes)
-    assert made is not None
-    return made
+    assert config is not None
+    return config
 
 
 def _line_of(place: str, lines: Mapping[str, int]) -> int:
@@ -122,7 +122,7 @@ def _line_of(place: str, lines: Mapping[str, int]) -> int:
 
 
 def _plain_values(
-    loader: Any, node: Any, place: str, made: dict[int, Any], lines: dict[str, int], mistakes: list[Mistake]
+    loader: Any, node: Any, place: str, by_node: dict[int, Any], lines: dict[str, int], mistakes: list[Mistake]
 ) -> Any:
     """The values of a YAML node.
 
@@ -130,37 +130,38 @@ def _plain_values(
         loader: makes a scalar's value.
         node: the node.
         place: where it stands: `teachers[0].loss`.
-        made: values of nodes that were met before, by `id`; an alias (`*name`) is the node that it stands for.
+        by_node: values of nodes that were met before, by `id`: an alias (`*name`) is the node that it stands for.
         lines: receives the line of every place.
         mistakes: receives keys that stand twice in one mapping.
     """
     import yaml
 
     lines.setdefault(place, node.start_mark.line + 1)
-    if id(node) in made:
-        return made[id(node)]
+    if id(node) in by_node:
+        return by_node[id(node)]
     if isinstance(node, yaml.SequenceNode):
         listed: list[Any] = []
-        made[id(node)] = listed
+        by_node[id(node)] = listed
         for number, each in enumerate(node.value):
-            listed.append(_plain_values(loader, each, f"{place}[{number}]", made, lines, mistakes))
+            listed.append(_plain_values(loader, each, f"{place}[{number}]", by_node, lines, mistakes))
         return listed
     if not isinstance(node, yaml.MappingNode):
         return loader.construct_object(node, deep=True)
     values: dict[str, Any] = {}
-    made[id(node)] = values
+    by_node[id(node)] = values
     first: dict[str, int] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise yaml.constructor.ConstructorError(None, None, "the name of a setting must be a text", key.start_mark)
         name, line = inside(place, key.value), key.start_mark.line + 1
-        if line != first.setdefault(key.value, line):
+        if key.value in first:
             mistakes.append((name, f"{name} stands here and in line {first[key.value]}: remove one of the two"))
+        first.setdefault(key.value, line)
         lines[name] = line
     # Puts what `<<` merges in before the mapping's own keys, which win.
     loader.flatten_mapping(node)
     for key, value in node.value:
-        values[key.value] = _plain_values(loader, value, inside(place, key.value), made, lines, mistakes)
+        values[key.value] = _plain_values(loader, value, inside(place, key.value), by_node, lines, mistakes)
     return values
 
 
@@ -174,23 +175,23 @@ def _read(cls: type[T], values: Any, where: str, mistakes: list[Mistake]) -> T |
     known = {each.name: each for each in fields(cls) if each.init}
     renamed = _RENAMED if issubclass(cls, XTokenConfig) else _RENAMED_LORA if issubclass(cls, LoraConfig) else {}
     mistakes += unknown_settings(values, list(known), where, renamed)
-    begun, hints, made = len(mistakes), get_type_hints(cls), {}
+    begun, hints, usable = len(mistakes), get_type_hints(cls), {}
     for name, each in known.items():
         place = inside(where, name)
         if name in values and name not in renamed:
             before = len(mistakes)
             value = _value(hints[name], values[name], place, mistakes)
             if len(mistakes) == before:
-                made[name] = value
+                usable[name] = value
         elif each.default is MISSING and each.default_factory is MISSING:
             mistakes.append((place, f"the setting {place} is missing: it is {_described(hints[name])}"))
     together: Any = getattr(cls, "mistakes_in", None)
     if together is not None:
-        mistakes += together(made, where)
+        mistakes += together(usable, where)
     if len(mistakes) > begun:
         return None
     try:
-        return cls(**made)
+        return cls(**usable)
     except OptionError as error:
         mistakes.append((where, f"{where}: {error}" if where else str(error)))
         return None

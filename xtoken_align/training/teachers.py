@@ -116,17 +116,17 @@ class LiveTeacher:
         if self._head is None:
             logits: torch.Tensor = self.model(**inputs).logits
             return logits.to(side["input_ids"].device)
-        kept: list[Hidden] = []
+        received: list[Hidden] = []
 
         def keep(hidden: Hidden) -> LossOutput:
             # In place of a loss: nothing is computed from the states yet.
-            kept.append(hidden)
+            received.append(hidden)
             nothing = hidden.states.new_zeros(())
             return LossOutput(nothing, nothing, nothing)
 
         with self._head.computing(keep):
             self.model(**inputs)
-        return kept[0]
+        return received[0]
 
 
 class CachedTeacher:
@@ -137,10 +137,10 @@ class CachedTeacher:
 
     def answer(self, side: Mapping[str, Any], segments: Any = None) -> Teacher:  # noqa: ARG002 - as for models
         """What the teacher said of its side of a batch."""
-        found: TopK = side["top_k"]
+        top_k: TopK = side["top_k"]
         device = side["input_ids"].device
         return replace(
-            found, ids=found.ids.to(device), log_probs=found.log_probs.to(device), rest=found.rest.to(device)
+            top_k, ids=top_k.ids.to(device), log_probs=top_k.log_probs.to(device), rest=top_k.rest.to(device)
         )
 
 

@@ -349,8 +349,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder, whole or not, the oldest first."""
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    steps = [(int(match[1]), path) for path in folder.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))]
+    return [path for _, path in sorted(steps)]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -447,10 +447,11 @@ def rotate(folder: Path, *, limit: int | None, best: str | None) -> None:
         limit: how many stay; all for None or 0.
         best: one that stays in any case.
     """
-    found = checkpoints_in(folder)
-    staying = {path.resolve() for path in found[-1:] + ([Path(best)] if best else [])}
-    excess = len(found) - max(limit, len(staying)) if limit else 0
-    for checkpoint in found:
+    # Checkpoints 2, 4, 6 with limit 2 and best 2: 2 and 6 stay, and one is in excess: 4.
+    checkpoints = checkpoints_in(folder)
+    staying = {path.resolve() for path in checkpoints[-1:] + ([Path(best)] if best else [])}
+    excess = len(checkpoints) - max(limit, len(staying)) if limit else 0
+    for checkpoint in checkpoints:
         if excess > 0 and checkpoint.resolve() not in staying:
             remove_checkpoint(checkpoint)
             excess -= 1

@@ -18,7 +18,7 @@ from xtoken_align.files import TEMPORARY_PATTERN
 from xtoken_align.spans.batch import SpanCollator
 from xtoken_align.training import TeacherCache, write_teacher_cache
 from xtoken_align.training.cache.format import MANIFEST
-from xtoken_align.training.cache.write import Teacher
+from xtoken_align.training.cache.write import TeacherModel
 from xtoken_align.vocab.kinds import Kind
 from xtoken_align.vocab.vocab import Vocab
 
@@ -319,7 +319,7 @@ def test_a_model_that_can_keep_keys_and_values_is_told_not_to(vocab: Vocab) -> N
         told.append(use_cache)
         return torch.zeros(*input_ids.shape, WIDTH)
 
-    list(Teacher(model=model, vocab=vocab, top_k=2, batch_size=1).rows([np.array([1], dtype=np.int32)]))
+    list(TeacherModel(model=model, vocab=vocab, top_k=2, batch_size=1).rows([np.array([1], dtype=np.int32)]))
     assert told == [False]
 
 
@@ -363,3 +363,17 @@ def test_without_pyarrow_the_error_names_the_extra(
     with pytest.raises(MissingExtraError, match=r"xtoken-align\[train\]"):
         write_teacher_cache(model, corpus(4), tmp_path, teacher=vocab)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_aligner_gives_the_options_of_texts_that_training_has(tmp_path: Path) -> None:
+    vocab = small_vocab()
+    collate = SpanCollator(student=vocab, teacher=vocab, eos=False, max_teacher_tokens=5, truncation_side="left")
+    rows = [{"text": text} for text in TEXTS]
+    write_teacher_cache(Causal(), rows, tmp_path, teacher=collate, top_k=4)
+    cache = TeacherCache(tmp_path, teacher=vocab)
+    assert (cache.settings.eos, cache.settings.max_teacher_tokens, cache.settings.truncation_side) == (False, 5, "left")
+    batch = collate(rows)
+    cached = cache.top_k(ids=batch["teacher_input_ids"], mask=batch["teacher_attention_mask"])
+    assert cached.ids.shape[:2] == batch["teacher_input_ids"].shape
+    with pytest.raises(OptionError, match="max_teacher_tokens is given twice"):
+        write_teacher_cache(Causal(), rows, tmp_path, teacher=collate, max_teacher_tokens=3)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...errors import ArtifactError, MismatchError, MissingExtraError, OptionError, StoreError
 from ...files import write_atomically
+from ...spans.aligner import Aligner
 from ...spans.units import End, check_side, encode_texts, offsets_of, units_of
 from ...vocab.kinds import Kind
 from ...vocab.vocab import Vocab
@@ -146,6 +147,24 @@ def make_settings(
     )
 
 
+def text_options(
+    teacher: Any, bos: bool, eos: bool, max_teacher_tokens: int | None, truncation_side: End
+) -> tuple[Any, dict[str, Any]]:
+    """The teacher's vocabulary or its source, and how its texts are encoded and cut: as given, or as an `Aligner` does.
+
+    Raises:
+        OptionError: an aligner is given, and an option that is the aligner's.
+    """
+    given = {"bos": bos, "eos": eos, "max_teacher_tokens": max_teacher_tokens, "truncation_side": truncation_side}
+    if not isinstance(teacher, Aligner):
+        return teacher, given
+    usual = {"bos": True, "eos": True, "max_teacher_tokens": None, "truncation_side": "right"}
+    for name, value in given.items():
+        if value != usual[name]:
+            raise OptionError(f"{name} is given twice: the aligner has it too, leave it out here")
+    return teacher.teacher, {name: getattr(teacher, name) for name in given}
+
+
 def check_positive(name: str, value: Any) -> None:
     """Refuses what is no whole number above 0."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -180,13 +199,13 @@ def claim_folder(folder: Path, settings: CacheSettings) -> CacheSettings:
         except StoreError:
             if not path.exists():
                 raise
-    kept = read_manifest(folder)
-    different = differences(kept, settings)
+    present = read_manifest(folder)
+    different = differences(present, settings)
     if different:
         raise MismatchError(
             f"{folder} holds a cache of other settings ({'; '.join(different)}): give those, or another folder"
         )
-    return kept
+    return present
 
 
 def read_manifest(folder: Path) -> CacheSettings:
@@ -217,21 +236,21 @@ def settings_of(values: dict[str, Any], path: Path) -> CacheSettings:
         ArtifactError: a value is missing or makes no sense.
     """
     try:
-        made = CacheSettings(
+        settings = CacheSettings(
             **{field.name: values[field.name] for field in fields(CacheSettings) if field.name != "probe"},
             probe=tuple(float(value) for value in values["probe"]),
         )
         for name in ("logits", "live", "top_k", "rows_per_shard"):
-            check_positive(name, getattr(made, name))
-        sound = made.rows >= 0 and made.dtype in get_args(Precision)
+            check_positive(name, getattr(settings, name))
+        sound = settings.rows >= 0 and settings.dtype in get_args(Precision)
     except (KeyError, TypeError, ValueError, OptionError) as error:
         raise ArtifactError(f"{path} is damaged ({type(error).__name__}: {error}): write the cache anew") from error
     if not sound:
-        raise ArtifactError(f"{path} is damaged (rows {made.rows}, dtype {made.dtype!r}): write the cache anew")
-    return made
+        raise ArtifactError(f"{path} is damaged (rows {settings.rows}, dtype {settings.dtype!r}): write the cache anew")
+    return settings
 
 
-def differences(kept: CacheSettings, given: CacheSettings) -> list[str]:
+def differences(present: CacheSettings, given: CacheSettings) -> list[str]:
     """What differs between two caches' settings, names of teachers aside.
 
     >>> from dataclasses import replace
@@ -240,17 +259,17 @@ def differences(kept: CacheSettings, given: CacheSettings) -> list[str]:
     >>> differences(one, replace(one, name="u", top_k=2))
     ['top_k is 4 there, 2 here']
     """
-    found = [
-        f"{field.name} is {getattr(kept, field.name)} there, {getattr(given, field.name)} here"
+    different = [
+        f"{field.name} is {getattr(present, field.name)} there, {getattr(given, field.name)} here"
         for field in fields(CacheSettings)
-        if field.name not in {"name", "probe"} and getattr(kept, field.name) != getattr(given, field.name)
+        if field.name not in {"name", "probe"} and getattr(present, field.name) != getattr(given, field.name)
     ]
-    if not found and kept.probe and given.probe:
-        same = len(kept.probe) == len(given.probe)
-        away = float(np.mean(np.abs(np.subtract(kept.probe, given.probe)))) if same else float("inf")
+    if not different and present.probe and given.probe:
+        same = len(present.probe) == len(given.probe)
+        away = float(np.mean(np.abs(np.subtract(present.probe, given.probe)))) if same else float("inf")
         if not away <= PROBE_TOLERANCE:
-            found.append(f"the model is another: its log-probabilities are {away:.2f} away from those there")
-    return found
+            different.append(f"the model is another: its log-probabilities are {away:.2f} away from those there")
+    return different
 
 
 Ids = NDArray[np.int32]
@@ -315,11 +334,13 @@ def teacher_ids(rows: Sequence[Any], teacher: Vocab, settings: CacheSettings) ->
         )
         return _split(encoded.ids, encoded.counts)
     units = units_of(entries, width=len(teacher), side="teacher")
-    made = _split(units.ids, units.counts)
+    whole = _split(units.ids, units.counts)
     limit = settings.max_teacher_tokens
     if limit is None:
-        return made
-    return [ids[:limit] if settings.truncation_side == "right" else ids[max(len(ids) - limit, 0) :] for ids in made]
+        return whole
+    if settings.truncation_side == "right":
+        return [ids[:limit] for ids in whole]
+    return [ids[max(len(ids) - limit, 0) :] for ids in whole]
 
 
 def _form(row: Any) -> str | None:

@@ -12,7 +12,7 @@ from ...errors import MissingExtraError, OptionError, StoreError
 from ...read import read_vocab
 from ...spans.units import End
 from ...vocab.vocab import Vocab
-from .format import CacheSettings, Precision, ShardFacts, check_positive, claim_folder, make_settings
+from .format import CacheSettings, Precision, ShardFacts, check_positive, claim_folder, make_settings, text_options
 from .write import CacheReport, Done, open_writer, report_of
 
 _SHARD = "shard_of_cache"
@@ -62,11 +62,11 @@ class CacheShards:
         """
         shard = int(table.column(_SHARD)[0].as_py())
         table = table.sort_by(self._number)
-        found, span = table.column(self._number).to_pylist(), self._writer.settings.span(shard)
-        if found != list(span) or span.start < 0:
+        numbers, span = table.column(self._number).to_pylist(), self._writer.settings.span(shard)
+        if numbers != list(span) or span.start < 0:
             raise OptionError(
                 f"the column `{self._number}` counts rows from 0 without gaps, but where rows {span.start} to "
-                f"{span.stop - 1} were expected, there are {len(found)}, {len(set(found))} of them different"
+                f"{span.stop - 1} were expected, there are {len(numbers)}, {len(set(numbers))} of them different"
             )
         done = self._writer.write(shard, table.drop_columns([_SHARD, self._number]).to_pylist())
         facts = vars(done.facts)
@@ -121,7 +121,8 @@ def cache_teacher_ray(
         dataset: `ray.data.Dataset` of rows with `teacher_ids` or a `text`.
         make_model: makes the teacher; called once by each worker. See `write_teacher_cache` for what it gives.
         folder: the cache's folder, which all machines share.
-        teacher: a source of the teacher's vocabulary as `read_vocab` takes it; not a `Vocab`, which cannot travel.
+        teacher: a source of the teacher's vocabulary as `read_vocab` takes it, not a `Vocab`, which cannot travel. An
+            `Aligner` with such a source gives the four options of texts below too.
         logits: the model's logit width, where the source does not know it.
         workers: how many actors; each holds a teacher.
         number: the column of rows' places in the corpus, from 0 on: Ray does not keep their order.
@@ -149,29 +150,30 @@ def cache_teacher_ray(
     """
     check_positive("workers", workers)
     check_positive("batch_size", batch_size)
-    if isinstance(teacher, Vocab):
+    source, of_texts = text_options(teacher, bos, eos, max_teacher_tokens, truncation_side)
+    if isinstance(source, Vocab):
         raise OptionError("a `Vocab` cannot travel to other processes: give the source that the teacher was read from")
     try:
         from ray.data import ActorPoolStrategy
     except ImportError as error:
         raise MissingExtraError("Caching a teacher on Ray Data", "ray") from error
     started = time.monotonic()
-    source, place = _absolute(teacher), Path(folder).absolute()
+    if isinstance(source, (str, os.PathLike)):
+        # Processes may run in other folders.
+        source = str(Path(source).absolute()) if Path(source).exists() else os.fspath(source)
+    place = Path(folder).absolute()
     settings = make_settings(
         read_vocab(source, logits=logits),
         dataset.count(),
         top_k=top_k,
         dtype=dtype,
         rows_per_shard=rows_per_shard,
-        bos=bos,
-        eos=eos,
-        max_teacher_tokens=max_teacher_tokens,
-        truncation_side=truncation_side,
+        **of_texts,
     )
     if not settings.rows:
         claim_folder(place, settings)
         return report_of(place, [], time.monotonic() - started)
-    made = (
+    written = (
         dataset.map_batches(_Number(number, rows_per_shard), batch_format="pyarrow")
         .groupby(_SHARD)
         .map_groups(
@@ -184,19 +186,14 @@ def cache_teacher_ray(
         )
         .take_all()
     )
-    if len(made) != settings.shards:
-        raise StoreError(f"{len(made)} of {settings.shards} shards were written: make the same call again")
-    return report_of(place, [_done(row) for row in made], time.monotonic() - started)
-
-
-def _done(row: dict[str, Any]) -> Done:
-    facts = {name: row[name] for name in ShardFacts.__dataclass_fields__}
-    return Done(facts=ShardFacts(**facts), state=row["state"], bytes=int(row["bytes"]))
-
-
-def _absolute(source: Any) -> Any:
-    """A source that processes find in whatever folder they run."""
-    if not isinstance(source, (str, os.PathLike)):
-        return source
-    path = Path(source)
-    return str(path.absolute()) if path.exists() else os.fspath(source)
+    if len(written) != settings.shards:
+        raise StoreError(f"{len(written)} of {settings.shards} shards were written: make the same call again")
+    done = [
+        Done(
+            facts=ShardFacts(**{name: row[name] for name in ShardFacts.__dataclass_fields__}),
+            state=row["state"],
+            bytes=int(row["bytes"]),
+        )
+        for row in written
+    ]
+    return report_of(place, done, time.monotonic() - started)

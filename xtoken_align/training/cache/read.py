@@ -104,8 +104,8 @@ class Shard:
             self.row(place)
 
     def _read_facts(self, shard: int) -> ShardFacts:
-        found = (self._file.schema_arrow.metadata or {}).get(METADATA_KEY)
-        values = json.loads(found) if found else None
+        content = (self._file.schema_arrow.metadata or {}).get(METADATA_KEY)
+        values = json.loads(content) if content else None
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             raise self._damaged(f"it says nothing of a teacher cache of schema {SCHEMA}")
         different = differences(settings_of(values["settings"], self.path), self._settings)
@@ -131,12 +131,12 @@ class Shard:
 
     def _read_group(self, group: int) -> dict[str, list[NDArray[Any]]]:
         table = self._file.read_row_group(group, columns=list(_LISTS), use_threads=False)
-        made = {}
+        lists = {}
         for name in _LISTS:
             column = table.column(name).combine_chunks()
             chunks = column.chunks if hasattr(column, "chunks") else [column]
-            made[name] = [part for chunk in chunks for part in _lists(chunk)]
-        return made
+            lists[name] = [part for chunk in chunks for part in _lists(chunk)]
+        return lists
 
     @contextmanager
     def _sound(self) -> Iterator[None]:
@@ -177,8 +177,8 @@ def _restored(log_probs: NDArray[Any], rest: NDArray[np.float32]) -> NDArray[np.
     # Below, what float32 leaves of 1 - rest is further off than the logarithms are.
     doubtful = (wanted < 1e-3) | (known <= 0)
     shift = np.where(doubtful, 0.0, np.log(np.where(doubtful, 1.0, wanted) / np.where(doubtful, 1.0, known)))
-    made: NDArray[np.float32] = np.minimum(exact + shift[:, None], 0.0).astype(np.float32)
-    return made
+    restored: NDArray[np.float32] = np.minimum(exact + shift[:, None], 0.0).astype(np.float32)
+    return restored
 
 
 class TeacherCache:
@@ -332,19 +332,20 @@ class TeacherCache:
         if ids is None:
             if rows is None:
                 raise OptionError("rows are named by `rows`, their numbers, or by `ids`: got neither")
-            found = [self[int(row)] for row in rows]
-            counts = np.array([len(row.ids) for row in found], dtype=np.int64)
+            cached = [self[int(row)] for row in rows]
+            counts = np.array([len(row.ids) for row in cached], dtype=np.int64)
             counts = counts if length is None else np.minimum(counts, length)
             units = _right_padded(counts, int(counts.max(initial=0)) if length is None else length)
         else:
             units = units_of(ids, width=self.settings.logits, mask=mask, segments=segments, side="teacher")
-            found = self._found(units, rows)
-        return self._placed(found, units, device)
+            cached = self._rows_of(units, rows)
+        return self._placed(cached, units, device)
 
-    def _found(self, units: Units, rows: Sequence[int] | None) -> list[CachedRow]:
+    def _rows_of(self, units: Units, rows: Sequence[int] | None) -> list[CachedRow]:
+        """The cached row of every unit, by its number or by its ids."""
         if rows is not None and len(rows) != len(units.counts):
             raise OptionError(f"{len(rows)} row numbers for ids of {len(units.counts)} rows: give one for each")
-        found = []
+        cached = []
         for unit, (begin, count) in enumerate(zip(units.offsets[:-1], units.counts, strict=True)):
             given = units.ids[begin : begin + count]
             number = self.find(given) if rows is None else int(rows[unit])
@@ -354,10 +355,14 @@ class TeacherCache:
                     f"row {number} was cached with other ids than those given: give the rows in the order in which "
                     "they were cached, or leave out the numbers to find rows by their ids"
                 )
-            found.append(row)
-        return found
+            cached.append(row)
+        return cached
 
-    def _placed(self, found: Sequence[CachedRow], units: Units, device: Any) -> TopK:
+    def _placed(self, cached: Sequence[CachedRow], units: Units, device: Any) -> TopK:
+        """Cached rows at the places of a batch.
+
+        Rows of 2 and 1 tokens, padded on the right, top 1: ids [[[7] [9]] [[4] [-1]]], rest 1 at the padding.
+        """
         import torch
 
         from ...losses import TopK
@@ -371,7 +376,7 @@ class TeacherCache:
         )
         if len(units.ids):
             for array, name in zip(arrays, ("top_ids", "log_probs", "rest"), strict=True):
-                parts = [getattr(row, name)[:count] for row, count in zip(found, units.counts, strict=True)]
+                parts = [getattr(row, name)[:count] for row, count in zip(cached, units.counts, strict=True)]
                 array[keep] = np.concatenate(parts)
         ids, log_probs, rest = (torch.from_numpy(array).to(device) for array in arrays)
         return TopK(ids=ids, log_probs=log_probs, rest=rest, width=self.settings.logits)
@@ -388,10 +393,11 @@ class TeacherCache:
         keys = b"".join(
             key for shard in range(self.settings.shards) for key in Shard(self.folder, shard, self.settings).keys
         )
-        made = np.frombuffer(keys, dtype=[("high", ">u8"), ("low", ">u8")])
-        assert made.dtype.itemsize == KEY_BYTES
-        order = np.lexsort((made["low"], made["high"]))
-        return made[order], order
+        # Pairs of numbers, which numpy searches faster than bytes; equal keys stay in the order of their rows.
+        pairs = np.frombuffer(keys, dtype=[("high", ">u8"), ("low", ">u8")])
+        assert pairs.dtype.itemsize == KEY_BYTES
+        order = np.lexsort((pairs["low"], pairs["high"]))
+        return pairs[order], order
 
     def check(self, teacher: Vocab) -> None:
         """Refuses another vocabulary than the one that the cache was made with.

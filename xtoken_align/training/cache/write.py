@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ...errors import ArtifactError, MismatchError, OptionError
 from ...files import TEMPORARY_PATTERN, write_atomically
-from ...read import read_vocab
+from ...read import as_vocab
+from ...spans.aligner import Aligner
 from ...spans.units import End
 from ...vocab.vocab import Vocab
 from .format import (
@@ -43,6 +43,7 @@ from .format import (
     pyarrow,
     shard_name,
     teacher_ids,
+    text_options,
 )
 from .read import Shard
 
@@ -124,7 +125,7 @@ class CacheWriter:
 
     folder: Path
     settings: CacheSettings
-    teacher: Teacher
+    teacher: TeacherModel
 
     def write(self, shard: int, rows: Sequence[Any]) -> Done:
         """Writes a shard unless it is there and sound.
@@ -140,17 +141,17 @@ class CacheWriter:
         state, path = "written", self.folder / shard_name(shard)
         if path.exists():
             try:
-                kept = Shard(self.folder, shard, self.settings)
-                kept.verify()
+                present = Shard(self.folder, shard, self.settings)
+                present.verify()
             except ArtifactError:
                 state = "replaced"
             else:
-                if kept.facts.keys != hash_of(map(key_of, ids)):
+                if present.facts.keys != hash_of(map(key_of, ids)):
                     raise MismatchError(
                         f"{path} holds other rows than {self.settings.span(shard)} of those given: give the rows that "
                         "the cache was begun with, or another folder"
                     )
-                return Done(facts=kept.facts, state="kept", bytes=path.stat().st_size)
+                return Done(facts=present.facts, state="kept", bytes=path.stat().st_size)
         facts = write_shard(self.folder, shard, self.settings, self.teacher.rows(ids))
         return Done(facts=facts, state=state, bytes=path.stat().st_size)
 
@@ -163,7 +164,7 @@ def open_writer(
     Raises:
         MismatchError: the folder holds a cache of other settings, or of another model.
     """
-    teacher = Teacher(model=model, vocab=vocab, top_k=settings.top_k, batch_size=batch_size, device=device)
+    teacher = TeacherModel(model=model, vocab=vocab, top_k=settings.top_k, batch_size=batch_size, device=device)
     if settings.rows:
         settings = replace(settings, probe=teacher.probe())
     settings = claim_folder(folder, settings)
@@ -176,7 +177,7 @@ def write_teacher_cache(
     rows: Sequence[Any],
     folder: str | os.PathLike[str],
     *,
-    teacher: Vocab | str | os.PathLike[str],
+    teacher: Aligner | Vocab | str | os.PathLike[str],
     top_k: int = 64,
     dtype: Precision = "float16",
     batch_size: int = 8,
@@ -200,7 +201,8 @@ def write_teacher_cache(
         rows: a list or a `datasets.Dataset` of rows with `teacher_ids` (`AlignColumns` makes them) or a `text`, or of
             bare sequences of ids. A row is one document.
         folder: the cache's folder; it is made if need be.
-        teacher: the teacher's vocabulary, with the model's logit width, or what `read_vocab` takes.
+        teacher: the teacher's vocabulary, with the model's logit width, or what `read_vocab` takes. An `Aligner`, such
+            as the `SpanCollator` of the training, gives its teacher and the four options of texts below.
         top_k: tokens kept per position; all live ones where there are fewer.
         dtype: how log-probabilities are kept, `float16` (off by 1/2048 of themselves) or `float32`.
         batch_size: rows per call of the model.
@@ -223,7 +225,7 @@ def write_teacher_cache(
         MissingExtraError: pyarrow is not installed.
 
     >>> import tempfile, torch, xtoken_align
-    >>> from xtoken_align.training.cache.read import TeacherCache
+    >>> from xtoken_align.training import TeacherCache
     >>> teacher = xtoken_align.read_vocab("llama-3")
     >>> model = lambda input_ids, attention_mask: torch.nn.functional.one_hot(input_ids + 1, 128256) * 9.0
     >>> folder = tempfile.TemporaryDirectory()
@@ -238,20 +240,11 @@ def write_teacher_cache(
     """
     started = time.monotonic()
     pyarrow()
-    vocab = teacher if isinstance(teacher, Vocab) else read_vocab(teacher)
+    source, of_texts = text_options(teacher, bos, eos, max_teacher_tokens, truncation_side)
+    vocab = as_vocab(source)
     check_rows(rows)
     check_positive("batch_size", batch_size)
-    settings = make_settings(
-        vocab,
-        len(rows),
-        top_k=top_k,
-        dtype=dtype,
-        rows_per_shard=rows_per_shard,
-        bos=bos,
-        eos=eos,
-        max_teacher_tokens=max_teacher_tokens,
-        truncation_side=truncation_side,
-    )
+    settings = make_settings(vocab, len(rows), top_k=top_k, dtype=dtype, rows_per_shard=rows_per_shard, **of_texts)
     own = range(settings.shards)[_part(process)]
     path = Path(folder)
     writer = open_writer(model, vocab, path, settings, batch_size=batch_size, device=device)
@@ -304,8 +297,8 @@ def _clear_stale(folder: Path) -> None:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Teacher:
-    """A model with what running it needs.
+class TeacherModel:
+    """A teacher's model with what running it needs.
 
     Attributes:
         model: called with `input_ids` and `attention_mask`, gives logits (B, T, V) or something that has them.
@@ -327,16 +320,17 @@ class Teacher:
         Raises:
             OptionError: the model's logits have another width than the vocabulary, or are no numbers.
         """
+        # Rows of 9 2 8 3 tokens in batches of 2: the batches are (9 8) and (3 2), the order of what is given stays.
         window = self.batch_size * _WINDOW
         with at_rest(self.model):
             for begin in range(0, len(rows), window):
                 part = rows[begin : begin + window]
-                made: dict[int, CachedRow] = {}
-                order = sorted(range(len(part)), key=lambda row: -len(part[row]))
-                for first in range(0, len(order), self.batch_size):
-                    batch = order[first : first + self.batch_size]
-                    made |= zip(batch, self._batch([part[row] for row in batch]), strict=True)
-                yield from (made[row] for row in range(len(part)))
+                cached: dict[int, CachedRow] = {}
+                longest_first = sorted(range(len(part)), key=lambda row: -len(part[row]))
+                for first in range(0, len(part), self.batch_size):
+                    batch = longest_first[first : first + self.batch_size]
+                    cached |= zip(batch, self._batch([part[row] for row in batch]), strict=True)
+                yield from (cached[row] for row in range(len(part)))
 
     def probe(self) -> tuple[float, ...]:
         """The log-probabilities of the best tokens in a fixed row: what tells two models of one vocabulary apart."""
@@ -358,8 +352,8 @@ class Teacher:
         logits = self._logits(torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device))
         dead = torch.from_numpy(np.flatnonzero(~live_ids(self.vocab))).to(logits.device)
         # Row by row, since taking the rows out of their padding at once would copy all logits.
-        found = [best_tokens(row[:count], self.top_k, dead=dead) for row, count in zip(logits, counts, strict=True)]
-        top_ids, log_probs, rest = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
+        best = [best_tokens(row[:count], self.top_k, dead=dead) for row, count in zip(logits, counts, strict=True)]
+        top_ids, log_probs, rest = (torch.cat(parts).cpu().numpy() for parts in zip(*best, strict=True))
         if not np.isfinite(rest).all():
             raise OptionError(
                 f"{self.vocab.name} gives logits that are no numbers: run it in another precision, or check its weights"
@@ -369,27 +363,24 @@ class Teacher:
         return [CachedRow(*parts) for parts in zip(rows, *split, strict=True)]
 
     def _logits(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        made = self.model(input_ids=ids, attention_mask=mask, **self._options)
-        if not isinstance(made, torch.Tensor):
-            made = made["logits"] if isinstance(made, Mapping) else getattr(made, "logits", None)
-        if not isinstance(made, torch.Tensor) or made.shape[:2] != ids.shape:
-            found = tuple(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
+        # Keys and values of past positions are of no use here, and take as much memory as the states.
+        forward = inspect.signature(getattr(self.model, "forward", self.model)).parameters
+        options = {"use_cache": False} if "use_cache" in forward else {}
+        logits = self.model(input_ids=ids, attention_mask=mask, **options)
+        if not isinstance(logits, torch.Tensor):
+            logits = logits["logits"] if isinstance(logits, Mapping) else getattr(logits, "logits", None)
+        if not isinstance(logits, torch.Tensor) or logits.shape[:2] != ids.shape:
+            came = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise OptionError(
                 "a teacher gives logits (B, T, V), or something that has them as `logits`, for ids of shape "
-                f"{tuple(ids.shape)}, got {found}"
+                f"{tuple(ids.shape)}, got {came}"
             )
-        if made.shape[-1] != len(self.vocab):
+        if logits.shape[-1] != len(self.vocab):
             raise OptionError(
-                f"the model has {made.shape[-1]} logits, but {self.vocab.name} has {len(self.vocab)}: read the "
-                f"vocabulary with logits={made.shape[-1]}, or give the tokenizer of this model"
+                f"the model has {logits.shape[-1]} logits, but {self.vocab.name} has {len(self.vocab)}: read the "
+                f"vocabulary with logits={logits.shape[-1]}, or give the tokenizer of this model"
             )
-        return made
-
-    @property
-    def _options(self) -> dict[str, bool]:
-        # Keys and values of past positions are of no use here, and take as much memory as the states.
-        forward = getattr(self.model, "forward", self.model)
-        return {"use_cache": False} if "use_cache" in inspect.signature(forward).parameters else {}
+        return logits
 
     @property
     def _device(self) -> Any:
@@ -457,6 +448,7 @@ def _block(z: torch.Tensor, top_k: int, dead: torch.Tensor | None) -> tuple[torc
     """The same of a few rows; their logits are overwritten."""
     if dead is not None:
         z.index_fill_(-1, dead, -torch.inf)
+    # Logits [0 2 1 -inf], top 2: m = 2; own = [0 -1], S = 1 + 0.368; R = exp(-2) = 0.135; rest = 0.135 / 1.503 = 0.09.
     best = z.topk(top_k)
     highest = best.values[:, :1]
     others = z.sub_(highest).exp_().scatter_(-1, best.indices, 0.0).sum(-1)
@@ -483,30 +475,43 @@ def write_shard(folder: Path, shard: int, settings: CacheSettings, rows: Iterabl
         MissingExtraError: pyarrow is not installed.
     """
     pa = pyarrow()
-    sink, span, made = pa.BufferOutputStream(), settings.span(shard), _Running()
-    schema = _schema(pa, settings)
+    sink, span, schema = pa.BufferOutputStream(), settings.span(shard), _schema(pa, settings)
+    keys: list[bytes] = []
+    digests: list[bytes] = []
+    positions, rest_sum, rest_max = 0, 0.0, 0.0
     with pa.parquet.ParquetWriter(
         sink,
         schema,
         compression="zstd",
         compression_level=1,
         use_dictionary=False,
-        column_encoding={_leaf(name): "BYTE_STREAM_SPLIT" for name in _SPLIT},
+        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _SPLIT},
         write_statistics=False,
         store_schema=False,
     ) as writer:
         numbered = zip(span, rows, strict=True)
         while group := list(islice(numbered, ROWS_PER_GROUP)):
-            writer.write_table(_table(pa, schema, settings, group, made))
-        facts = made.facts(shard, span)
+            table, group_keys, group_digests = _table(pa, schema, settings, group)
+            writer.write_table(table)
+            keys += group_keys
+            digests += group_digests
+            for _, row in group:
+                positions += len(row.rest)
+                rest_sum += float(row.rest.sum(dtype=np.float64))
+                rest_max = max(rest_max, float(row.rest.max(initial=0.0)))
+        facts = ShardFacts(
+            shard=shard,
+            rows=(span.start, span.stop),
+            keys=hash_of(keys),
+            sha256=hash_of(digests),
+            positions=positions,
+            rest_sum=rest_sum,
+            rest_max=rest_max,
+        )
         content = {"schema": SCHEMA, "settings": asdict(settings), **asdict(facts)}
         writer.add_key_value_metadata({METADATA_KEY.decode(): json.dumps(content)})
     write_atomically(folder / shard_name(shard), sink.getvalue())
     return facts
-
-
-def _leaf(name: str) -> str:
-    return f"{name}.list.element"
 
 
 def _schema(pa: Any, settings: CacheSettings) -> Any:
@@ -518,45 +523,21 @@ def _schema(pa: Any, settings: CacheSettings) -> Any:
 
 
 def _table(
-    pa: Any, schema: Any, settings: CacheSettings, group: Sequence[tuple[int, CachedRow]], made: _Running
-) -> Any:
-    kept = [
+    pa: Any, schema: Any, settings: CacheSettings, group: Sequence[tuple[int, CachedRow]]
+) -> tuple[Any, list[bytes], list[bytes]]:
+    """Some rows as a table, with their keys and digests.
+
+    A list column is one flat array with offsets: rows with ids [7 8 9] and [4 5] are [7 8 9 4 5] with [0 3 5].
+    """
+    rows = [
         (row.ids.astype("<i4"), row.top_ids.astype("<i4"), row.log_probs.astype(settings.stored), row.rest)
         for _, row in group
     ]
-    keys, digests = [key_of(row.ids) for _, row in group], [digest_of(columns) for columns in kept]
-    made.add(keys, digests, [row.rest for _, row in group])
+    keys, digests = [key_of(row.ids) for _, row in group], [digest_of(columns) for columns in rows]
     arrays = [pa.array([number for number, _ in group], pa.int64()), pa.array(keys, pa.binary(KEY_BYTES))]
     for place, name in enumerate(_SPLIT):
-        flat = [columns[place].reshape(-1) for columns in kept]
+        flat = [columns[place].reshape(-1) for columns in rows]
         offsets = np.cumsum([0, *map(len, flat)], dtype=np.int64)
         arrays.append(pa.LargeListArray.from_arrays(offsets, np.concatenate(flat), type=schema.field(name).type))
-    return pa.table([*arrays, pa.array(digests, schema.field("digest").type)], schema=schema)
-
-
-class _Running:
-    """What a shard's metadata says of rows that are written already."""
-
-    def __init__(self) -> None:
-        self._keys: list[bytes] = []
-        self._digests: list[bytes] = []
-        self._positions, self._sum, self._max = 0, 0.0, 0.0
-
-    def add(self, keys: Sequence[bytes], digests: Sequence[bytes], rests: Sequence[NDArray[np.float32]]) -> None:
-        self._keys += keys
-        self._digests += digests
-        for rest in rests:
-            self._positions += len(rest)
-            self._sum += float(rest.sum(dtype=np.float64))
-            self._max = max(self._max, float(rest.max(initial=0.0)))
-
-    def facts(self, shard: int, span: range) -> ShardFacts:
-        return ShardFacts(
-            shard=shard,
-            rows=(span.start, span.stop),
-            keys=hash_of(self._keys),
-            sha256=hash_of(self._digests),
-            positions=self._positions,
-            rest_sum=self._sum,
-            rest_max=self._max,
-        )
+    arrays.append(pa.array(digests, schema.field("digest").type))
+    return pa.table(arrays, schema=schema), keys, digests
