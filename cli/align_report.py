@@ -7,7 +7,6 @@ which stay together where a line is broken. What would not be seen, or would mov
 from __future__ import annotations
 
 import json
-import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +27,7 @@ from ..mapping.find import json_surface
 from ..spans.drawing import CHUNK_COLOURS, GAP_COLOUR, GAP_INK, INK, Cell, Range, Side, cells, count_cells
 from ..spans.spans import SpanStatistics
 from ..visible import MARKS, visible
-from .console import stdout_console
+from .console import direction, stdout_console
 
 Sides = tuple[Side, Side]
 """Student and teacher."""
@@ -66,14 +65,11 @@ def draw(sides: Sides, statistics: SpanStatistics, *, limit: int | None) -> None
         limit: chunks and gaps that are drawn, None for all.
     """
     console = stdout_console()
-    # Outside a terminal too, a width that was set is meant.
-    columns = os.environ.get("COLUMNS", "")
-    width = int(columns) if columns.isdecimal() and int(columns) else console.width
     sorts = ", ".join(f"{count:,} {name}" for name, count in _counts(statistics).items() if count)
     has_gaps = statistics.student_gaps or statistics.teacher_gaps
     gaps = f"; in no chunk: {_gaps(statistics)}" if has_gaps else ""
     click.echo(f"{_direction(sides)}: {statistics.chunks:,} chunks{f' ({sorts})' if sorts else ''}{gaps}")
-    drawing = Drawing(*sides, Pen(sys.stdout.encoding or "utf-8"), width)
+    drawing = Drawing(*sides, Pen(sys.stdout.encoding or "utf-8"), console.width)
     plain = console.no_color or console.color_system is None
     for line in drawing.lines(islice(cells(*sides), limit)):
         # Drawing colours takes most of the time, and there are none in a pipe.
@@ -121,7 +117,7 @@ def print_report(sides: Sides, statistics: SpanStatistics, *, stats_only: bool) 
 
 def _direction(sides: Sides) -> str:
     student, teacher = sides
-    return f"Student {student.vocab.name} learns from teacher {teacher.vocab.name}"
+    return direction(student.vocab.name, teacher.vocab.name)
 
 
 def _counts(statistics: SpanStatistics) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import print_json, stdout_console, steps, tokenizers
+from .console import direction, print_json, stdout_console, steps, tokenizers
 
 if TYPE_CHECKING:
     from ..mapping.mapping import Mapping
@@ -52,9 +52,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the file's path alone, and no notes.")
 def command(sources: tuple[str, ...], **options: Any) -> None:
-    """Build the mapping from a STUDENT tokenizer to a TEACHER tokenizer, and keep it.
+    """Build the mapping through which a STUDENT learns from a TEACHER with another tokenizer, and keep it.
 
-    Prints how many rows each rule gave, what is covered by class of token, which loss suits the pair, and the file.
+    Prints how many rows each rule gave, what is covered by class of token, which loss to train with, and the file.
 
     \b
     Examples:
@@ -119,7 +119,7 @@ def _build(teacher: str, student: str, options: dict[str, Any], say: Any) -> tup
             pattern=options[f"{side}_pattern"],
             revision=options[f"{side}_revision"],
         )
-    say(f"building {sides['teacher'].name} -> {sides['student'].name}")
+    say(f"{direction(sides['student'].name, sides['teacher'].name)}: building")
     mapping = build(student=sides["student"], teacher=sides["teacher"], **choices)
     say("writing")
     return mapping, _write(mapping, options)
@@ -165,9 +165,10 @@ def _render(mapping: Mapping, path: Path, seconds: float) -> None:
 
     console = stdout_console()
     student, teacher = mapping.student, mapping.teacher
-    console.print(
-        f"{teacher.name} -> {student.name}: W is {student.sizes.logits:,} x {teacher.sizes.logits:,} "
-        f"with {len(mapping.matrix.data):,} links, version {mapping.version}, {seconds:.1f} s\n"
+    click.echo(f"{direction(student.name, teacher.name)}.")
+    click.echo(
+        f"W is {student.sizes.logits:,} x {teacher.sizes.logits:,} with {len(mapping.matrix.data):,} links, "
+        f"version {mapping.version}, {seconds:.1f} s\n"
     )
     console.print(coverage_table(mapping.coverage()))
     console.print()

@@ -1,18 +1,29 @@
-"""Where commands print, and what the shell offers for an argument."""
+"""Where commands print, and what the shell offers for an argument.
+
+Names, rules, roles and messages come from files and arguments that others may have written. Whatever is printed passes
+one of two places here, the process's own streams or `stdout_console` and its like, and both write control characters
+out: a file cannot clear a screen or rename a window.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 from click.shell_completion import CompletionItem
 
+from ..visible import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.segment import Segment
 
 
 def tokenizers(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -40,11 +51,84 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(data, ensure_ascii=True, indent=2))
 
 
-def stdout_console() -> Console:
-    """A console for data: no markup or highlighting, since tokens are printed as they are; 100 columns in a pipe."""
+class PrintableStream:
+    """A text stream that writes control characters out.
+
+    It has no `buffer`, so that nobody writes past it. A rich console, which steers the terminal, writes to `raw`.
+
+    Args:
+        raw: where the text goes.
+    """
+
+    def __init__(self, raw: TextIO) -> None:
+        self.raw = raw
+
+    def write(self, text: str) -> int:
+        self.raw.write(printable(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":
+            raise AttributeError(name)
+        return getattr(self.raw, name)
+
+
+@contextmanager
+def printable_streams() -> Iterator[None]:
+    """Lets any text be printed anywhere: controls and what the terminal's encoding lacks are escaped.
+
+    A closed stream swallows what is written to it.
+    """
+    before = sys.stdout, sys.stderr
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the life of the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, PrintableStream(stream))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _console(stream: Any, width: int | None = None) -> Console:
+    """A rich console without markup or highlighting, since tokens are printed as they are."""
     from rich.console import Console
 
-    return Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 100)
+    class PrintableConsole(Console):
+        def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+    file = getattr(stream, "raw", stream)
+    return PrintableConsole(file=file, width=width, markup=False, highlight=False, emoji=False)
+
+
+def stdout_console() -> Console:
+    """A console for data; 100 columns in a pipe, unless COLUMNS says otherwise."""
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() and int(columns) else 100
+    return _console(sys.stdout, None if sys.stdout.isatty() else width)
+
+
+def stderr_console() -> Console:
+    """A console for progress."""
+    return _console(sys.stderr)
+
+
+def direction(student: str, teacher: str) -> str:
+    """The sentence with which every report begins, without its full stop.
+
+    >>> direction("llama-3", "qwen3")
+    'Student llama-3 learns from teacher qwen3'
+    """
+    return f"Student {printable(student, one_line=True)} learns from teacher {printable(teacher, one_line=True)}"
 
 
 @contextmanager
@@ -53,10 +137,7 @@ def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console
-
-    console = Console(stderr=True, markup=False, highlight=False)
-    with console.status("") as status:
+    with stderr_console().status("") as status:
         yield status.update
 
 

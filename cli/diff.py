@@ -73,9 +73,9 @@ def _render(found: Diff, limit: int) -> None:
 def _headline(found: Diff) -> list[str]:
     """What a training run would notice, most important first."""
     rows, lines = found.rows, []
-    before, after = found.recommendation
-    if before != after:
-        lines.append(f"Recommended loss: {before} before, {after} now.")
+    for what, (before, after) in (("Recommended loss", found.recommendation), ("Paper's rule", found.paper_rule)):
+        if before != after:
+            lines.append(f"{what}: {before} before, {after} now.")
     numerals = [name for name in _NUMERALS if name in found.classes]
     for name in numerals:
         was, now = found.classes[name]

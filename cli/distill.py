@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import print_json, stdout_console
+from .console import print_json, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from ..training import DistillConfig, DistillResult
@@ -101,9 +101,7 @@ def _run(config: DistillConfig, store: Path | None, *, quiet: bool) -> DistillRe
         with _progress(quiet=quiet) as (say, report):
             return distill(config, store=store, say=say, report=report)
     except KeyboardInterrupt:
-        if not quiet:
-            click.echo("The same command goes on from the last checkpoint, or from the beginning.", err=True)
-        raise
+        raise KeyboardInterrupt("the same command goes on from the last checkpoint, or from the beginning.") from None
 
 
 Say = Callable[[str], object]
@@ -119,12 +117,10 @@ def _progress(*, quiet: bool) -> Iterator[tuple[Say, Report]]:
     if not sys.stderr.isatty():
         yield lambda text: click.echo(text, err=True), _line
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True, markup=False, highlight=False)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=stderr_console()) as bar:
         task = bar.add_task("", total=None)
 
         def report(step: int, steps: int, found: Mapping[str, float]) -> None:

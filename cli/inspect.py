@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import mappings, print_json, stdout_console, visible
+from .console import direction, mappings, print_json, stderr_console, stdout_console, visible
 
 if TYPE_CHECKING:
     from ..corpus.weigh import CorpusCoverage
@@ -73,13 +73,12 @@ def _progress(paths: Sequence[str]) -> Iterator[Callable[[int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
     # The size of stdin is not known: the bar then only pulses.
     files = [Path(path) for path in paths]
     total = sum(file.stat().st_size for file in files) if all(file.is_file() for file in files) else None
-    with Progress(BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    with Progress(BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=stderr_console()) as bar:
         task = bar.add_task("", total=total)
         yield lambda size: bar.advance(task, size)
 
@@ -143,7 +142,7 @@ def _share(count: int, total: int) -> str:
 @click.command("inspect")
 @click.argument("mapping", shell_complete=mappings)
 @click.argument("files", nargs=-1, metavar="")
-@click.option("--critical", metavar="A,B", help="Classes that decide the recommended loss. "
+@click.option("--critical", metavar="A,B", help="Classes by which the paper's rule decides. "
               "[default: digits_2,digits_3,ascii_punct_1]")  # fmt: skip
 @click.option("--unmatched", is_flag=True, help="List the tokens that are neither exact nor near, numerals first.")
 @click.option("--class", "classes", metavar="A,B", help="List only tokens of these classes.")
@@ -171,7 +170,7 @@ def _share(count: int, total: int) -> str:
 @click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(mapping: str, files: tuple[str, ...], **options: Any) -> None:
-    """Report what a MAPPING covers, class by class and rule by rule, what stays empty and which loss suits it.
+    """Report what a MAPPING covers, class by class and rule by rule, what stays empty, and which loss to train with.
 
     With --unmatched, or an option that narrows the list, the tokens that are split or empty are listed instead.
 
@@ -236,12 +235,10 @@ def _recommendation(mapping: Mapping, critical: str | None) -> Recommendation:
 
 
 def _report(mapping: Mapping, listed: list[Unmatched] | None, options: dict[str, Any]) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from ..mapping.audit import audit
 
     report = mapping.to_dict()
-    report["recommendation"] = asdict(_recommendation(mapping, options["critical"]))
+    report["recommendation"] = _recommendation(mapping, options["critical"]).to_dict()
     report["by_class_and_rule"] = mapping.coverage().to_dict()["by_class_and_rule"]
     report["audit"] = audit(mapping).to_dict()
     if listed is not None:
@@ -282,8 +279,8 @@ def _render(mapping: Mapping, recommendation: Recommendation) -> None:
     coverage, bins = replace(mapping.coverage(), recommendation=recommendation), mapping.bin_sizes
     student, teacher = mapping.student, mapping.teacher
     click.echo(
-        f"{teacher.name} -> {student.name}: version {mapping.version}, {mapping.provenance}, "
-        f"W is {student.sizes.logits:,} x {teacher.sizes.logits:,} with {len(mapping.matrix.data):,} links\n"
+        f"{direction(student.name, teacher.name)}: version {mapping.version}, {mapping.provenance}.\n"
+        f"W is {student.sizes.logits:,} x {teacher.sizes.logits:,} with {len(mapping.matrix.data):,} links.\n"
     )
     console.print(coverage_table(coverage))
     console.print()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
-import io
 import os
 import platform
 import sys
+import traceback
 import warnings
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from types import TracebackType
 
 import click
+
+from ..visible import printable
+from .console import printable_streams
 
 _MATTERING = ("numpy", "scipy", "tokenizers", "tiktoken", "sentencepiece", "huggingface-hub", "transformers", "torch")
 
@@ -34,27 +38,34 @@ def run(command: click.Command) -> int:
     """Runs a command on the process's arguments.
 
     Returns:
-        0 done, 1 the library refused or the user interrupted, 2 wrong usage.
+        0 done, 1 the library refused, 2 wrong usage, 130 the user interrupted, as shells have it.
     """
+    # What is offered for completion goes to the shell, as bytes.
+    with nullcontext() if "_XTOKEN_ALIGN_COMPLETE" in os.environ else printable_streams():
+        return _run(command)
+
+
+def _run(command: click.Command) -> int:
     arguments = sys.argv[1:]
     # Accepted anywhere before `--`, as people add it at the end of a command that failed.
     end = arguments.index("--") if "--" in arguments else len(arguments)
     debug = "--debug" in arguments[:end]
     arguments = [word for word in arguments[:end] if word != "--debug"] + arguments[end:]
     warnings.showwarning = _show_warning
-    _prepare_streams()
     # A command is one short computation over a million small objects: collecting them again and again is a tenth of it.
     gc.disable()
     try:
         result = command.main(args=arguments, prog_name="xtoken-align", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        error.show(file=sys.stderr)
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stop:
         if debug:
             raise
-        click.echo("Interrupted: no file was left half-written.", err=True)
-        return 1
+        # A command may say more by raising KeyboardInterrupt with a sentence, which click puts behind its own Abort.
+        said = str(stop.__cause__ or stop)
+        click.echo(f"Interrupted: {said or 'no file was left half-written.'}", err=True)
+        return 130
     except BrokenPipeError:
         # The reader of our output went away: nothing to say, and nothing more to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,20 +73,10 @@ def run(command: click.Command) -> int:
     except Exception as error:
         if debug or not _is_refusal(error):
             raise
-        click.echo(f"Error: {_sentence(error)}", err=True)
+        click.echo(f"Error: {_sentence(error)}", err=True, color=True)
         return 1
     # Outside its standalone mode, click returns the code that a command exits with.
     return result if isinstance(result, int) else 0
-
-
-def _prepare_streams() -> None:
-    """Lets every token be printed anywhere: escaped where the terminal's encoding lacks it, nowhere if closed."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for the life of the process
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -103,7 +104,7 @@ def _show_warning(
     from ..errors import XTokenWarning
 
     if issubclass(category, XTokenWarning):
-        click.echo(f"Note: {message}", err=True)
+        click.echo(f"Note: {message}", err=True, color=True)
 
 
 COMMANDS = {
@@ -172,7 +173,8 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
         ctx.exit()
 
 
-@click.group(cls=LazyGroup, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+# With `color` click leaves escape sequences to `printable_streams`, which writes them out instead of hiding them.
+@click.group(cls=LazyGroup, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "color": True})
 @click.option("--debug", is_flag=True, help="Show a traceback where a command refuses.")
 @click.option("--version", is_flag=True, callback=_print_version, expose_value=False, is_eager=True,
               help="Show the versions of what matters, and exit.")  # fmt: skip
@@ -182,6 +184,11 @@ def cli(ctx: click.Context, debug: bool) -> None:
     ctx.obj = {"debug": debug}
 
 
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
+
+
 def main() -> None:
-    """The entry point: 0 done, 1 the library refused, 2 wrong usage."""
+    """The entry point; see `run` for the exit codes."""
+    sys.excepthook = _show_traceback
     sys.exit(run(cli))

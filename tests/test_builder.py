@@ -118,8 +118,8 @@ def test_a_disjoint_pair_gives_an_empty_w_with_a_note_and_p_kl(tmp_path: Path) -
     assert mapping.W.shape == (2, 2)
     assert mapping.W.nnz == 0
     assert mapping.coverage().empty["teacher cannot spell it"] == 2
-    assert mapping.coverage().recommendation.loss == "p-kl"
-    assert "none of the 2 student ids" in mapping.coverage().recommendation.because
+    assert mapping.coverage().recommendation.paper_rule.loss == "p-kl"
+    assert "none of the student's 2 tokens" in mapping.coverage().recommendation.paper_rule.because
     assert mapping.bin_sizes.count == 0
     assert [side.tolist() for side in mapping.bins()] == [[-1, -1], [-1, -1]]
     from xtoken_align import load

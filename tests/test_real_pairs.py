@@ -56,8 +56,11 @@ def test_llama_3_from_qwen3_is_as_counted(llama_qwen: Mapping) -> None:
         assert (row.total, row.exact, row.split, row.empty) == (10**size, exact, 10**size - exact, 0)
     assert coverage.by_class_and_rule["digits_2"] == {"digits": 100}
     assert coverage.by_class_and_rule["digits_3"] == {"digits": 1000}
-    assert coverage.recommendation.loss == "p-kl"
-    assert "0 of 100 digits_2 and 0 of 1000 digits_3" in coverage.recommendation.because
+    assert coverage.recommendation.paper_rule.loss == "p-kl"
+    assert (
+        "0 of 100 numerals of 2 digits and 0 of 1,000 numerals of 3 digits"
+        in coverage.recommendation.paper_rule.because
+    )
     assert coverage.empty["teacher cannot spell it"] == 0
 
 
@@ -187,7 +190,7 @@ def is_plain_ascii(text: str) -> bool:
 def test_equal_fingerprints_give_the_identity(real: Real, student: str, teacher: str) -> None:
     mapping = build(student=real(student), teacher=real(teacher))
     text = real(student).speakable_ids
-    assert mapping.coverage().recommendation.loss == "identity"
+    assert mapping.coverage().recommendation.paper_rule.loss == "identity"
     assert mapping.coverage().rules["identity"] >= len(text)
     assert np.array_equal(mapping.matrix.top[0][text], text)
     assert mapping.coverage().lossy == 0

@@ -61,7 +61,7 @@ def test_the_table_in_the_readme_is_that_of_the_files() -> None:
         (line,) = [line for line in text.splitlines() if line.startswith(f"| `{file.parent.name}`")]
         assert f"`{mapping.version}`" in line
         assert f" {exact:,} " in line
-        assert line.endswith(f" {coverage.recommendation.loss} |")
+        assert line.endswith(f" {coverage.recommendation.paper_rule.loss} |")
 
 
 MUTATE = """

@@ -1,47 +1,67 @@
 """Maps a student tokenizer's vocabulary onto a teacher's, and keeps, audits and loads the mapping.
 
-Names are imported when first used, so `import xtoken_align` costs nothing.
+Names are imported when first used, so `import xtoken_align` costs nothing; `XTokenLoss` and its kin need the extra
+`torch`, `XTokenTrainer` and `distill` the extra `train`.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ._lazy import lazy_names
 from ._version import __version__
 
 if TYPE_CHECKING:
     from .builder import build
     from .compare.compat import Compat, compat
     from .compare.diff import Diff, diff
+    from .coverage.coverage import Coverage
     from .errors import XTokenError, XTokenWarning
+    from .losses import Hidden, MultiTeacherLoss, TopK, XTokenLoss, fuse_head
     from .mapping.mapping import Mapping
     from .read import read_vocab
-    from .spans.aligner import align_chats, align_ids, align_texts
+    from .spans.aligner import Aligner, align_chats, align_ids, align_texts
     from .spans.batch import SpanCollator
     from .spans.dataset import AlignColumns
+    from .spans.ray_data import align_ray
     from .spans.spans import Spans
     from .store.load import get_or_build, load
     from .store.store import Store
+    from .training.distill import distill
+    from .training.distillation import Distillation
+    from .training.teachers import TeacherSpec
+    from .training.trainer import XTokenTrainer
     from .vocab.vocab import Vocab
 
 _HOMES = {
     "AlignColumns": "spans.dataset",
+    "Aligner": "spans.aligner",
     "Compat": "compare.compat",
+    "Coverage": "coverage.coverage",
     "Diff": "compare.diff",
+    "Distillation": "training.distillation",
+    "Hidden": "losses",
     "Mapping": "mapping.mapping",
+    "MultiTeacherLoss": "losses",
     "SpanCollator": "spans.batch",
     "Spans": "spans.spans",
     "Store": "store.store",
+    "TeacherSpec": "training.teachers",
+    "TopK": "losses",
     "Vocab": "vocab.vocab",
     "XTokenError": "errors",
+    "XTokenLoss": "losses",
+    "XTokenTrainer": "training.trainer",
     "XTokenWarning": "errors",
     "align_chats": "spans.aligner",
     "align_ids": "spans.aligner",
+    "align_ray": "spans.ray_data",
     "align_texts": "spans.aligner",
     "build": "builder",
     "compat": "compare.compat",
     "diff": "compare.diff",
+    "distill": "training.distill",
+    "fuse_head": "losses",
     "get_or_build": "store.load",
     "load": "store.load",
     "read_vocab": "read",
@@ -49,35 +69,37 @@ _HOMES = {
 
 __all__ = [
     "AlignColumns",
+    "Aligner",
     "Compat",
+    "Coverage",
     "Diff",
+    "Distillation",
+    "Hidden",
     "Mapping",
+    "MultiTeacherLoss",
     "SpanCollator",
     "Spans",
     "Store",
+    "TeacherSpec",
+    "TopK",
     "Vocab",
     "XTokenError",
+    "XTokenLoss",
+    "XTokenTrainer",
     "XTokenWarning",
     "__version__",
     "align_chats",
     "align_ids",
+    "align_ray",
     "align_texts",
     "build",
     "compat",
     "diff",
+    "distill",
+    "fuse_head",
     "get_or_build",
     "load",
     "read_vocab",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -25,6 +25,28 @@ _NAMED = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 _MARKS = re.compile(MARKS)
 
 
+_CONTROLS = {
+    code: f"\\u{code:04x}"
+    for code in (*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+"""C0 and C1 controls and what turns the direction of a line around, written as JSON writes them."""
+
+_CONTROLS_IN_LINES = {code: escape for code, escape in _CONTROLS.items() if chr(code) not in "\n\t"}
+
+
+def printable(text: str, *, one_line: bool = False) -> str:
+    r"""Writes out the controls that could move a terminal's cursor or rename its window; all the rest stays.
+
+    Args:
+        text: any text, JSON too, which stays the JSON of the same value.
+        one_line: whether line breaks and tabs are written out as well, as in a name.
+
+    >>> print(printable("a\x1b[2Jb"), printable("a\nb", one_line=True))
+    a\u001b[2Jb a\u000ab
+    """
+    return text.translate(_CONTROLS if one_line else _CONTROLS_IN_LINES)
+
+
 @cache
 def _hidden() -> regex.Pattern[str]:
     import regex  # late: its tables of characters take a while to load

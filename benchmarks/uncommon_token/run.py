@@ -168,7 +168,7 @@ def _coverage(group: Group) -> dict[str, Any]:
         "teacher": group.teacher_coder.size,
         "strict": sum(row.common_strict for row in coverage.classes.values()),
         "relaxed": sum(row.common_relaxed for row in coverage.classes.values()),
-        "recommendation": coverage.recommendation.loss,
+        "recommendation": coverage.recommendation.paper_rule.loss,
     }
 
 

@@ -27,10 +27,17 @@ def test_a_build_says_who_teaches_whom_then_what_is_covered_and_where_the_file_i
     result = invoke("build", *tokenizers, "--store", tmp_path / "store")
     assert (result.code, result.err) == (0, "")
     lines = result.out.splitlines()
-    assert lines[0].startswith("master -> pupil: W is 300 x 290 with ")
+    assert lines[0] == "Student pupil learns from teacher master."
+    assert lines[1].startswith("W is 300 x 290 with ")
     path = next((tmp_path / "store").rglob("*.npz"))
     assert lines[-1] == f"Written to {path}"
-    for words in ("class", "digits_1", "Rows by rule: exact", "Recommended loss: p-kl, since", "Default loss: c-kl"):
+    for words in (
+        "class",
+        "digits_1",
+        "Rows by rule: exact",
+        "Train with c-kl: the teacher writes",
+        "X-Token paper names p-kl",
+    ):
         assert words in result.out
 
 
@@ -60,7 +67,7 @@ def test_the_json_has_exactly_the_keys_that_programs_rely_on(invoke: Invoke, tok
     assert list(report["rules"]) == [rule for rule in RULES if rule != "none"]
     assert list(report["classes"]) == list(CLASSES)
     assert len(report["empty"]) == 5
-    assert list(report["recommendation"]) == ["loss", "default", "because"]
+    assert list(report["recommendation"]) == ["loss", "reason", "paper_rule"]
     assert sum(report["rules"].values()) + sum(report["empty"].values()) == 300
     loaded = load(report["path"])
     assert (loaded.version, loaded.W.nnz) == (report["version"], report["nnz"])
@@ -76,7 +83,8 @@ def test_notes_go_to_stderr_and_quiet_leaves_them_out(invoke: Invoke, disjoint: 
     assert result.code == 0
     assert "Note: no token of latin has a counterpart in cyrillic: W is empty" in result.err
     report = json.loads(result.out)
-    assert (report["nnz"], report["recommendation"]["loss"]) == (0, "p-kl")
+    assert (report["nnz"], report["recommendation"]["loss"]) == (0, "c-kl")
+    assert "no token in common" in report["recommendation"]["reason"]
     assert invoke("build", *disjoint, "-q").err == ""
 
 
@@ -280,8 +288,9 @@ def test_llama_3_from_qwen3_gives_the_counted_figures(invoke: Invoke, tmp_path: 
     assert [report["classes"][f"digits_{n}"]["exact"] for n in (1, 2, 3)] == [10, 0, 0]
     assert [report["classes"][f"digits_{n}"]["empty"] for n in (1, 2, 3)] == [0, 0, 0]
     assert report["rules"]["digits"] == 1100
-    assert report["recommendation"]["loss"] == "p-kl"
-    assert "digits_2" in report["recommendation"]["because"]
+    assert report["recommendation"]["loss"] == "c-kl"
+    assert "1,100 of the student's numerals" in report["recommendation"]["reason"]
+    assert report["recommendation"]["paper_rule"]["loss"] == "p-kl"
     shown = json.loads(invoke("show", tmp_path / "m.npz", "201", "--json").out)
     assert [(link["surface"], round(link["weight"], 4)) for link in shown[0]["row"]] == [
         ("2", 0.9009),

@@ -22,7 +22,7 @@ def test_the_page_recommends_by_the_critical_classes_that_are_named(
 ) -> None:
     page = tmp_path / "report.html"
     assert invoke("inspect", built, "--html", page, "--critical", "digits_1").code == 0
-    assert "Train with H-KL" in page.read_text(encoding="utf-8")
+    assert "paper names H-KL" in page.read_text(encoding="utf-8")
 
 
 def test_json_is_printed_beside_the_page(invoke: Invoke, built: Path, tmp_path: Path) -> None:

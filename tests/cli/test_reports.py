@@ -23,8 +23,8 @@ Invoke = Callable[..., Any]
 def test_inspect_prints_classes_rules_bins_and_the_recommendation(invoke: Invoke, built: Path) -> None:
     result = invoke("inspect", built)
     assert (result.code, result.err) == (0, "")
-    assert result.out.startswith("master -> pupil: version ")
-    for words in ("digits_2", "partial_utf8", "exact", "Bins: ", "Recommended loss: p-kl"):
+    assert result.out.startswith("Student pupil learns from teacher master: version ")
+    for words in ("digits_2", "partial_utf8", "exact", "Bins: ", "Train with c-kl: the teacher writes"):
         assert words in result.out
 
 

@@ -76,7 +76,7 @@ def test_rules_reasons_and_cells_count_the_same_rows_as_the_classes(
 def test_a_coverage_survives_json(rows: list[tuple[Kind, int, int, int, bool]]) -> None:
     coverage = measured(rows, lossy=3)
 
-    assert Coverage.from_dict(json.loads(json.dumps(coverage.to_dict()))) == coverage
+    assert Coverage.from_metadata(json.loads(json.dumps(coverage.to_metadata()))) == coverage
 
 
 @pytest.mark.parametrize(
@@ -141,11 +141,30 @@ def test_the_dictionary_has_plain_numbers_in_the_documented_shape() -> None:
         "common_strict": 0,
         "common_relaxed": 0,
     }
-    assert set(stored["recommendation"]) == {"loss", "default", "because"}
+    assert set(stored["recommendation"]) == {"loss", "reason", "paper_rule"}
+
+
+def test_a_files_form_keeps_the_three_strings_that_its_hash_was_made_of() -> None:
+    stored = one("digits_2", "digits", 2).to_metadata()
+
+    assert stored["recommendation"] == {
+        "loss": "p-kl",
+        "default": "c-kl",
+        "because": "none of the 1 student ids is in the strict common set",
+    }
+
+
+def test_what_another_version_recommended_is_kept_as_it_is() -> None:
+    stored = one("latin", "exact").to_metadata()
+    stored["recommendation"] = {"loss": "old", "default": "new", "because": "of something"}
+    coverage = Coverage.from_metadata(stored)
+
+    assert (coverage.recommendation.loss, coverage.recommendation.paper_rule.because) == ("new", "of something")
+    assert coverage.to_metadata()["recommendation"] == stored["recommendation"]
 
 
 def test_the_options_of_the_recommendation_are_passed_on() -> None:
-    assert measured([], identical=True, has_decompositions=False).recommendation.default == "partition-kl"
+    assert measured([], identical=True, has_decompositions=False).recommendation.loss == "partition-kl"
     with pytest.raises(OptionError, match="'vowels'"):
         measured([], critical=("vowels",))
 
@@ -165,14 +184,14 @@ def test_the_options_of_the_recommendation_are_passed_on() -> None:
     ],
 )
 def test_a_malformed_dictionary_is_refused_by_the_name_of_its_field(path: tuple[str, ...], value: object) -> None:
-    stored = copy.deepcopy(one("latin", "exact").to_dict())
+    stored = copy.deepcopy(one("latin", "exact").to_metadata())
     inner = stored
     for key in path[:-1]:
         inner = inner[key]
     inner[path[-1]] = value
 
     with pytest.raises(ArtifactError, match=repr(path[-1])):
-        Coverage.from_dict(stored)
+        Coverage.from_metadata(stored)
 
 
 def rank_file(package: str, path: str) -> list[bytes]:

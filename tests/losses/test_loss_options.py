@@ -86,7 +86,7 @@ def test_every_kind_stands_by_itself_and_says_what_it_is(kind: str) -> None:
 
 def test_auto_takes_the_mappings_recommendation_and_checks_it() -> None:
     loss = XTokenLoss(CASE.mapping)
-    assert loss.kind == CASE.mapping.coverage().recommendation.default
+    assert loss.kind == CASE.mapping.coverage().recommendation.loss
     assert loss.kind in KINDS
     if loss.kind != "p-kl":
         with pytest.raises(OptionError, match="top_k belongs to p-kl"):

@@ -121,7 +121,7 @@ def test_the_report_has_exactly_the_keys_that_programs_rely_on(mapping: Mapping)
         "special without counterpart": 0,
         "teacher cannot spell it": 2,
     }
-    assert report["recommendation"].keys() == {"loss", "default", "because"}
+    assert report["recommendation"].keys() == {"loss", "reason", "paper_rule"}
     assert report["bins"].keys() == {"count", "largest_student", "largest_teacher"}
     for row in report["classes"].values():
         assert row.keys() == {"total", "exact", "near", "split", "empty", "common_strict", "common_relaxed"}

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from small_vocabs import make_vocab, vocabs
 
 from xtoken_align import Mapping, Vocab, build
-from xtoken_align.coverage.recommend import Recommendation
+from xtoken_align.coverage.recommend import PaperRule, Recommendation
 from xtoken_align.errors import MissingExtraError, StoreError
 from xtoken_align.report import render_html, write_html
 from xtoken_align.vocab.kinds import Kind
@@ -118,7 +118,7 @@ def test_every_table_has_a_caption_and_every_scrolling_part_can_be_reached_with_
 
 
 def test_the_page_says_what_the_mapping_is(page: str, nasty: Mapping) -> None:
-    for words in (nasty.version, nasty.content_hash, nasty.student.fingerprint, "Train with P-KL", "role bos"):
+    for words in (nasty.version, nasty.content_hash, nasty.student.fingerprint, "Train with C-KL", "role bos"):
         assert words in page
     assert "created" not in page
 
@@ -128,7 +128,9 @@ def test_a_page_is_dated_only_where_the_mapping_is(nasty: Mapping) -> None:
 
 
 def test_a_recommendation_of_a_newer_version_is_shown_as_it_is(nasty: Mapping) -> None:
-    measured = replace(nasty.coverage(), recommendation=Recommendation("<new>", "<other>", "<because>"))
+    measured = replace(
+        nasty.coverage(), recommendation=Recommendation("<new>", "<reason>", PaperRule("<other>", "<because>", ""))
+    )
     assert "Train with &lt;new&gt;" in render_html(replace(nasty, measured=measured))
 
 
@@ -175,4 +177,4 @@ def test_the_page_of_a_real_pair_stays_below_four_megabytes(llama_qwen: Mapping)
     page = render_html(llama_qwen)
     assert len(page.encode()) < 4_000_000
     Outline(page)
-    assert "0 of 100 digits_2 and 0 of 1000 digits_3" in page
+    assert "0 of 100 numerals of 2 digits and 0 of 1,000 numerals of 3 digits" in page

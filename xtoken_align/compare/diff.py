@@ -185,6 +185,7 @@ class Diff:
         l1: sum of the L1 distances of the rows that both have.
         classes: class -> counts before and after, where they differ.
         recommendation: the recommended losses before and after.
+        paper_rule: what the rule of the method's paper names, before and after.
         options: option -> values before and after, where they differ.
         otherwise_encoded: sides whose tokens are equal but whose text is encoded otherwise.
     """
@@ -197,6 +198,7 @@ class Diff:
     l1: float
     classes: Table[str, tuple[ClassRow, ClassRow]]
     recommendation: tuple[str, str]
+    paper_rule: tuple[str, str]
     options: Table[str, tuple[Any, Any]]
     otherwise_encoded: tuple[str, ...]
     comparison: RowComparison = field(repr=False)
@@ -228,6 +230,7 @@ class Diff:
                 for name, (before, after) in self.classes.items()
             },
             "recommendation": {"before": self.recommendation[0], "after": self.recommendation[1]},
+            "paper_rule": {"before": self.paper_rule[0], "after": self.paper_rule[1]},
             "options": {name: {"before": before, "after": after} for name, (before, after) in self.options.items()},
             "otherwise_encoded": list(self.otherwise_encoded),
             "changes": self.changes(limit=limit),
@@ -298,6 +301,7 @@ def diff(old: Mapping, new: Mapping) -> Diff:
             if before.classes[name] != after.classes[name]
         },
         recommendation=(before.recommendation.loss, after.recommendation.loss),
+        paper_rule=(before.recommendation.paper_rule.loss, after.recommendation.paper_rule.loss),
         options={
             name: (old.options.get(name), new.options.get(name))
             for name in sorted({*old.options, *new.options})

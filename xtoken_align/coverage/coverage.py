@@ -35,7 +35,7 @@ class Coverage:
         empty: reason -> empty rows, every reason.
         lossy: rows whose pieces do not spell the token byte for byte.
         by_class_and_rule: class -> rule -> rows; cells without rows are left out.
-        recommendation: the loss that suits the pair.
+        recommendation: the loss to train the pair with.
     """
 
     classes: Mapping[str, ClassRow]
@@ -47,11 +47,15 @@ class Coverage:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain dictionaries, the JSON shapes of the command line."""
-        return asdict(self)
+        return {**asdict(self), "recommendation": self.recommendation.to_dict()}
+
+    def to_metadata(self) -> dict[str, Any]:
+        """The form in which a mapping's file keeps it; part of the content hash."""
+        return {**asdict(self), "recommendation": self.recommendation.to_metadata()}
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Coverage:
-        """Reads what `to_dict` wrote; other keys beside its own are ignored.
+    def from_metadata(cls, stored: Mapping[str, Any]) -> Coverage:
+        """Reads what `to_metadata` wrote; other keys beside its own are ignored.
 
         Args:
             stored: the dictionary, perhaps from a file of unknown origin.
@@ -64,20 +68,21 @@ class Coverage:
         """
         classes = _field(stored, "classes", dict, "a table")
         cells = _field(stored, "by_class_and_rule", dict, "a table")
-        sentences = _field(stored, "recommendation", dict, "a table")
+        advice = _field(stored, "recommendation", dict, "a table")
         columns = [column.name for column in fields(ClassRow)]
+        counts = {
+            name: ClassRow(**{column: _count(_field(classes, name, dict, "a table"), column) for column in columns})
+            for name in _ordered(classes, CLASSES)
+        }
         # A file's JSON is sorted by key; the order in which people read the tables is the order of the names here.
         return cls(
-            classes={
-                name: ClassRow(**{column: _count(_field(classes, name, dict, "a table"), column) for column in columns})
-                for name in _ordered(classes, CLASSES)
-            },
+            classes=counts,
             rules=_counts(stored, "rules", RULES),
             empty=_counts(stored, "empty", tuple(EMPTY_REASONS)),
             lossy=_count(stored, "lossy"),
             by_class_and_rule={name: _counts(cells, name, RULES) for name in _ordered(cells, CLASSES)},
-            recommendation=Recommendation(
-                **{part.name: _field(sentences, part.name, str, "a string") for part in fields(Recommendation)}
+            recommendation=Recommendation.from_metadata(
+                {key: _field(advice, key, str, "a string") for key in ("loss", "default", "because")}, counts
             ),
         )
 
@@ -106,7 +111,7 @@ def measure(
         common_relaxed: from `relaxed_common`.
         lossy: how many rows are marked lossy.
         identical: whether the two vocabularies are equal.
-        critical: names of the classes that decide the recommendation.
+        critical: names of the classes by which the paper's rule decides.
         has_decompositions: whether the mapping stores both directions' decompositions.
 
     Returns:

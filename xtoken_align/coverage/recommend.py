@@ -1,30 +1,79 @@
-"""Which loss suits a pair of tokenizers, from how its mapping covers the critical classes."""
+"""Which loss to train a pair of tokenizers with, and why, from how its mapping covers the classes of tokens.
+
+The answer is one loss and one reason. What the rule of the method's paper would say stands beside it as a footnote.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import OptionError
 from .classes import CLASSES, ClassRow
 
 DEFAULT_CRITICAL = ("digits_2", "digits_3", "ascii_punct_1")
-"""The classes that decide: numerals of several digits and single marks, which arithmetic needs whole."""
+"""The classes by which the paper's rule decides: what arithmetic is written in."""
+
+_CLASS_WORDS = {
+    "digits_2": "numerals of 2 digits",
+    "digits_3": "numerals of 3 digits",
+    "digits_4plus": "numerals of 4 digits or more",
+    "ascii_punct_1": "single punctuation marks",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PaperRule:
+    """What the rule of the method's paper says, a footnote to the recommendation.
+
+    Attributes:
+        loss: `p-kl`, `h-kl`, or `identity` for equal vocabularies.
+        because: the numbers that decided it, in plain words.
+        in_file: the same as mapping files have it. It is part of their content hash, so its first wording stays.
+    """
+
+    loss: str
+    because: str
+    in_file: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """A loss for a pair, and why.
+    """The loss to train a pair with, and why.
 
     Attributes:
-        loss: the rule of the method's paper: `p-kl`, `h-kl`, or `identity` for equal vocabularies.
-        default: this library's own choice, which a loss of kind `auto` takes: `c-kl` or `partition-kl`.
-        because: one sentence with the numbers that decided `loss`.
+        loss: what `XTokenLoss` takes for the kind `auto`: `c-kl`, or `partition-kl` where C-KL cannot be had.
+        reason: why, in plain words.
+        paper_rule: what the rule of the method's paper says.
     """
 
     loss: str
-    default: str
-    because: str
+    reason: str
+    paper_rule: PaperRule
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of the commands."""
+        rule = {"loss": self.paper_rule.loss, "because": self.paper_rule.because}
+        return {"loss": self.loss, "reason": self.reason, "paper_rule": rule}
+
+    def to_metadata(self) -> dict[str, str]:
+        """The form in which mapping files keep it."""
+        return {"loss": self.paper_rule.loss, "default": self.loss, "because": self.paper_rule.in_file}
+
+    @classmethod
+    def from_metadata(cls, stored: Mapping[str, str], rows: Mapping[str, ClassRow]) -> Recommendation:
+        """Reads what `to_metadata` wrote; a loss or a sentence of another version is kept as it is.
+
+        Args:
+            stored: the three strings.
+            rows: class name -> counts of the same file.
+        """
+        ours = recommend(rows, identical=stored["loss"] == "identity")
+        known = (stored["loss"], stored["because"]) == (ours.paper_rule.loss, ours.paper_rule.in_file)
+        rule = ours.paper_rule if known else PaperRule(stored["loss"], stored["because"], stored["because"])
+        reason = ours.reason if stored["default"] == ours.loss else "the version that built this mapping chose it"
+        return cls(stored["default"], reason, rule)
 
 
 def recommend(
@@ -36,13 +85,10 @@ def recommend(
 ) -> Recommendation:
     """Recommends a loss from the counts per class.
 
-    `p-kl` where a critical class that has tokens keeps less than half of them in the strict common set, or where that
-    set is empty; `identity` for equal vocabularies; else `h-kl`. A class without tokens never decides.
-
     Args:
         rows: class name -> counts; an absent class has no tokens.
         identical: whether the two vocabularies are equal.
-        critical: names of the classes that decide.
+        critical: names of the classes by which the paper's rule decides; they do not change `loss`.
         has_decompositions: whether the mapping knows how each side spells the other's tokens; C-KL needs that.
 
     Returns:
@@ -52,9 +98,56 @@ def recommend(
         OptionError: `critical` names an unknown class.
 
     Example:
-        >>> recommend({"digits_2": ClassRow(total=100, split=100), "greek": ClassRow(5, 5, common_strict=5)},
-        ...           identical=False).because
-        '0 of 100 digits_2 tokens are in the strict common set (half is needed)'
+        >>> advice = recommend({"digits_2": ClassRow(total=100, split=100), "greek": ClassRow(5, 5, common_strict=5)},
+        ...                    identical=False)
+        >>> print(advice.loss, advice.reason, sep=": ")
+        c-kl: the teacher writes 100 of the student's numerals in several tokens, and c-kl compares these piece by piece
+        >>> advice.paper_rule.loss, advice.paper_rule.because
+        ('p-kl', 'only 0 of 100 numerals of 2 digits are tokens of the teacher too')
+    """
+    rule = paper_rule(rows, identical=identical, critical=critical)
+    if has_decompositions:
+        return Recommendation("c-kl", _reason(rows, identical=identical), rule)
+    reason = (
+        "this mapping does not say how each side writes the other's tokens, which c-kl needs; partition-kl compares "
+        "groups of tokens that begin alike"
+    )
+    return Recommendation("partition-kl", reason, rule)
+
+
+def _reason(rows: Mapping[str, ClassRow], *, identical: bool) -> str:
+    """Why C-KL, by the first that fits of what it is good for."""
+    # Numerals of other scripts are words to most tokenizers.
+    numerals = sum(row.split for name, row in rows.items() if name.startswith("digits") and name != "digits_other")
+    split = sum(row.split for row in rows.values())
+    if identical:
+        return "the two vocabularies are equal, and c-kl then is an ordinary KL, token by token"
+    if split + sum(row.exact + row.near for row in rows.values()) == 0:
+        return "the two vocabularies have no token in common, so that no loss can teach much; c-kl uses what there is"
+    if numerals:
+        return (
+            f"the teacher writes {numerals:,} of the student's numerals in several tokens, and c-kl compares these "
+            "piece by piece"
+        )
+    if split:
+        return (
+            f"the teacher writes {split:,} of the student's tokens in several tokens, and c-kl compares these piece by "
+            "piece"
+        )
+    return (
+        "the teacher has each of the student's tokens, and c-kl compares what the teacher writes in fewer tokens piece "
+        "by piece"
+    )
+
+
+def paper_rule(rows: Mapping[str, ClassRow], *, identical: bool, critical: Sequence[str]) -> PaperRule:
+    """The rule of the method's paper, by the student's tokens that are tokens of the teacher too.
+
+    `p-kl` where a critical class that has tokens keeps less than half of them, or where no token at all is common;
+    `identity` for equal vocabularies; else `h-kl`. A class without tokens never decides.
+
+    Raises:
+        OptionError: `critical` names an unknown class.
 
     Source: X-Token (arXiv:2605.21699, 2026), section 4.
     """
@@ -62,17 +155,22 @@ def recommend(
     lost = {name: row for name, row in deciding.items() if 2 * row.common_strict < row.total}
     total = sum(row.total for row in rows.values())
     common = sum(row.common_strict for row in rows.values())
-    default = "c-kl" if has_decompositions else "partition-kl"
     if identical:
-        return Recommendation("identity", default, "the two vocabularies are equal")
+        return PaperRule("identity", "the two vocabularies are equal", "the two vocabularies are equal")
     if not common:
-        return Recommendation("p-kl", default, f"none of the {total} student ids is in the strict common set")
+        return PaperRule(
+            "p-kl",
+            f"none of the student's {total:,} tokens is a token of the teacher too",
+            f"none of the {total} student ids is in the strict common set",
+        )
     if lost:
-        return Recommendation("p-kl", default, f"{_numbers(lost)} (half is needed)")
+        return PaperRule("p-kl", f"only {_counted(lost)}", f"{_counted_in_file(lost)} (half is needed)")
     if deciding:
-        return Recommendation("h-kl", default, f"{_numbers(deciding)} (half is enough)")
-    return Recommendation(
-        "h-kl", default, f"no critical class has tokens, and {common} of {total} ids are in the strict common set"
+        return PaperRule("h-kl", _counted(deciding), f"{_counted_in_file(deciding)} (half is enough)")
+    return PaperRule(
+        "h-kl",
+        f"{common:,} of the student's {total:,} tokens are tokens of the teacher too, and no critical class has any",
+        f"no critical class has tokens, and {common} of {total} ids are in the strict common set",
     )
 
 
@@ -87,7 +185,18 @@ def _known(critical: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _numbers(rows: Mapping[str, ClassRow]) -> str:
+def _counted(rows: Mapping[str, ClassRow]) -> str:
+    parts = [
+        f"{row.common_strict:,} of {row.total:,} {_CLASS_WORDS.get(name, f'{name} tokens')}"
+        for name, row in rows.items()
+    ]
+    return f"{_and(parts)} are tokens of the teacher too"
+
+
+def _counted_in_file(rows: Mapping[str, ClassRow]) -> str:
     parts = [f"{row.common_strict} of {row.total} {name}" for name, row in rows.items()]
-    listed = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
-    return f"{listed} tokens are in the strict common set"
+    return f"{_and(parts)} tokens are in the strict common set"
+
+
+def _and(parts: Sequence[str]) -> str:
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]

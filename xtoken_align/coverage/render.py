@@ -69,7 +69,7 @@ def rules_line(coverage: Coverage) -> str:
 
 
 def summary(coverage: Coverage) -> str:
-    """Says in a few lines which rows are empty or lossy, and which loss to take.
+    """Says in a few lines which rows are empty or lossy, and which loss to train with.
 
     Args:
         coverage: the counts.
@@ -82,8 +82,8 @@ def summary(coverage: Coverage) -> str:
         f"Rows by rule: {rules_line(coverage)}.",
         f"Empty rows: {_listed(coverage.empty) or 'none'}.",
         f"Lossy rows: {coverage.lossy:,}." if coverage.lossy else "",
-        f"Recommended loss: {advice.loss}, since {advice.because}.",
-        f"Default loss: {advice.default}.",
+        f"Train with {advice.loss}: {advice.reason}.",
+        f"(The rule of the X-Token paper names {advice.paper_rule.loss}: {advice.paper_rule.because}.)",
     ]
     return "\n".join(line for line in lines if line)
 

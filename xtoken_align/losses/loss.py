@@ -112,7 +112,7 @@ class XTokenLoss(torch.nn.Module):
         }
         options = LossOptions(**given)
         if options.kind == "auto":
-            options = replace(options, kind=mapping.coverage().recommendation.default)
+            options = replace(options, kind=mapping.coverage().recommendation.loss)
         options.check_together()
         self.options = options
         self.mapping = mapping

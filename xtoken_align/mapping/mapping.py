@@ -339,7 +339,7 @@ class Mapping:
             "teacher": self.teacher.metadata(),
             "options": dict(self.options),
             "rules": list(RULES),
-            "coverage": self.measured.to_dict(),
+            "coverage": self.measured.to_metadata(),
             "bins": self.bin_sizes.to_dict(),
             "provenance": self.provenance,
         }
@@ -380,7 +380,7 @@ def load_mapping(path: Path) -> Mapping:
     arrays, stored = load_checked(path)
     metadata: dict[str, Any] = dict(stored)
     try:
-        measured, bin_sizes = Coverage.from_dict(metadata["coverage"]), BinSizes.from_dict(metadata["bins"])
+        measured, bin_sizes = Coverage.from_metadata(metadata["coverage"]), BinSizes.from_dict(metadata["bins"])
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
     shape = (int(arrays["shape"][0]), int(arrays["shape"][1]))

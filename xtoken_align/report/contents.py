@@ -19,19 +19,19 @@ from ..mapping.mapping import Mapping, Side
 from ..rules.pieces import Pieces
 from .charts import WAYS, Bar, by_way
 
-_PROJECTED = (
-    "Some tokens that matter have no counterpart of their own: project the student's probabilities through W before "
-    "they are compared, so that a split token is taught through its pieces."
-)
-_DIRECT = "The tokens that matter have counterparts of their own: compare common tokens directly and the rest by rank."
-_SAME = "Both sides share one vocabulary: W is the identity and nothing has to be projected."
+_GROUPS = "the tokens of both sides that begin alike, and compares what the groups are worth to each model."
 
 LOSSES = {
-    "p-kl": ("Train with P-KL", _PROJECTED),
-    "h-kl": ("Train with H-KL", _DIRECT),
-    "identity": ("Train with an ordinary KL", _SAME),
+    "c-kl": (
+        "Train with C-KL",
+        f"C-KL groups {_GROUPS} A token that the other side writes in several pieces is then followed piece by piece.",
+    ),
+    "partition-kl": ("Train with Partition-KL", f"Partition-KL groups {_GROUPS}"),
 }
-"""Loss -> (headline, what it does and why it fits)."""
+"""Loss -> (headline, what it does)."""
+
+PAPER_LOSSES = {"p-kl": "P-KL", "h-kl": "H-KL", "identity": "an ordinary KL"}
+"""Loss of the paper's rule -> its name in a sentence."""
 
 WAY_WORDS = {
     "exact": "one teacher token says the same",
