@@ -149,7 +149,7 @@ def test_an_interrupted_build_says_so_and_leaves_no_file(
         f"module.{function} = interrupted"
     )
     result = execute("build", *tokenizers, "--store", tmp_path / "store", before=before)
-    assert (result.code, result.out.count("\n")) == (130, 1)
+    assert (result.code, result.out) == (130, "")
     assert result.err.strip() == "Interrupted: no file was left half-written."
     assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file() and path.name != ".lock"] == []
 
