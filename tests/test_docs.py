@@ -137,11 +137,6 @@ def test_the_output_in_the_readme_is_what_the_commands_print(tmp_path: Path) -> 
 def test_the_python_of_a_page_runs(page: Path) -> None:
     pytest.importorskip("torch")
     code = "\n".join(fenced(page, "python"))
-    if "recommendation.reason" in code:
-        from xtoken_align.coverage.recommend import Recommendation
-
-        if "reason" not in Recommendation.__dataclass_fields__:
-            pytest.skip("the one recommendation is not there yet")
     exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
 
 
@@ -166,7 +161,9 @@ def test_the_page_of_the_api_has_every_public_name(place: str) -> None:
     page = (DOCS / "api.md").read_text(encoding="utf-8")
     described = re.findall(rf"^\.\. auto\w+:: {re.escape(place)}\.(\w+)$", page, re.MULTILINE)
     assert len(set(described)) == len(described)
-    assert set(described) == set(getattr(import_module(place), "__all__", ()))
+    # A name that stands in two places is described once.
+    anywhere = re.findall(r"^\.\. auto\w+:: xtoken_align(?:\.losses|\.training)?\.(\w+)$", page, re.MULTILINE)
+    assert set(described) <= set(import_module(place).__all__) <= set(anywhere)
 
 
 # Pages

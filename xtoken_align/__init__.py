@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     from .spans.spans import Spans
     from .store.load import get_or_build, load
     from .store.store import Store
-    from .training.distill import distill
-    from .training.distillation import Distillation
-    from .training.teachers import TeacherSpec
-    from .training.trainer import XTokenTrainer
+    from .training import Distillation, TeacherSpec, XTokenConfig, XTokenTrainer, distill
     from .vocab.vocab import Vocab
 
 _HOMES = {
@@ -39,19 +36,20 @@ _HOMES = {
     "Compat": "compare.compat",
     "Coverage": "coverage.coverage",
     "Diff": "compare.diff",
-    "Distillation": "training.distillation",
+    "Distillation": "training",
     "Hidden": "losses",
     "Mapping": "mapping.mapping",
     "MultiTeacherLoss": "losses",
     "SpanCollator": "spans.batch",
     "Spans": "spans.spans",
     "Store": "store.store",
-    "TeacherSpec": "training.teachers",
+    "TeacherSpec": "training",
     "TopK": "losses",
     "Vocab": "vocab.vocab",
+    "XTokenConfig": "training",
     "XTokenError": "errors",
     "XTokenLoss": "losses",
-    "XTokenTrainer": "training.trainer",
+    "XTokenTrainer": "training",
     "XTokenWarning": "errors",
     "align_chats": "spans.aligner",
     "align_ids": "spans.aligner",
@@ -60,7 +58,7 @@ _HOMES = {
     "build": "builder",
     "compat": "compare.compat",
     "diff": "compare.diff",
-    "distill": "training.distill",
+    "distill": "training",
     "fuse_head": "losses",
     "get_or_build": "store.load",
     "load": "store.load",
@@ -83,6 +81,7 @@ __all__ = [
     "TeacherSpec",
     "TopK",
     "Vocab",
+    "XTokenConfig",
     "XTokenError",
     "XTokenLoss",
     "XTokenTrainer",

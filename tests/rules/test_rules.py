@@ -228,7 +228,7 @@ def test_equal_vocabularies_map_every_token_to_itself(vocab: Vocab) -> None:
     mapping = build(student=vocab, teacher=vocab)
     for token_id in vocab.speakable_ids.tolist():
         assert matched(mapping.row(token_id)) == ("identity", [token_id])
-    assert mapping.coverage().recommendation.loss == "identity"
+    assert mapping.coverage().recommendation.paper_rule.loss == "identity"
     student_bin, teacher_bin = mapping.bins()
     speakable = vocab.speakable_ids
     assert (student_bin[speakable] == teacher_bin[speakable]).all()
