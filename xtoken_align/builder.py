@@ -81,6 +81,7 @@ def build(
             XTokenWarning,
             stacklevel=2,
         )
+    # A token that the user maps by hand is written as the user says, in reports and in losses.
     student_pieces = with_overrides(pair, options.overrides) if options.overrides else pair.student_pieces
     notes: dict[str, Any] = {}
     for side, vocab in (("student", pair.student), ("teacher", pair.teacher)):

@@ -34,7 +34,7 @@ class Matrix:
 
     @cached_property
     def rows(self) -> NDArray[np.int32]:
-        """int32 (links,), the row of every link."""
+        """int32 (links,), the row of every link: row boundaries 0 2 2 3 give 0 0 2."""
         return np.repeat(np.arange(self.shape[0], dtype=np.int32), np.diff(self.indptr))
 
     @cached_property
@@ -43,6 +43,7 @@ class Matrix:
 
         Links of the reverse pass own a row only where there is nothing else.
         """
+        # The links of the other rules are written last, and so win in a row that has both.
         owner = np.zeros(self.shape[0], dtype=np.uint8)
         backward = self.rule == RULE_NUMBER["reverse"]
         owner[self.rows[backward]] = RULE_NUMBER["reverse"]
@@ -51,7 +52,8 @@ class Matrix:
 
     @cached_property
     def top(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Each row's heaviest link: column (int32, -1 for empty rows) and weight; on a tie the earliest piece."""
+        """Each row's heaviest link: its column (int32, -1 for an empty row) and weight. On a tie the earlier piece."""
+        # Sorted by row, then by falling weight, then by position: the first link of each row is its heaviest.
         order = np.lexsort((self.position, -self.data, self.rows))
         first = order[np.unique(self.rows[order], return_index=True)[1]]
         column = np.full(self.shape[0], -1, dtype=np.int32)
@@ -80,6 +82,8 @@ def assemble_matrix(links: Sequence[Links], shape: tuple[int, int]) -> Matrix:
     positions = np.concatenate([part.positions for part in links])
     weights = np.concatenate([part.weights for part in links])
     rules = np.concatenate([np.full(len(part.rows), part.rule, dtype=np.uint8) for part in links])
+    # A cell of W is one number, row * width + column: sorted by cell and position, the links to one cell stand together
+    # and begin with the earliest piece. A start is where the number changes; `prepend` makes the first link one, too.
     cells = rows * shape[1] + columns
     order = np.lexsort((positions, cells))
     starts = np.flatnonzero(np.diff(cells[order], prepend=-1))
@@ -110,6 +114,7 @@ def strict_common(owner: NDArray[np.uint8], first_link_teacher: NDArray[np.int32
         bool (student ids,).
     """
     exact = np.isin(owner, [RULE_NUMBER[rule] for rule in EXACT_RULES]) & (first_link_teacher >= 0)
+    # `_mark` takes the first row of each teacher token, and rows ascend here: the lowest student id is taken.
     candidates = np.flatnonzero(exact)
     return _mark(candidates, first_link_teacher[candidates], len(owner))
 

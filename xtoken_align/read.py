@@ -83,6 +83,7 @@ def assemble(
     notes = list(parsed.warnings)
     ids = len(parsed.declared)
     width = _width(parsed, ids, logits, name, notes)
+    # Kinds come first: which ids are special decides their surfaces (their own text) and their roles.
     roles_by_config = parsed.roles or {}
     kinds = decide_kinds(parsed, width, strings_of_roles(roles_by_config) | strings_of_roles(parsed.preset_roles))
     surfaces = surfaces_of(parsed, kinds)

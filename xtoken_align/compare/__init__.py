@@ -1,1 +1,1 @@
-"""Comparing tokenizers, and mappings, by what their tokens say rather than by their ids."""
+"""Two of a kind side by side: `diff` for mappings, `compat` for tokenizers, both by `tokens`, which matches ids."""

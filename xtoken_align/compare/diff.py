@@ -38,12 +38,13 @@ class RowComparison:
         old, new = self.old.matrix, self.new.matrix
         if self.old.content_hash == self.new.content_hash:
             return np.zeros(old.shape[0])
+        # The new links in the old mapping's ids; a teacher token that is new gets a column beyond all old ones.
         new_rows = self.student.old_of_new[new.rows]
         columns = self.teacher.old_of_new[new.indices].astype(np.int64)
         columns = np.where(columns >= 0, columns, old.shape[1] + new.indices)
-        kept = new_rows >= 0
+        in_old = new_rows >= 0
         before = _Cells(old.rows, old.indices.astype(np.int64), old.data)
-        after = _Cells(new_rows[kept], columns[kept], new.data[kept])
+        after = _Cells(new_rows[in_old], columns[in_old], new.data[in_old])
         # Most rows are one link on both sides, and need no sorting to be compared.
         single = (before.counts(old.shape[0]) == 1) & (after.counts(old.shape[0]) == 1)
         distance = _distance_of_many(before.without(single), after.without(single), old.shape)
@@ -112,19 +113,24 @@ class _Cells:
         return np.bincount(self.rows, minlength=height)
 
     def without(self, rows: NDArray[np.bool_]) -> _Cells:
-        kept = ~rows[self.rows]
-        return _Cells(self.rows[kept], self.columns[kept], self.weights[kept])
+        others = ~rows[self.rows]
+        return _Cells(self.rows[others], self.columns[others], self.weights[others])
 
     def of_single(self, rows: NDArray[np.bool_], height: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The column and the weight of each marked row, which has one link, by ascending row."""
-        kept = rows[self.rows]
+        single = rows[self.rows]
         columns, weights = np.zeros(height, dtype=np.int64), np.zeros(height)
-        columns[self.rows[kept]] = self.columns[kept]
-        weights[self.rows[kept]] = self.weights[kept]
+        columns[self.rows[single]] = self.columns[single]
+        weights[self.rows[single]] = self.weights[single]
         return columns[rows], weights[rows]
 
 
 def _distance_of_many(before: _Cells, after: _Cells, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """L1 distance of each row, for rows with any number of links.
+
+    A row {2: 0.9, 0: 0.1} that becomes {2: 0.8, 1: 0.2} has the changes 0.1, 0.1 and 0.2 in columns 2, 0 and 1: 0.4.
+    """
+    # Every cell is one number; before counts positive, after negative, and what is left is the change.
     width = max(int(after.columns.max(initial=0)) + 1, shape[1])
     cells = np.concatenate([part.rows.astype(np.int64) * width + part.columns for part in (before, after)])
     weights = np.concatenate([before.weights.astype(np.float64), -after.weights.astype(np.float64)])
@@ -256,8 +262,8 @@ class Diff:
 
     def _largest(self, ids: NDArray[np.int64], limit: int | None) -> list[int]:
         order = np.argsort(-self.comparison.distance[ids], kind="stable")[:limit]
-        kept: list[int] = ids[order].tolist()
-        return kept
+        largest: list[int] = ids[order].tolist()
+        return largest
 
     def _row(self, old_id: int) -> dict[str, Any]:
         comparison = self.comparison

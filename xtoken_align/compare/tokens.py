@@ -85,32 +85,33 @@ class Match:
 
     @cached_property
     def _same_surfaces(self) -> bool:
-        # Told at once where a mapping is compared with one of the same student.
+        # Two mappings of one student have equal surfaces, and comparing whole blobs is fastest.
         old, new = self.old.surfaces, self.new.surfaces
         return np.array_equal(old.lengths, new.lengths) and np.array_equal(old.blob, new.blob)
 
     @cached_property
     def new_of_old(self) -> NDArray[np.int32]:
         """int32 (old logits,), the new id of each old token, -1 where it is gone."""
-        found = np.full(len(self.old.kinds), -1, dtype=np.int32)
+        # Most tokens keep their id; only the others are looked up, kind by kind.
+        new_ids = np.full(len(self.old.kinds), -1, dtype=np.int32)
         places = np.flatnonzero(self.in_place)
-        found[places] = places
+        new_ids[places] = places
         taken = np.zeros(len(self.new.kinds), dtype=np.bool_)
         taken[places] = True
         for kind in range(self.highest + 1):
-            left = np.flatnonzero(self.used_old & (found < 0) & (self.old.kinds == kind))
+            left = np.flatnonzero(self.used_old & (new_ids < 0) & (self.old.kinds == kind))
             candidates = np.flatnonzero(self.used_new & ~taken & (self.new.kinds == kind))
             if len(left) and len(candidates):
-                found[left] = _find(self.old.surfaces, left, self.new.surfaces, candidates)
-        return found
+                new_ids[left] = _find(self.old.surfaces, left, self.new.surfaces, candidates)
+        return new_ids
 
     @cached_property
     def old_of_new(self) -> NDArray[np.int32]:
         """int32 (new logits,), the old id of each new token, -1 where it is new."""
-        found = np.full(len(self.new.kinds), -1, dtype=np.int32)
-        kept = np.flatnonzero(self.new_of_old >= 0)
-        found[self.new_of_old[kept]] = kept
-        return found
+        old_ids = np.full(len(self.new.kinds), -1, dtype=np.int32)
+        matched = np.flatnonzero(self.new_of_old >= 0)
+        old_ids[self.new_of_old[matched]] = matched
+        return old_ids
 
     @property
     def removed(self) -> NDArray[np.int64]:
@@ -151,27 +152,31 @@ class Match:
 def _find(
     old: ByteStrings, wanted: NDArray[np.int64], new: ByteStrings, candidates: NDArray[np.int64]
 ) -> NDArray[np.int32]:
-    """The candidate with each wanted string, -1 where there is none; equal strings take equal ids in turn."""
+    """For each wanted string the candidate with that string, -1 where there is none.
+
+    The strings are looked up by their codes: wanted `b`, `x` among the candidates 4 `a`, 7 `b` gives 7, -1. If a string
+    stands several times, the first wanted takes the first candidate, the second the second.
+    """
     wanted_codes, codes = old.codes[wanted], new.codes[candidates]
     order = np.argsort(codes)
     ordered = codes[order]
     at = np.minimum(np.searchsorted(ordered, wanted_codes), len(ordered) - 1)
     hit = ordered[at] == wanted_codes
-    found = candidates[order[at]]
-    hit[hit] = equal_at(old, wanted[hit], new, found[hit])
-    repeated = (ordered[1:] == ordered[:-1]).any() or np.bincount(found[hit], minlength=1).max() > 1
+    nearest = candidates[order[at]]
+    hit[hit] = equal_at(old, wanted[hit], new, nearest[hit])
+    repeated = (ordered[1:] == ordered[:-1]).any() or np.bincount(nearest[hit], minlength=1).max() > 1
     if repeated:
         return _find_repeated([old[i] for i in wanted.tolist()], [new[i] for i in candidates.tolist()], candidates)
-    return np.where(hit, found, -1).astype(np.int32)
+    return np.where(hit, nearest, -1).astype(np.int32)
 
 
 def _find_repeated(wanted: list[bytes], strings: list[bytes], candidates: NDArray[np.int64]) -> NDArray[np.int32]:
-    """The same where a string stands several times, or two strings share a code."""
+    """`_find` where a string stands several times, or two strings share a code."""
     waiting: dict[bytes, list[int]] = {}
     for string, token_id in zip(reversed(strings), reversed(candidates.tolist()), strict=True):
         waiting.setdefault(string, []).append(token_id)
-    found = [ids.pop() if (ids := waiting.get(string)) else -1 for string in wanted]
-    return np.array(found, dtype=np.int32)
+    new_ids = [ids.pop() if (ids := waiting.get(string)) else -1 for string in wanted]
+    return np.array(new_ids, dtype=np.int32)
 
 
 def equal_strings(left: ByteStrings, right: ByteStrings, count: int) -> NDArray[np.bool_]:
@@ -184,6 +189,8 @@ def equal_at(
     left: ByteStrings, left_ids: NDArray[np.int64], right: ByteStrings, right_ids: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """bool, whether the strings at paired ids are equal, without unpacking them."""
+    # Pairs of equal length are compared byte by byte in one stretch: `ab`, `c` with `ax`, `c` are abc and axc, whose
+    # second byte differs and belongs to the first pair.
     lengths = left.lengths[left_ids].astype(np.int64)
     same = lengths == right.lengths[right_ids]
     lengths = lengths[same]

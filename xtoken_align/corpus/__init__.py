@@ -1,1 +1,1 @@
-"""Weighing a mapping by how often a corpus really uses each token."""
+"""A mapping on real text: `texts` reads a corpus, `weigh` counts how its tokens are mapped."""

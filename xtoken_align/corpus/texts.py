@@ -1,4 +1,4 @@
-"""Reading a corpus: files of many formats as a stream of texts, cut where an encoder takes them without trouble."""
+"""Reading a corpus: files of several formats as one stream of texts, in pieces that any encoder can take."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from ..errors import CorpusError, MissingExtraError
 
 LONGEST_PIECE = 1 << 18
-"""Characters. The regular expressions of rank files give up at a million pending branches (fancy-regex), which about
-as many spaces in a row are: tiktoken then panics, and no exception of Python's own comes of it."""
+"""Characters. fancy-regex, which runs the split patterns of rank files, gives up at a million pending branches, and a
+million spaces in a row are as many: tiktoken then panics, and raises nothing that Python code can catch by name."""
 
 # After a line's end and before text, and after a word and before a space: no tokenizer's split reaches across.
 _CUTS = (re.compile(r"\n(?=\S)"), re.compile(r"(?<=\S)(?=\s)"))
@@ -47,11 +47,11 @@ def pieces(text: str, longest: int = LONGEST_PIECE) -> Iterator[str]:
 
 def _last_cut(text: str, earliest: int, latest: int) -> int:
     for pattern in _CUTS:
-        found = 0
+        last = 0
         for match in pattern.finditer(text, earliest, latest):
-            found = match.end()
-        if found:
-            return found
+            last = match.end()
+        if last:
+            return last
     return latest
 
 
@@ -60,9 +60,9 @@ _LONGEST_CHUNK = 4 << 20
 # Rows of a Parquet file in memory at a time: documents of a megabyte are no rarity.
 _ROWS = 128
 _STDIN = "-"
-_WAYS = "(--field, or text_field in a file)"
-# After a line's end and before text: no tokenizer's split reaches across. Runs of empty lines stay together, and so do
-# Unicode's spaces with them, here as UTF-8; a character that has not arrived whole is no text yet.
+_BY_FIELD = "(--field, or text_field in a file)"
+# After a line's end and before text: no tokenizer's split reaches across. Empty lines and Unicode's spaces (below, as
+# UTF-8) stay with the line's end before them. A character of which only some bytes are read does not count as text.
 _WIDE_SPACE = rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80"
 _LINE_START = re.compile(rb"\n(?!" + _WIDE_SPACE + rb")(?=[\x00-\x08\x0e-\x7f]|[\x80-\xff][\s\S]{2})(?=\S)")
 _WORD_END = re.compile(rb"(?<=[^\s])(?=\s)")
@@ -251,8 +251,8 @@ def _json_lines(stream: Readable, name: str, field: str) -> Iterator[str]:
         except (ValueError, RecursionError) as error:
             raise CorpusError(f"line {number} of {name} is not JSON: {error}") from error
         if not isinstance(entry, dict) or not isinstance(entry.get(field, 0), str | None):
-            found = _some(list(entry)) if isinstance(entry, dict) else type(entry).__name__
-            raise CorpusError(f"line {number} of {name} has no text under {field!r} but {found}: name it {_WAYS}")
+            instead = _some(list(entry)) if isinstance(entry, dict) else type(entry).__name__
+            raise CorpusError(f"line {number} of {name} has no text under {field!r} but {instead}: name it {_BY_FIELD}")
         if entry[field] is not None:
             yield entry[field]
 
@@ -271,10 +271,10 @@ def _parquet(name: str, field: str, progress: Progress | None) -> Iterator[str]:
         with parquet.ParquetFile(name) as file:
             columns = file.schema_arrow.names
             if field not in columns:
-                raise CorpusError(f"{name} has no column {field!r} but {_some(columns)}: name it {_WAYS}")
+                raise CorpusError(f"{name} has no column {field!r} but {_some(columns)}: name it {_BY_FIELD}")
             kind = file.schema_arrow.field(field).type
             if "string" not in str(getattr(kind, "value_type", kind)) or types.is_nested(kind):
-                raise CorpusError(f"{name} has {kind} in its column {field!r}, not text: name another {_WAYS}")
+                raise CorpusError(f"{name} has {kind} in its column {field!r}, not text: name another {_BY_FIELD}")
             total, rows = Path(name).stat().st_size, max(file.metadata.num_rows, 1)
             for batch in file.iter_batches(batch_size=_ROWS, columns=[field]):
                 yield from (text for text in batch.column(0).to_pylist() if isinstance(text, str))

@@ -1,4 +1,4 @@
-"""Weighing a mapping by a corpus: how often each kind of row is used, and how often both first tokens share a bin."""
+"""Weighing a mapping by a corpus: how often its rows are used, and how often both sides start a chunk in one bin."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAMPLE_BYTES = 2_000_000
 """Enough text for a share to three digits; the teacher encodes no more than that."""
 
 _STRETCH = 1 << 13
-"""Characters compared at a time: one accent that a normaliser composes costs so much of the sample, not a document."""
+"""Characters compared at a time: where a normaliser changes an accent, so much text is left out, and not a document."""
 
 Bins = tuple[NDArray[np.int32], NDArray[np.int32]]
 
@@ -79,11 +79,12 @@ class Starts:
                 break
             chosen.append(stretch)
             size += len(stretch.encode("utf-8", "surrogatepass"))
-        ours = units_of(student.encode_batch(chosen), width=len(student), side="student")
-        theirs = units_of(teacher.encode_batch(chosen), width=len(teacher), side="teacher")
-        chunks = chunks_of(ours.ids, ours.counts, theirs.ids, theirs.counts, pair_tables(student, teacher))
-        firsts = [_first(chunk, side.ids) for chunk, side in ((chunks.student, ours), (chunks.teacher, theirs))]
-        student_bin, teacher_bin = bins[0][firsts[0]], bins[1][firsts[1]]
+        student_units = units_of(student.encode_batch(chosen), width=len(student), side="student")
+        teacher_units = units_of(teacher.encode_batch(chosen), width=len(teacher), side="teacher")
+        counts = student_units.counts, teacher_units.counts
+        chunks = chunks_of(student_units.ids, counts[0], teacher_units.ids, counts[1], pair_tables(student, teacher))
+        student_bin = bins[0][_first(chunks.student, student_units.ids)]
+        teacher_bin = bins[1][_first(chunks.teacher, teacher_units.ids)]
         return Starts(
             chunks=self.chunks + len(student_bin),
             together=self.together + int(((student_bin == teacher_bin) & (student_bin >= 0)).sum()),
@@ -94,6 +95,7 @@ class Starts:
 
 def _first(chunk: NDArray[np.int32], ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """The first token of every chunk."""
+    # Chunks 0 0 1 -1 2 of the ids 5 6 7 8 9 begin with 5, 7 and 9; -1 is a token in no chunk.
     inside = chunk >= 0
     _, at = np.unique(chunk[inside], return_index=True)
     return ids[inside][at]
@@ -101,7 +103,7 @@ def _first(chunk: NDArray[np.int32], ids: NDArray[np.int64]) -> NDArray[np.int64
 
 WAYS = ("exact", "near", "split", "empty")
 _BATCH_CHARACTERS = 1 << 20
-# However short the texts, a batch of them ends: what an empty one costs in memory is counted as characters.
+# Added to the length of every text, so that a batch of millions of empty texts ends too.
 _CHARACTERS_PER_TEXT = 64
 
 
@@ -126,8 +128,8 @@ class CorpusCoverage:
 
     Attributes:
         texts: texts read.
-        unspelled: texts with something else than spaces of which a part of up to 262,144 characters got no token: an
-            encoder without an unknown token gives up a whole text for one character that it cannot spell.
+        unspelled: texts of which a piece (up to 262,144 characters, not only spaces) got no token: an encoder without
+            an unknown token gives up a whole piece for one character that it cannot spell.
         tokens: student tokens in them.
         bytes: bytes that those tokens stand for.
         ways: way of matching -> tokens.
@@ -243,6 +245,7 @@ def _table(
     way = ways_of(mapping)
     used = np.flatnonzero(counts)
     lengths = student.surfaces.lengths.astype(np.int64)
+    # cells[class, way] counts uses; `add.at` adds up where several tokens have one class and way.
     cells = np.zeros((len(CLASSES), len(WAYS)), dtype=np.int64)
     class_of = classify(student.kinds[used], [student.surfaces[token_id] for token_id in used.tolist()])
     np.add.at(cells, (class_of, way[used]), counts[used])
@@ -276,10 +279,10 @@ def _frequent(
     candidates = np.flatnonzero((counts > 0) & (way != WAYS.index("exact")))
     order = candidates[np.argsort(-counts[candidates], kind="stable")][:top]
     owner = mapping.matrix.owner
-    found = []
+    frequent = []
     for token_id in order.tolist():
         rule = RULES[owner[token_id]]
         verb = WAYS[way[token_id]]
         reason = REASON_OF_KIND[Kind(mapping.student.kinds[token_id])] if verb == "empty" else f"{verb} by {rule}"
-        found.append(Frequent(token_id, mapping.student.surfaces[token_id], int(counts[token_id]), reason))
-    return tuple(found)
+        frequent.append(Frequent(token_id, mapping.student.surfaces[token_id], int(counts[token_id]), reason))
+    return tuple(frequent)

@@ -214,6 +214,7 @@ def _several_unlisted(alphabet: str, points: NDArray[np.uint32], starts: NDArray
     (GEORGIAN, ETHIOPIC). That takes some ancient scripts together (OLD PERSIAN, OLD TURKIC), and so all letters that
     are younger than Python's own table of names.
     """
+    # `აბ` has the script GEORGIAN twice, `აሀ` also ETHIOPIC: numbers 2 2 and 2 1, whose lowest and highest differ.
     letters = _compiled("unlisted").findall(alphabet)
     words = [unicodedata.name(letter, "").partition(" ")[0] for letter in letters]
     number = {word: position for position, word in enumerate(sorted(set(words)), start=1)}

@@ -139,6 +139,7 @@ def measure(
         name: ClassRow(**{column: int(counts[number]) for column, counts in columns.items()})
         for number, name in enumerate(CLASSES)
     }
+    # An override is near with one link and split with more; the reason for an empty row follows from its token's kind.
     empty_kinds = np.bincount(kinds[owner == 0], minlength=len(Kind))
     return Coverage(
         classes=rows,

@@ -1,4 +1,4 @@
-"""What a person should look at in a mapping: special tokens without a counterpart, collisions, suggested pairs."""
+"""What a person should check in a mapping: special tokens without a counterpart, suggested pairs, collisions."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def suggest_specials(mapping: Mapping) -> tuple[Suggestion, ...]:
     from rapidfuzz import fuzz, process
 
     names = {token_id: teacher.surfaces[token_id].decode("utf-8", "replace") for token_id in candidates}
-    found = []
+    suggestions = []
     for token_id in unmatched:
         name = student.surfaces[token_id].decode("utf-8", "replace")
         best = process.extractOne(name, names, scorer=fuzz.ratio, score_cutoff=_LEAST_SCORE)
         if best is not None:
             text, score, teacher_id = best
-            found.append(Suggestion(token_id, name, int(teacher_id), text, float(score)))
-    return tuple(found)
+            suggestions.append(Suggestion(token_id, name, int(teacher_id), text, float(score)))
+    return tuple(suggestions)
 
 
 def override_text(suggestions: tuple[Suggestion, ...]) -> str:
@@ -106,7 +106,7 @@ class SpecialDecision:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What a mapping's counts do not say.
+    """What a person should check, beside the counts of the coverage.
 
     Attributes:
         specials: every special token of the student, by id.
@@ -116,7 +116,7 @@ class Audit:
         duplicates: ids whose surface a lower id has already, student's and teacher's; None where nobody counted.
         common_strict: size of the strict common set.
         common_relaxed: size of the relaxed one: how far H-KL's expansion goes.
-        collisions: rows with a link heavy enough for the relaxed set that lost their teacher token to another row.
+        collisions: rows with a link heavy enough for the relaxed set, whose teacher token a heavier row has taken.
         disagreeing: ids whose decoder spells another text than their encoder consumes, student's and teacher's.
     """
 
@@ -176,12 +176,12 @@ def audit(mapping: Mapping, *, threshold: float = 0.6) -> Audit:
 
 
 def _specials(mapping: Mapping) -> list[SpecialDecision]:
-    found = []
+    decisions = []
     for token_id in np.flatnonzero(mapping.student.kinds == Kind.SPECIAL).tolist():
         row = mapping.row(token_id)
         link = row.links[0] if row.links else None
         roles = _roles(mapping.student, token_id)
-        found.append(
+        decisions.append(
             SpecialDecision(
                 id=token_id,
                 surface=row.surface,
@@ -191,7 +191,7 @@ def _specials(mapping: Mapping) -> list[SpecialDecision]:
                 by="unmatched" if link is None else _by(mapping, token_id, link.teacher_id, row.surface, link.surface),
             )
         )
-    return found
+    return decisions
 
 
 def _by(mapping: Mapping, token_id: int, teacher_id: int, surface: bytes, teacher_surface: bytes) -> str:

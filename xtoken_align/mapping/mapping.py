@@ -168,15 +168,17 @@ class Mapping:
         """
         first = self.decompositions(side).first.copy()
         matrix = self.matrix
+        # The links of the student's special and reserved tokens: say rows 3 3 5 with columns 8 9 9.
         special = self.student.kinds[matrix.rows] >= Kind.SPECIAL
         special &= matrix.rule != RULE_NUMBER["reverse"]
         rows, columns = matrix.rows[special], matrix.indices[special]
         if side == "student":
+            # An override may give a special token several links: that at position 0 is its first piece.
             leading = matrix.position[special] == 0
             first[rows[leading]] = columns[leading]
             return first
         unset = (first[columns] < 0) & (self.teacher.kinds[columns] >= Kind.SPECIAL)
-        # The last assignment to an id stays: going down the student ids keeps the lowest of them.
+        # Rows 3 and 5 both lead to column 9. The last assignment to an id stays, so going down from 5 to 3 keeps 3.
         first[columns[unset][::-1]] = rows[unset][::-1]
         return first
 
@@ -221,6 +223,7 @@ class Mapping:
 
     def _row(self, token_id: int) -> Row:
         matrix = self.matrix
+        # The links stand by ascending column, and are shown in the order of the pieces.
         span = slice(int(matrix.indptr[token_id]), int(matrix.indptr[token_id + 1]))
         order = np.argsort(matrix.position[span], kind="stable") + span.start
         links = tuple(
@@ -419,6 +422,7 @@ def student_pieces_in_w(matrix: Matrix, student_kinds: NDArray[np.uint8]) -> Pie
     `201` under `digits` has the links 2, 0, 1 at positions 0, 1, 2: the pieces 2, 0, 1. A special token has links and
     no decomposition, unless an override gave it one.
     """
+    # `200` has the links 0 and 2 at positions 1 and 0, one for two zeros: W tells 2, 0, and the file adds 2, 0, 0.
     telling = np.isin(matrix.rule, [RULE_NUMBER[rule] for rule in _DECOMPOSING_RULES])
     telling &= (student_kinds[matrix.rows] <= Kind.BYTE) | (matrix.rule == RULE_NUMBER["override"])
     links = np.flatnonzero(telling)
@@ -433,6 +437,7 @@ def teacher_pieces_in_w(matrix: Matrix, student_kinds: NDArray[np.uint8]) -> Pie
 
     If student ids 5 and 9 both have the surface of teacher id 2, the piece of 2 is 5, the lower.
     """
+    # Links ascend by row, and `unique` gives the first place of a column: its lowest row.
     exact = np.isin(matrix.rule, [RULE_NUMBER[rule] for rule in ("identity", "exact")])
     exact &= student_kinds[matrix.rows] <= Kind.BYTE
     rows, columns = matrix.rows[exact], matrix.indices[exact]

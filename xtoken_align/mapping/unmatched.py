@@ -76,6 +76,7 @@ def unmatched_tokens(
     split = np.isin(owner, [RULE_NUMBER[rule] for rule in SPLIT_RULES])
     split |= (owner == RULE_NUMBER["override"]) & (np.diff(matrix.indptr) > 1)
     candidates = np.flatnonzero(split | (owner == 0))
+    # Classifying a whole vocabulary takes a while: only the tokens that are split or empty are classified.
     class_of = classify(kinds[candidates], [surfaces[token_id] for token_id in candidates.tolist()])
     order = np.argsort(_READING_ORDER[class_of], kind="stable")
     tokens: list[Unmatched] = []

@@ -162,6 +162,7 @@ def _check_links(arrays: Arrays) -> None:
     data, rule, indptr = arrays["data"], arrays["rule"], arrays["indptr"]
     if not np.all(np.isfinite(data) & (data > 0)):
         raise damaged("data", "finite weights above 0", "others")
+    # Rows without links are left out: `reduceat` would give them the value of the next row.
     filled = indptr[1:] > indptr[:-1]
     sums = _row_sums(data, indptr, filled)
     if np.any(np.abs(sums - 1.0) > ROW_SUM_TOLERANCE):
@@ -170,6 +171,7 @@ def _check_links(arrays: Arrays) -> None:
     if rule.size and not 1 <= int(rule.min()) <= int(rule.max()) < len(RULES):
         raise damaged("rule", f"numbers from 1 to {len(RULES) - 1}", "others")
     # The link of position 0 is the row's first piece, by which tokens are put into bins.
+    # Links of the reverse pass count positions from the teacher's side, and a row with such links alone has no piece 0.
     owned = rule != RULE_NUMBER["reverse"]
     firsts = _row_sums(owned & (arrays["position"] == 0), indptr, filled)
     if np.any(firsts != (_row_sums(owned, indptr, filled) > 0)):

@@ -68,8 +68,8 @@ class Tokenizer:
 
     def first_of(self, piece_type: PieceType) -> str | None:
         """The first token of a type."""
-        found = np.flatnonzero(self.types == piece_type)
-        return self.tokens[found[0]] if len(found) else None
+        ids = np.flatnonzero(self.types == piece_type)
+        return self.tokens[ids[0]] if len(ids) else None
 
 
 def sentence_pieces(tokenizer: Tokenizer, *, unigram: bool) -> Parsed:
@@ -83,9 +83,9 @@ def sentence_pieces(tokenizer: Tokenizer, *, unigram: bool) -> Parsed:
 
     scores = tokenizer.settings.get("scores")
     if not isinstance(scores, np.ndarray) or len(scores) != len(tokenizer.tokens):
-        found = "none" if scores is None else len(scores) if hasattr(scores, "__len__") else repr(scores)
+        count = "none" if scores is None else len(scores) if hasattr(scores, "__len__") else repr(scores)
         raise VocabularyError(
-            f"{tokenizer.name} has {len(tokenizer.tokens)} tokens but {found} of the scores that its type needs: "
+            f"{tokenizer.name} has {len(tokenizer.tokens)} tokens but {count} of the scores that its type needs: "
             "convert the model again"
         )
     proto = model_proto_class()()
@@ -190,10 +190,10 @@ def _merges(tokenizer: Tokenizer) -> list[list[str]]:
 
 def _types_by_merges(tokenizer: Tokenizer, merges: Sequence[Sequence[str]]) -> NDArray[np.uint8]:
     """Where the file states no types: a token of several characters that no merge makes was added beside the model."""
-    made = {"".join(pair) for pair in merges}
+    merged = {"".join(pair) for pair in merges}
     types = tokenizer.types.copy()
     for token_id, text in enumerate(tokenizer.tokens):
-        if types[token_id] == PieceType.NORMAL and len(text) > 1 and text not in made:
+        if types[token_id] == PieceType.NORMAL and len(text) > 1 and text not in merged:
             types[token_id] = PieceType.USER_DEFINED
     return types
 
@@ -553,8 +553,8 @@ def _types(
             types[token_id] = PieceType.UNKNOWN if _ROLE_KEYS[key] == "unk" else PieceType.CONTROL
         return types, False
     if not isinstance(stated, np.ndarray) or len(stated) != len(tokens):
-        found = len(stated) if isinstance(stated, (list, np.ndarray)) else repr(stated)
-        raise VocabularyError(f"{name} has {len(tokens)} tokens but {found} token types: expected one for each token")
+        count = len(stated) if isinstance(stated, (list, np.ndarray)) else repr(stated)
+        raise VocabularyError(f"{name} has {len(tokens)} tokens but {count} token types: expected one for each token")
     # 0 is llama.cpp's "undefined", which it treats as an ordinary token.
     types = np.where(stated == 0, PieceType.NORMAL, stated).astype(np.int64)
     wrong = np.flatnonzero(~np.isin(types, list(PieceType)))

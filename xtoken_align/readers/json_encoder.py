@@ -22,7 +22,7 @@ NONCHARACTER = "\uffff"
 
 
 def _hidden(token_id: int) -> str:
-    # No text has a noncharacter by right, no normaliser touches it, and a text that has one all the same is cut there.
+    # Real text has no noncharacters, and no normaliser changes one. A text that has one anyway is cut there (`_SEAM`).
     return f"{NONCHARACTER}{token_id}{NONCHARACTER}"
 
 
@@ -58,7 +58,7 @@ def text_only(
         VocabularyError: a merge cannot be read.
     """
     flags = {entry["id"]: entry for entry in data.get("added_tokens") or ()}
-    kept = [
+    listed = [
         {
             "single_word": False,
             "lstrip": False,
@@ -83,7 +83,7 @@ def text_only(
         "version": data.get("version", "1.0"),
         "truncation": None,
         "padding": None,
-        "added_tokens": kept,
+        "added_tokens": listed,
         "normalizer": data.get("normalizer"),
         "pre_tokenizer": _map_leaves(data.get("pre_tokenizer"), _in_new_terms),
         "post_processor": None,
@@ -94,7 +94,9 @@ def text_only(
 
 
 def _hide(model: dict[str, Any], hidden: Mapping[int, str]) -> dict[int, int]:
-    """Renames hidden base tokens, so that no text can reach them, and closes the holes.
+    """Renames hidden base tokens, so that no text can reach them, and closes holes between the ids.
+
+    Of the ids 0, 1 and 3 the copy makes 0, 1 and 2, and returns {2: 3}: its 2 is the file's 3.
 
     Returns:
         The copy's ids that differ from the file's -> the file's, -1 for a piece that the file does not have.
@@ -105,10 +107,10 @@ def _hide(model: dict[str, Any], hidden: Mapping[int, str]) -> dict[int, int]:
     names = {text: _hidden(token_id) for token_id, text in hidden.items()}
     renamed = {names.get(text, text): token_id for text, token_id in vocab.items()} if names else dict(vocab)
     order = sorted(renamed.values())
-    moved = {mine: theirs for mine, theirs in enumerate(order) if mine != theirs}
+    moved = {in_copy: in_file for in_copy, in_file in enumerate(order) if in_copy != in_file}
     if moved:
-        # `tokenizers` numbers added tokens from the vocabulary's size on: in a hole's stead they would take an id.
-        place = {theirs: mine for mine, theirs in enumerate(order)}
+        # `tokenizers` numbers added tokens from the vocabulary's size on. With a hole, that number is a base token's.
+        place = {in_file: in_copy for in_copy, in_file in enumerate(order)}
         renamed = {text: place[token_id] for text, token_id in renamed.items()}
     model["vocab"] = renamed
     if model.get("unk_token") in names:
@@ -126,7 +128,7 @@ def _hide_pieces(model: dict[str, Any], hidden: Mapping[int, str]) -> dict[int, 
     model["vocab"] = pieces
     if model.get("unk_id") is not None:
         return {}
-    # Without an unknown piece `tokenizers` refuses a text with a character that no piece has; BPE leaves it out.
+    # Without an unknown piece, a Unigram model refuses a text with a character that no piece has. BPE models drop it.
     model["unk_id"] = len(pieces)
     pieces.append([_hidden(len(pieces)), 0.0])
     return {len(pieces) - 1: -1}
@@ -149,8 +151,8 @@ def _in_new_terms(leaf: dict[str, Any]) -> dict[str, Any]:
     """A Metaspace step with `prepend_scheme`: `tokenizers` refuses an old one that switches its prefix off."""
     if leaf.get("type") != "Metaspace":
         return leaf
-    kept = {key: value for key, value in leaf.items() if key not in ("add_prefix_space", "str_rep")}
-    return {"prepend_scheme": "always" if leaf.get("add_prefix_space", True) else "never", **kept}
+    settings = {key: value for key, value in leaf.items() if key not in ("add_prefix_space", "str_rep")}
+    return {"prepend_scheme": "always" if leaf.get("add_prefix_space", True) else "never", **settings}
 
 
 def has_prefix(data: Mapping[str, Any]) -> bool:
@@ -211,7 +213,7 @@ class JsonEncoder:
         self._bare = _load(without_prefix(copy))
         self._prefixed = self._bare
         self._ids = self._file_ids(copy, base_ids)
-        # A Unigram model and one that looks whole words up read a byte piece's own name as the byte.
+        # Unigram models, and models that look up whole words, read the text `<0x41>` as the byte piece of that name.
         looks_up = model_type(data["model"]) == "Unigram" or bool(data["model"].get("ignore_merges"))
         self._cuts_escapes = looks_up and bool(data["model"].get("byte_fallback"))
         self._leading_lost = self._inner_lost = False
@@ -225,13 +227,13 @@ class JsonEncoder:
         """The file's number of every id that the copy numbers otherwise; -1 for what is no token of the file."""
         vocab = copy["model"]["vocab"]
         own = vocab if isinstance(vocab, dict) else {piece for piece, _ in vocab}
-        given = dict(base_ids)
+        file_ids = dict(base_ids)
         for entry in reversed(copy["added_tokens"]):
-            # A base token that is listed under another number too is produced under its own.
-            mine = self._bare.token_to_id(entry["content"])
-            if mine is not None and entry["content"] not in own:
-                given[mine] = int(entry["id"])
-        return {mine: theirs for mine, theirs in given.items() if mine != theirs}
+            # A base token may be listed as an added one under another id; the encoder produces its base id.
+            in_copy = self._bare.token_to_id(entry["content"])
+            if in_copy is not None and entry["content"] not in own:
+                file_ids[in_copy] = int(entry["id"])
+        return {in_copy: in_file for in_copy, in_file in file_ids.items() if in_copy != in_file}
 
     def _loses(self, without: str, with_space: str) -> bool:
         """Whether the pre-tokenizer cannot tell two texts that differ in a space."""
@@ -268,11 +270,11 @@ class JsonEncoder:
     def _first_space(self, text: str) -> int:
         if text[:1].isspace():
             return 0
-        found = _SPACE.search(text) if self._inner_lost else None
-        return found.start() if found else len(text)
+        space = _SPACE.search(text) if self._inner_lost else None
+        return space.start() if space else len(text)
 
     def _encode_in_parts(self, text: str) -> list[int]:
-        # Cut inside every name that only a token which text must not become can have.
+        # A name that only a hidden token or a byte piece has is cut in two, so that it is encoded as ordinary text.
         parts = self._encode(_SEAM.split(text)) if self._has_seam(text) else self._encode([text])
         return [token for part in parts for token in part]
 
@@ -282,9 +284,9 @@ class JsonEncoder:
             encodings = tokenizer.encode_batch_fast(clean, add_special_tokens=False)
         if not self._ids:
             return [encoding.ids for encoding in encodings]
-        find = self._ids.get
-        found = ([find(token, token) for token in encoding.ids] for encoding in encodings)
-        return [[token for token in ids if token >= 0] for ids in found]
+        file_id = self._ids.get
+        in_file = ([file_id(token, token) for token in encoding.ids] for encoding in encodings)
+        return [[token for token in ids if token >= 0] for ids in in_file]
 
     def encode_offsets(self, text: str) -> list[tuple[int, int, int]]:
         """Encodes one text.
@@ -306,8 +308,8 @@ class JsonEncoder:
             return []
         with refused(_CANNOT_ENCODE, VocabularyError):
             encoding = tokenizer.encode(_scalar(text), add_special_tokens=False)
-        found = (self._ids.get(token, token) for token in encoding.ids)
-        pairs = zip(found, encoding.offsets, strict=True)
+        in_file = (self._ids.get(token, token) for token in encoding.ids)
+        pairs = zip(in_file, encoding.offsets, strict=True)
         return [(token, start + begin, start + end) for token, (begin, end) in pairs if token >= 0]
 
     def normalize(self, text: str) -> str:
@@ -324,8 +326,8 @@ class JsonEncoder:
             return None
         with refused(_CANNOT_ENCODE, VocabularyError):
             ids = [token.id for token in self._bare.model.tokenize(characters_of(data))]
-        found = [self._ids.get(token, token) for token in ids]
-        return found if min(found, default=0) >= 0 else []
+        in_file = [self._ids.get(token, token) for token in ids]
+        return in_file if min(in_file, default=0) >= 0 else []
 
 
 def _scalar(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What the components of a `tokenizer.json` say, checked and read as plain facts."""
+"""The components of a `tokenizer.json` (model, normaliser, pre-tokenizer, decoder): checked, and read as facts."""
 
 from __future__ import annotations
 
@@ -242,17 +242,17 @@ def _space_marks(data: Mapping[str, Any]) -> list[Step]:
 
 
 def _model_steps(data: Mapping[str, Any], model: str, steps: Sequence[Step]) -> list[Step]:
-    found: list[Step] = []
+    added: list[Step] = []
     suffix = data["model"].get("end_of_word_suffix")
     if suffix and not any(isinstance(step, Suffix) for step in steps):
-        found.append(Suffix(str(suffix)))
+        added.append(Suffix(str(suffix)))
     if data["model"].get("byte_fallback") and ByteFallback() not in steps:
-        found.append(ByteFallback())
-    if not any(isinstance(step, (WordPieces, Replace, ByteLevel, Suffix)) for step in (*steps, *found)):
+        added.append(ByteFallback())
+    if not any(isinstance(step, (WordPieces, Replace, ByteLevel, Suffix)) for step in (*steps, *added)):
         prefix = data["model"].get("continuing_subword_prefix")
         if model == "WordPiece" or prefix:
-            found.append(WordPieces("##" if prefix is None else str(prefix)))
+            added.append(WordPieces("##" if prefix is None else str(prefix)))
         elif model == "WordLevel" and data.get("pre_tokenizer"):
             # Whole words with nothing between them in the ids: the words' spaces are theirs.
-            found.append(WordPieces(""))
-    return found
+            added.append(WordPieces(""))
+    return added

@@ -62,9 +62,9 @@ class SentencePieceEncoder:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns one list of ids per text.
 
-        Where the normaliser strips a text's outer spaces, the leading ones count as one, as they do in mid-sequence;
-        the same holds for a text of nothing but spaces. A text that the vocabulary cannot spell has its unknown token
-        in it, or becomes [] if there is none.
+        Where the normaliser strips a text's outer spaces, leading spaces become one space, as they do in mid-sequence,
+        and so does a text of spaces alone. A text that the vocabulary cannot spell holds its unknown token, or becomes
+        [] if there is none.
         """
         # Bytes, since strings with lone surrogates are refused; the library reads their bytes as U+FFFD.
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
@@ -79,8 +79,8 @@ class SentencePieceEncoder:
 
     def normalize(self, text: str) -> str:
         """Returns what the model's normaliser makes of a stretch of text without spaces."""
-        made: bytes = self._normalizer.normalize(text.encode("utf-8", "surrogatepass"))
-        return made.decode().replace(SPACE_MARK, " ")
+        normalized: bytes = self._normalizer.normalize(text.encode("utf-8", "surrogatepass"))
+        return normalized.decode().replace(SPACE_MARK, " ")
 
     def encode_bytes(self, data: bytes) -> list[int] | None:
         """Returns None: the model has no merges over bytes."""
@@ -110,11 +110,11 @@ class SentencePieceEncoder:
 
     @cached_property
     def _normalizer(self) -> Any:
-        """The model's normaliser alone: of the pieces it needs the user-defined ones, which it leaves as they are."""
+        """The model's normaliser alone. It needs no pieces but the user-defined ones, which it leaves alone."""
         copy = self._text_only()
-        kept = [piece for piece in copy.pieces if piece.type in (PieceType.UNKNOWN, PieceType.USER_DEFINED)]
+        needed = [piece for piece in copy.pieces if piece.type in (PieceType.UNKNOWN, PieceType.USER_DEFINED)]
         del copy.pieces[:]
-        copy.pieces.extend(kept)
+        copy.pieces.extend(needed)
         copy.pieces.add(piece=_NEVER * 2, score=0.0, type=PieceType.NORMAL)
         copy.trainer_spec.byte_fallback = False
         return self._load(copy)
@@ -341,7 +341,7 @@ def _refuse_contradictions(raw: list[str], types: NDArray[np.uint8], *, byte_fal
 
 
 def _trainer_roles(proto: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The roles whose id exists and is no ordinary piece: the trainer's settings may name ids that were never made."""
+    """The roles in the trainer's settings whose ids exist and are no ordinary pieces: settings may be wrong."""
     spec = proto.trainer_spec
     for role in _ROLES:
         position = getattr(spec, f"{role}_id")

@@ -150,15 +150,15 @@ def lossy_rows(mapping: Mapping) -> list[LossyRow]:
     ]
 
 
-def special_decisions(found: Audit) -> list[SpecialDecision]:
+def special_decisions(audited: Audit) -> list[SpecialDecision]:
     """The special tokens that are listed: all, or where they are very many those with a role or a counterpart first."""
-    ordered = sorted(found.specials, key=lambda decision: not decision.roles and decision.teacher_id is None)
+    ordered = sorted(audited.specials, key=lambda decision: not decision.roles and decision.teacher_id is None)
     return sorted(ordered[:MOST_SPECIALS], key=lambda decision: decision.id)
 
 
-def decided_by(found: Audit) -> dict[str, int]:
+def decided_by(audited: Audit) -> dict[str, int]:
     """How the special tokens were matched -> how many; roles are taken together."""
-    return dict(Counter("role" if decision.by.startswith("role ") else decision.by for decision in found.specials))
+    return dict(Counter("role" if decision.by.startswith("role ") else decision.by for decision in audited.specials))
 
 
 def side_facts(side: Side) -> dict[str, str]:

@@ -111,7 +111,7 @@ def _pieces(pieces: Pieces, side: str, writer: str) -> dict[str, Any]:
 
 
 def _facts(mapping: Mapping) -> dict[str, Any]:
-    coverage, found = mapping.coverage(), audit(mapping)
+    coverage, audited = mapping.coverage(), audit(mapping)
     every = contents.totals(coverage)
     table = tables.token_table(mapping)
     hundreds = tables.numerals(mapping)
@@ -126,10 +126,10 @@ def _facts(mapping: Mapping) -> dict[str, Any]:
         "ways": list(contents.way_widths(every)),
         "rules": contents.rule_counts(coverage),
         "empty": {reason: rows for reason, rows in coverage.empty.items() if rows},
-        "found": found,
-        "specials": contents.special_decisions(found),
-        "decided_by": contents.decided_by(found),
-        "suggestions": override_text(found.suggestions) if found.suggestions else "",
+        "found": audited,
+        "specials": contents.special_decisions(audited),
+        "decided_by": contents.decided_by(audited),
+        "suggestions": override_text(audited.suggestions) if audited.suggestions else "",
         "lossy": contents.lossy_rows(mapping),
         "hundreds": hundreds,
         "numeral_counts": tables.counts(hundreds),

@@ -64,8 +64,8 @@ def numerals(mapping: Mapping) -> tuple[Hundred, ...]:
 
 def counts(hundreds: tuple[Hundred, ...]) -> dict[str, int]:
     """Way -> cells, the ways that occur, in the order of the legend."""
-    found = [cell.way for hundred in hundreds for cell in hundred.cells]
-    return {way: found.count(way) for way in ("exact", "near", "split", "empty", ABSENT) if way in found}
+    ways = [cell.way for hundred in hundreds for cell in hundred.cells]
+    return {way: ways.count(way) for way in ("exact", "near", "split", "empty", ABSENT) if way in ways}
 
 
 def _cell(number: int, row: Row | None) -> Cell:
@@ -116,8 +116,8 @@ def token_table(mapping: Mapping) -> dict[str, Any]:
 
 def reasons_of(table: dict[str, Any]) -> list[tuple[str, int]]:
     """Reason -> rows, in the order of the table."""
-    found = np.bincount(table["rows"]["reason"], minlength=len(table["reasons"])).tolist()
-    return list(zip(table["reasons"], found, strict=True))
+    rows = np.bincount(table["rows"]["reason"], minlength=len(table["reasons"])).tolist()
+    return list(zip(table["reasons"], rows, strict=True))
 
 
 def embeddable(value: object) -> str:

@@ -25,7 +25,8 @@ RULES = (
     "bytes",
     "reverse",
 )
-"""Index 0 marks a row without links. `reverse` is no owner unless a row has nothing else."""
+"""A rule's number in a mapping file is its position here. Number 0 marks a row without links; `reverse` owns a row only
+if no other rule has linked it."""
 
 RULE_NUMBER = {name: number for number, name in enumerate(RULES)}
 
@@ -71,7 +72,7 @@ def normalised(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     Args:
         weights: float64, at least 0, one above 0.
     """
-    # By the largest first: the sum of the greatest numbers that a user can write would be infinite.
+    # Divided by the largest first: two weights of 1e308 would have an infinite sum.
     shares: NDArray[np.float64] = weights / weights.max()
     shares /= shares.sum()
     shares[shares < _SMALLEST] = 0

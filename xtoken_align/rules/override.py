@@ -1,4 +1,4 @@
-"""The user's override file: reading it, finding its tokens, and what becomes of the decompositions."""
+"""The user's override file: reading it, finding its tokens, and putting its rows among the decompositions."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def read_overrides(path: Path) -> tuple[Override, ...]:
 
 
 def _parse_text(text: str, path: Path) -> object:
-    """Reads JSON as JSON: YAML, meant to contain it, takes surrogate pairs apart and refuses tabs."""
+    """Tries JSON first: a YAML reader would split the surrogate pairs of a JSON file, and refuse its tabs."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -98,7 +98,7 @@ def _parse_text(text: str, path: Path) -> object:
 
     try:
         return yaml.safe_load(text)
-    # ValueError: a date or number that YAML's own syntax lets pass; RecursionError: brackets nested by the thousand.
+    # ValueError: a date or number that fits YAML's syntax and does not exist; RecursionError: thousands of brackets.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise OverrideError(f"the override file {path} is neither YAML nor JSON: {reason}") from error
@@ -160,13 +160,13 @@ def find_overridden(pair: Pair, overrides: Sequence[Override]) -> list[tuple[int
         OverrideError: a token is unknown, or a student token is overridden twice.
     """
     student, teacher = TokenFinder(pair.student, "student"), TokenFinder(pair.teacher, "teacher")
-    found: dict[int, list[int]] = {}
+    rows: dict[int, list[int]] = {}
     for entry in overrides:
         row = student.find(entry.student)
-        if row in found:
+        if row in rows:
             raise OverrideError(f"the student token {entry.student!r} (id {row}) is overridden twice: keep one entry")
-        found[row] = [teacher.find(ref) for ref in entry.teacher]
-    return list(found.items())
+        rows[row] = [teacher.find(ref) for ref in entry.teacher]
+    return list(rows.items())
 
 
 class TokenFinder:

@@ -88,6 +88,7 @@ class Pieces:
 
         A token without pieces of which `known` has some would come back with those; a build makes no such token.
         """
+        # First by length; where lengths agree, piece by piece, each piece's token told by `repeat`.
         different = self.lengths != known.lengths
         same_length = np.flatnonzero(~different & (self.lengths > 0))
         unequal = self.of_tokens(same_length) != known.of_tokens(same_length)
@@ -97,6 +98,7 @@ class Pieces:
 
     def completed_by(self, known: Pieces) -> Pieces:
         """These pieces, and those of `known` for every token that has none here."""
+        # Own [], [2, 0], [5] and known [7], [2], []: the result is 7 | 2 0 | 5, of which all but the 7 are own.
         own = self.lengths > 0
         lengths = np.where(own, self.lengths, known.lengths).astype(np.int32)
         is_own = np.repeat(own, lengths)
@@ -175,6 +177,7 @@ def decompose(tokens: Vocab, by: Vocab, equal: NDArray[np.int32]) -> Pieces:
     for token_id in np.flatnonzero((equal < 0) & (tokens.kinds == Kind.BYTE)).tolist():
         written[token_id] = _spell_bytes(surfaces[token_id], by, is_byte=True)
     written.update(zip(texts, by.encode_batch(list(texts.values())), strict=True))
+    # {4: [9, 8], 6: [7]} becomes owners 4 4 6 and ids 9 8 7.
     counts = np.fromiter(map(len, written.values()), dtype=np.int64, count=len(written))
     owners = np.repeat(np.fromiter(written, dtype=np.int64, count=len(written)), counts)
     ids = np.fromiter(chain.from_iterable(written.values()), dtype=np.int32, count=int(counts.sum()))

@@ -85,6 +85,7 @@ def run_rules(pair: Pair, options: RuleOptions) -> list[Links]:
     Raises:
         OverrideError: an override names an unknown token.
     """
+    # Every row begins open; what a rule links is closed to the rules after it.
     open_rows = np.ones(len(pair.student), dtype=np.bool_)
     by_rule: list[Links] = []
     for name in options.rules:
@@ -184,6 +185,7 @@ def space(pair: Pair, open_rows: Open, _: RuleOptions) -> Links:
     columns: list[int] = []
     for row in _open_text(pair, open_rows):
         surface = surfaces[row]
+        # `the` may be ` the`; ` the` may be `the` or `  the`, and is neither where the teacher has both.
         variants = (b" " + surface, surface[1:]) if surface.startswith(b" ") else (b" " + surface,)
         known = [variant for variant in variants if variant in lowest]
         if len(known) == 1 and lowest[known[0]] == highest[known[0]] and is_utf8(surface):
@@ -203,6 +205,7 @@ def nfkc(pair: Pair, open_rows: Open, _: RuleOptions) -> Links:
 
 
 def _folded(rule: str, pair: Pair, open_rows: Open, fold: Callable[[str], str]) -> Links:
+    # `THE` and `The` both fold to `the`, whose id is the lower of the two.
     teacher_ids: dict[str, int] = {}
     for surface, column in pair.teacher.lowest_text_id.items():
         if is_utf8(surface):
@@ -256,6 +259,7 @@ def reverse(pair: Pair, reached: NDArray[np.bool_], options: RuleOptions) -> Lin
         reached: bool (teacher width,), the columns that have a link already.
         options: whose decay gives the weights.
     """
+    # Teacher tokens take the place of rows while weights are given, and change places with the columns afterwards.
     columns = np.flatnonzero(~reached & (pair.teacher_pieces.lengths > 0))
     links = from_pieces("reverse", columns, pair.teacher_pieces, options.decay)
     return Links(links.rule, links.columns, links.rows, links.positions, links.weights)

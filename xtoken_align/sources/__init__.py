@@ -1,1 +1,5 @@
-"""Where tokenizers come from: paths, aliases, packages and the Hub."""
+"""Where tokenizers come from.
+
+`locate` takes what a user types, `presets` the aliases (add one in `presets.json`), `patterns` how tokenizers split
+text, and `hub` fetches files.
+"""

@@ -1,1 +1,1 @@
-"""Where mappings are kept and how training code gets them."""
+"""Mappings on disk: `store` is the folder of named versions, `load` opens one by name, path or address."""

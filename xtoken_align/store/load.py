@@ -56,7 +56,7 @@ def load(
 
 
 def _vocab(given: Any) -> Vocab:
-    # Loading alone needs no readers, and they take longer to import than a mapping to load.
+    # Loading alone needs no readers, which take longer to import than a mapping to load.
     from ..read import as_vocab
 
     return as_vocab(given)
@@ -128,11 +128,11 @@ def _differences_beside_text(side: Side, vocab: Vocab) -> Iterator[str]:
     if widths[0] != widths[1]:
         yield f"their logit width ({widths[0]} there, {widths[1]} here)"
     shared = min(widths)
-    ours, theirs = side.surfaces.list, vocab.surfaces.list
+    mapped, given = side.surfaces.list, vocab.surfaces.list
     named = (side.kinds[:shared] > Kind.BYTE) | (vocab.kinds[:shared] > Kind.BYTE)
-    others = [i for i in np.flatnonzero(named).tolist() if ours[i] != theirs[i] or side.kinds[i] != vocab.kinds[i]]
+    others = [i for i in np.flatnonzero(named).tolist() if mapped[i] != given[i] or side.kinds[i] != vocab.kinds[i]]
     if others:
-        there, here = (surfaces[others[0]].decode("utf-8", "replace") for surfaces in (ours, theirs))
+        there, here = (surfaces[others[0]].decode("utf-8", "replace") for surfaces in (mapped, given))
         yield f"{len(others)} special or reserved ids (id {others[0]} is {there!r} there, {here!r} here)"
     roles = {name for table in (side.roles, vocab.roles) for name in table}
     changed = sorted(name for name in roles if tuple(side.roles.get(name, ())) != tuple(vocab.roles.get(name, ())))
@@ -166,16 +166,16 @@ def get_or_build(
         "teacher": as_vocab(teacher),
     }
     wanted = plain_options(**options)
-    kept = Store(store)
-    for path in reversed(kept.versions(f"{sides['student'].name}--{sides['teacher'].name}")):
+    in_store = Store(store)
+    for path in reversed(in_store.versions(f"{sides['student'].name}--{sides['teacher'].name}")):
         try:
             if _fits(read_metadata(path), sides, wanted):
                 return load_mapping(path)
         except MappingError:
-            # A damaged file is no reason not to train: the pair is built anew.
+            # A damaged file does not stop training: the pair is built again.
             continue
     mapping = build(student=sides["student"], teacher=sides["teacher"], **options)
-    kept.save(mapping)
+    in_store.save(mapping)
     return mapping
 
 

@@ -76,13 +76,13 @@ class Store:
 
     def versions(self, name: str) -> list[Path]:
         """The files of a name, oldest first; those of the user's store come after the shipped ones."""
-        found: list[Path] = []
+        paths: list[Path] = []
         for root in (shipped_root(), self.root):
             folder = root / name if root is not None else None
             if folder is not None and folder.is_dir():
                 files = [path for path in _listed(folder) if _FILE_NAME.fullmatch(path.name)]
-                found += sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name))
-        return found
+                paths += sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name))
+        return paths
 
     def names(self) -> Iterator[str]:
         """The names that have at least one version."""
@@ -232,7 +232,7 @@ def entries(store: Store) -> list[Entry]:
 def _entry(name: str, path: Path) -> Entry:
     status = path.stat()
     shipped = shipped_root()
-    found = Entry(
+    entry = Entry(
         name=name,
         version=path.stem,
         path=path,
@@ -243,13 +243,13 @@ def _entry(name: str, path: Path) -> Entry:
     try:
         metadata: Any = read_metadata(path)
         return replace(
-            found,
+            entry,
             provenance=str(metadata["provenance"]),
             student=str(metadata["student"]["source"]),
             teacher=str(metadata["teacher"]["source"]),
         )
     except (MappingError, KeyError, TypeError) as error:
-        return replace(found, problem=str(error))
+        return replace(entry, problem=str(error))
 
 
 def collect(store: Store, *, keep: int, dry_run: bool = False) -> list[Path]:

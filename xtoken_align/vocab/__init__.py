@@ -1,1 +1,1 @@
-"""Vocabularies: kinds, roles, fingerprints, and the value that holds them."""
+"""What everything after the readers works on: `vocab` with its ids, each with a surface, a kind and roles."""

@@ -111,25 +111,25 @@ def decide_kinds(parsed: Parsed, width: int, role_strings: frozenset[str]) -> ND
 
 
 def _is_plain(text: str) -> bool:
-    # Some CLIP configurations pad with `!`: an ordinary token does not cease to be text because padding reuses it.
+    # Some CLIP configurations pad with `!`, which stays text: it is an ordinary token that padding reuses.
     return _BRACKETED.fullmatch(text) is None
 
 
 def _candidates(parsed: Parsed, count: int, configured: frozenset[str]) -> list[tuple[int, str]]:
-    """The ids whose string could make them anything but what they are declared: few, so the rest costs nothing."""
-    found = [
+    """The ids, with their strings, whose string may give them another kind than was declared: a few of all ids."""
+    candidates = [
         (token_id, text)
         for token_id, text in enumerate(parsed.raw[:count])
         if text and (text[0] in "<[>" or text in configured)
     ]
     if parsed.token_bytes is not None:
-        # Only ASCII can begin and end in brackets; decoding a whole rank file for that would be waste.
-        found += [
+        # Brackets are ASCII, so the bytes show them; decoding a whole rank file would take longer than all the rest.
+        candidates += [
             (token_id, data.decode("utf-8", "replace"))
             for token_id, data in enumerate(parsed.token_bytes[:count])
             if data and data[0] in b"<[>" and data[-1] in b">]<"
         ]
-    return found
+    return candidates
 
 
 def strings_of_roles(roles: Mapping[str, tuple[str, ...]]) -> frozenset[str]:

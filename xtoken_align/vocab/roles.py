@@ -1,4 +1,4 @@
-"""Roles: what a control token does, whatever it is called. They, not names, say which specials correspond."""
+"""Roles: what a special token does (bos, eot, tool call), whatever its name. Rules match them by role first."""
 
 from __future__ import annotations
 
@@ -111,13 +111,13 @@ def decide_roles(parsed: Parsed, kinds: NDArray[np.uint8]) -> dict[str, tuple[in
         text = parsed.raw[token_id]
         if text is not None:
             ids.setdefault(text, []).append(token_id)
-    found: dict[str, tuple[int, ...]] = {}
+    decided: dict[str, tuple[int, ...]] = {}
     for table in (parsed.roles, parsed.preset_roles, _NAMES):
         for role, texts in table.items():
             members = sorted(token_id for text in texts for token_id in ids.get(text, ()))
-            if members and role not in found:
-                found[role] = tuple(members)
-    return {role: found[role] for role in in_order(found)}
+            if members and role not in decided:
+                decided[role] = tuple(members)
+    return {role: decided[role] for role in in_order(decided)}
 
 
 def in_order(roles: Iterable[str]) -> list[str]:

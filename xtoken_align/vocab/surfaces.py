@@ -105,7 +105,7 @@ def spell_all(tokens: Iterable[str], spelling: Spelling) -> list[bytes]:
 class RankStrings(Sequence[str]):
     """Token strings of a rank file, which has none: the byte table's characters, made when asked for.
 
-    They are what a `tokenizer.json` of the same vocabulary would hold.
+    A `tokenizer.json` of the same vocabulary would hold the same strings.
     """
 
     def __init__(self, strings: Sequence[str | None], token_bytes: Sequence[bytes | None]) -> None:
@@ -161,7 +161,7 @@ def surfaces_of(parsed: Parsed, kinds: NDArray[np.uint8]) -> list[bytes]:
 
 
 def disagreeing_ids(parsed: Parsed, kinds: NDArray[np.uint8], surfaces: list[bytes]) -> tuple[int, ...]:
-    """Text ids, added beside the base vocabulary, whose decoder spells another text than the encoder consumes."""
+    """Added text ids for which the decoder writes another text than the encoder reads; the surface is what it reads."""
     count = min(len(kinds), len(parsed.declared))
     beside = (parsed.declared[:count] == Declared.ADDED) & ~parsed.in_base[:count] & (kinds[:count] == Kind.TEXT)
     return tuple(
