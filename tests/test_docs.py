@@ -146,7 +146,15 @@ def test_the_yaml_of_a_page_is_in_order(page: Path, example: Path) -> None:
     for text in fenced(page, "yaml"):
         if "student: {model:" in text:
             (example / "page.yaml").write_text(text, encoding="utf-8")
-            assert documented.run("xtoken-align distill page.yaml --check")
+            assert "in order" in documented.run("xtoken-align distill page.yaml --check")
+
+
+@pytest.mark.usefixtures("_in_example")
+def test_the_run_of_the_readme_writes_a_student(example: Path) -> None:
+    (text,) = fenced(ROOT / "README.md", "yaml")
+    (example / "readme.yaml").write_text(text, encoding="utf-8")
+    documented.run("xtoken-align distill readme.yaml --output readme-run")
+    assert (example / "readme-run" / "student" / "tokenizer.json").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
