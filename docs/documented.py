@@ -169,7 +169,11 @@ def stable(text: str) -> str:
 
 if __name__ == "__main__":
     page = HERE / "commands.md"
+    before = page.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as place, example_folder(Path(place)):
-        text = refreshed(page.read_text(encoding="utf-8"))
-    sys.stdout.write("changed\n" if text != page.read_text(encoding="utf-8") else "as it was\n")
-    page.write_text(text, encoding="utf-8")
+        text = refreshed(before)
+    if stable(text) == stable(before):
+        sys.stdout.write("as it was\n")
+    else:
+        page.write_text(text, encoding="utf-8")
+        sys.stdout.write("changed\n")
