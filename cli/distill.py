@@ -17,7 +17,7 @@ from .console import print_json, stderr_console, stdout_console
 if TYPE_CHECKING:
     from ..training import DistillConfig, DistillResult
 
-_SHOWN = ("loss", "kd", "ce", "agreement")
+_SHOWN = ("loss", "kd", "ce", "agreement", "eval_loss", "eval_kd", "eval_agreement")
 
 
 @click.command("distill")

@@ -209,6 +209,29 @@ def test_nothing_that_is_read_is_written_over(start: Any, world: World, tmp_path
     assert {path.name: path.read_bytes() for path in own.iterdir()} == before
 
 
+def test_held_out_rows_are_measured_while_training_where_the_file_says_so(start: Any, world: World) -> None:
+    reports: list[tuple[int, set[str]]] = []
+    config = start.config("run", training={"eval_steps": 3})
+    distill(config, store=world.store, report=lambda step, _, logs: reports.append((step, set(logs))))
+    assert [step for step, names in reports if "eval_agreement" in names] == [3, 6]
+
+
+def test_the_student_is_uploaded_where_the_file_says_so(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads: list[dict[str, Any]] = []
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda _, **given: uploads.append(given))
+    for name in ("_push_from_checkpoint", "_finish_current_push"):
+        monkeypatch.setattr(run.transformers.Trainer, name, lambda *_: None)
+    monkeypatch.setattr(
+        run.transformers.Trainer, "init_hf_repo", lambda self, *_: setattr(self, "hub_model_id", self.args.hub_model_id)
+    )
+    start(training={"push_to_hub": True, "hub_model_id": "me/student", "max_steps": 2})
+    assert [(each["repo_id"], each["folder_path"]) for each in uploads] == [
+        ("me/student", tmp_path / "run" / "student")
+    ]
+
+
 def test_without_a_gpu_a_run_is_on_the_processor(start: Any) -> None:
     assert start(training={"bf16": True, "use_cpu": False, "max_steps": 2}).steps == 2
 

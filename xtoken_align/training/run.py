@@ -242,7 +242,7 @@ def _write(trainer: XTokenTrainer, folder: RunFolder, result: Mapping[str, Any],
             from huggingface_hub import HfApi
 
             # The trainer itself uploads checkpoints.
-            api, place = HfApi(token=trainer.args.hub_token), trainer.hub_model_id
+            api, place = HfApi(token=trainer.args.hub_token), str(trainer.hub_model_id)
             api.upload_folder(repo_id=place, folder_path=folder.student, revision=trainer.args.hub_revision)
         folder.write("result.json", result)
     trainer.accelerator.wait_for_everyone()
@@ -270,7 +270,9 @@ class _Reporting(transformers.TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         logs = kwargs.get("logs") or {}
-        if "loss" in logs and state.is_world_process_zero:
+        # What is measured before and after training is told by the result.
+        measured = control.should_evaluate and "eval_loss" in logs
+        if ("loss" in logs or measured) and state.is_world_process_zero:
             self._report(state.global_step, state.max_steps, logs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
