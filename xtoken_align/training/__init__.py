@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ..errors import MissingExtraError
+
 if TYPE_CHECKING:
     from ..spans.ray_data import align_ray
     from .cache.format import Truncation, loss_bound
@@ -69,7 +71,12 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name], __name__), name)
+    try:
+        value = getattr(import_module(_HOMES[name], __name__), name)
+    except ImportError as error:
+        if error.name is not None and error.name.partition(".")[0] in {"torch", "transformers", "accelerate"}:
+            raise MissingExtraError("Training", "train") from error
+        raise
     globals()[name] = value
     return value
 

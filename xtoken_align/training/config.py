@@ -10,19 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
+from transformers import SchedulerType, TrainingArguments
 
-from ..errors import CorpusError, MissingExtraError, OptionError, SourceError, XTokenError
+from ..errors import CorpusError, OptionError, SourceError, XTokenError
 from ..losses import LossOptions
 
-try:
-    from transformers import SchedulerType, TrainingArguments
-except ImportError as missing:
-    raise MissingExtraError("Training", "train") from missing
-
-T = TypeVar("T")
 Mistake = tuple[str, str]
 """The place of a mistake, such as `teachers[0].weight`, and a sentence about it that names the place."""
 
