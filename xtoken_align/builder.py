@@ -117,7 +117,7 @@ def plain_options(
 def _overrides(given: str | os.PathLike[str] | Sequence[Override | dict[str, Any]]) -> tuple[Override, ...]:
     if isinstance(given, (str, os.PathLike)):
         return read_overrides(Path(given))
-    return parse_overrides(list(given))
+    return parse_overrides(list(given)) if given else ()
 
 
 def _coverage(pair: Pair, matrix: Matrix, *, lossy: int) -> Coverage:

@@ -15,7 +15,7 @@ from ..errors import MismatchError
 from ..mapping.find import json_surface
 from ..mapping.mapping import Mapping as TokenMapping
 from ..mapping.unmatched import REASON_OF_KIND
-from ..rules.links import EXACT_RULES, NEAR_RULES, RULE_NUMBER, RULES, SPLIT_RULES
+from ..rules.links import EXACT_RULES, NEAR_RULES, RULE_NUMBER, RULES, SPLIT_RULES, WAYS
 from ..spans.chunks import chunks_of
 from ..spans.tables import pair_tables
 from ..spans.units import units_of
@@ -101,7 +101,6 @@ def _first(chunk: NDArray[np.int32], ids: NDArray[np.int64]) -> NDArray[np.int64
     return ids[inside][at]
 
 
-WAYS = ("exact", "near", "split", "empty")
 _BATCH_CHARACTERS = 1 << 20
 # Added to the length of every text, so that a batch of millions of empty texts ends too.
 _CHARACTERS_PER_TEXT = 64

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..rules.links import WAYS
 from .classes import ClassRow
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from .coverage import Coverage
-
-_WAYS = ("exact", "near", "split", "empty")
 
 
 def coverage_table(coverage: Coverage) -> Table:
@@ -29,13 +28,13 @@ def coverage_table(coverage: Coverage) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_footer=True)
     rows = {name: coverage.classes[name] for name in _reading_order(coverage.classes)}
-    every = ClassRow(**{way: sum(getattr(row, way) for row in rows.values()) for way in ("total", *_WAYS)})
+    every = ClassRow(**{way: sum(getattr(row, way) for row in rows.values()) for way in ("total", *WAYS)})
     table.add_column("class", "all", no_wrap=True)
     table.add_column("ids", f"{every.total:,}", justify="right", no_wrap=True)
-    for way in _WAYS:
+    for way in WAYS:
         table.add_column(f"{way}   %", _share(every, way), justify="right", no_wrap=True)
     for name, row in rows.items():
-        table.add_row(name, f"{row.total:,}", *(_share(row, way) for way in _WAYS))
+        table.add_row(name, f"{row.total:,}", *(_share(row, way) for way in WAYS))
     return table
 
 

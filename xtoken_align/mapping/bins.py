@@ -1,4 +1,9 @@
-"""Bins: groups of student and teacher tokens that first pieces tie together: both sides can be compared on them."""
+"""Bins: groups of student and teacher tokens that first pieces tie together.
+
+On bins the next-token distributions of both sides can be compared, since nearly every token of either side lies in one. A chunk is a
+misfit if the student's first token and the teacher's first token in it lie in different bins; then the bins say nothing
+about it.
+"""
 
 from __future__ import annotations
 

@@ -219,14 +219,6 @@ class Ranks:
             raise VocabularyError(f"rank {twice} of {name} belongs to two tokens: a rank is one token's id")
         return cls(tokens, ranks)
 
-    def lowest(self) -> dict[bytes, int]:
-        """Token -> its lowest rank."""
-        table = dict(zip(self.tokens, self.ranks, strict=True))
-        if len(table) < len(self.tokens):
-            for token, rank in zip(self.tokens, self.ranks, strict=True):
-                table[token] = min(rank, table[token])
-        return table
-
 
 def assemble(
     ranks: Ranks,
@@ -275,7 +267,11 @@ def assemble(
 
     def make_encoder(_: NDArray[np.bool_]) -> RankEncoder:
         # No added token is ever parsed by this encoder, so the mask has nothing to take away.
-        return RankEncoder(ranks.lowest(), pattern, normalizer=normalizer, offset=offset)
+        lowest = dict(zip(ranks.tokens, ranks.ranks, strict=True))
+        if len(lowest) < len(ranks.tokens):
+            # Of equal tokens the one of the lowest rank is produced: by falling rank, the last one set stays.
+            lowest = {token: rank for rank, token in sorted(zip(ranks.ranks, ranks.tokens, strict=True), reverse=True)}
+        return RankEncoder(lowest, pattern, normalizer=normalizer, offset=offset)
 
     return Parsed(
         format=format,

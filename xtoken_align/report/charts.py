@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WAYS = ("exact", "near", "split", "empty")
-"""How a row is mapped: the columns of the coverage report."""
-
 
 def rule_name(rule: str) -> str:
     """What a rule is called in a legend."""

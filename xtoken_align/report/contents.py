@@ -16,8 +16,9 @@ from ..coverage.coverage import Coverage
 from ..coverage.render import percent
 from ..mapping.audit import Audit, SpecialDecision
 from ..mapping.mapping import Mapping, Side
+from ..rules.links import WAYS
 from ..rules.pieces import Pieces
-from .charts import WAYS, Bar, by_way
+from .charts import Bar, by_way
 
 _GROUPS = "the tokens of both sides that begin alike, and compares what the groups are worth to each model."
 

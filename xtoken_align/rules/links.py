@@ -35,6 +35,10 @@ NEAR_RULES = ("space", "case", "nfkc")
 SPLIT_RULES = ("digits", "decompose", "bytes", "reverse")
 OPTIONAL_RULES = ("case", "nfkc")
 
+WAYS = ("exact", "near", "split", "empty")
+"""How a row is mapped, the columns of every report: by the rules above, an override being near with one link and split
+with more."""
+
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
