@@ -10,7 +10,6 @@ import traceback
 import warnings
 from contextlib import nullcontext
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 
 import click
@@ -24,6 +23,8 @@ _MATTERING = ("numpy", "scipy", "tokenizers", "tiktoken", "sentencepiece", "hugg
 def version_text() -> str:
     """One line per distribution; those that are not installed are left out."""
     from .._version import __version__
+
+    from importlib.metadata import PackageNotFoundError, version  # late: it takes longer than everything else of --help
 
     lines = [f"xtoken-align {__version__}", f"python {platform.python_version()}"]
     for name in _MATTERING:

@@ -1,8 +1,7 @@
 """Bins: groups of student and teacher tokens that first pieces tie together.
 
-On bins the next-token distributions of both sides can be compared, since nearly every token of either side lies in one. A chunk is a
-misfit if the student's first token and the teacher's first token in it lie in different bins; then the bins say nothing
-about it.
+Predictions of both sides can be compared bin by bin, since nearly every token of either side lies in one. A chunk is a
+misfit if its first student token and its first teacher token lie in different bins; then the bins say nothing about it.
 """
 
 from __future__ import annotations
