@@ -22,9 +22,9 @@ _MATTERING = ("numpy", "scipy", "tokenizers", "tiktoken", "sentencepiece", "hugg
 
 def version_text() -> str:
     """One line per distribution; those that are not installed are left out."""
-    from .._version import __version__
-
     from importlib.metadata import PackageNotFoundError, version  # late: it takes longer than everything else of --help
+
+    from .._version import __version__
 
     lines = [f"xtoken-align {__version__}", f"python {platform.python_version()}"]
     for name in _MATTERING:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .errors import OptionError, VocabularyError, XTokenWarning
 from .readers.parsed import MAX_ID, Declared, Encoder, Parsed
 from .vocab.byte_strings import ByteStrings
-from .vocab.kinds import Kind, decide_kinds, strings_of_roles
+from .vocab.kinds import Kind, decide_kinds
 from .vocab.roles import decide_roles
 from .vocab.surfaces import RankStrings, disagreeing_ids, surfaces_of
 from .vocab.vocab import Sizes, Vocab
@@ -84,8 +84,7 @@ def assemble(
     ids = len(parsed.declared)
     width = _width(parsed, ids, logits, name, notes)
     # Kinds come first: which ids are special decides their surfaces (their own text) and their roles.
-    roles_by_config = parsed.roles or {}
-    kinds = decide_kinds(parsed, width, strings_of_roles(roles_by_config) | strings_of_roles(parsed.preset_roles))
+    kinds = decide_kinds(parsed, width)
     surfaces = surfaces_of(parsed, kinds)
     if not (kinds <= Kind.BYTE).any():
         raise VocabularyError(f"{name} has no ordinary tokens: there is nothing to map")

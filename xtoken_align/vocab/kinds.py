@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from enum import IntEnum
 
 import numpy as np
@@ -77,13 +76,12 @@ def is_marker(text: str) -> bool:
     return match is not None and (match[1] or match[2]).lower() in _MARKER_WORDS
 
 
-def decide_kinds(parsed: Parsed, width: int, role_strings: frozenset[str]) -> NDArray[np.uint8]:
+def decide_kinds(parsed: Parsed, width: int) -> NDArray[np.uint8]:
     """The kind of every id below the logit width; the first line of the definition that fits decides.
 
     Args:
         parsed: what the file says.
         width: logit width; ids from the highest on are padding.
-        role_strings: token strings that have a role by the tokenizer's configuration.
 
     Returns:
         uint8 (width,), values of `Kind`.
@@ -96,7 +94,9 @@ def decide_kinds(parsed: Parsed, width: int, role_strings: frozenset[str]) -> ND
     kinds[declared == Declared.BYTE] = Kind.BYTE
     kinds[(declared == Declared.SPECIAL) | (declared == Declared.UNKNOWN)] = Kind.SPECIAL
     kinds[len(parsed.declared) :] = Kind.PADDING
-    configured = role_strings | parsed.flagged
+    # What a configuration flags, or gives a role, is special although the tokenizer's file does not say so.
+    roles = (*parsed.roles.values(), *parsed.preset_roles.values())
+    configured = parsed.flagged.union(*roles)
     for token_id, text in _candidates(parsed, count, configured):
         if text == f"[PAD{token_id}]":
             kinds[token_id] = Kind.PADDING
@@ -130,8 +130,3 @@ def _candidates(parsed: Parsed, count: int, configured: frozenset[str]) -> list[
             if data and data[0] in b"<[>" and data[-1] in b">]<"
         ]
     return candidates
-
-
-def strings_of_roles(roles: Mapping[str, tuple[str, ...]]) -> frozenset[str]:
-    """Every token string that has some role."""
-    return frozenset(text for texts in roles.values() for text in texts)
