@@ -144,32 +144,31 @@ class Row:
         stands in the rows. A way of writing that leaves the text's own tokens earlier needs rows of another text: if
         the teacher may write so, the sum is unknown.
         """
-        if text in self.known:
-            return self.known[text]
-        total, way = 0.0, 1.0
-        for number, token in enumerate(self.teacher):
-            begin = self.starts[number]
-            if begin >= len(text) or self.text[:begin] != text[:begin]:
-                break
-            for other, symbols in self.reader.symbols.items():
-                rest = text[begin : begin + len(symbols)]
-                if symbols[: len(rest)] != rest:
-                    continue
-                reaches = begin + len(symbols) >= len(text)
-                if number == 0:
-                    # Nothing predicts the first token: only the text's own is certain.
-                    if other != token and self.reader.writes((other,)):
-                        total = float("nan")
-                    elif other == token and reaches:
-                        total += 1.0
-                elif reaches:
-                    total += way * float(self.rows[number - 1, other])
-                elif other != token and self._may_leave((*self.teacher[:number], other), text, begin + len(symbols)):
-                    total = float("nan")
-            if number:
-                way *= float(self.rows[number - 1, token])
-        self.known[text] = None if np.isnan(total) else total
+        if text not in self.known:
+            total, way = 0.0, 1.0
+            for number, token in enumerate(self.teacher):
+                begin = self.starts[number]
+                if begin >= len(text) or self.text[:begin] != text[:begin]:
+                    break
+                total += way * self._last_from(number, text, begin)
+                # Nothing predicts the first token: it is certain.
+                way *= float(self.rows[number - 1, token]) if number else 1.0
+            self.known[text] = None if np.isnan(total) else total
         return self.known[text]
+
+    def _last_from(self, number: int, text: Symbols, begin: int) -> float:
+        """The probability that the teacher reaches the text's end with the token after its first ones; NaN: unknown."""
+        total = 0.0
+        for token, symbols in self.reader.symbols.items():
+            rest = text[begin : begin + len(symbols)]
+            if symbols[: len(rest)] != rest:
+                continue
+            own = token == self.teacher[number]
+            if begin + len(symbols) >= len(text) and (number or own):
+                total += float(self.rows[number - 1, token]) if number else 1.0
+            elif not own and self._may_leave((*self.teacher[:number], token), text, begin + len(symbols)):
+                return float("nan")
+        return total
 
     def _may_leave(self, tokens: Tokens, text: Symbols, at: int) -> bool:
         return self.reader.writes(tokens) and next(self.reader.covers(text, tokens, at), None) is not None
