@@ -204,6 +204,21 @@ class Row:
         return sorted({symbol for symbols in self.reader.symbols.values() for symbol in symbols})
 
 
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One (c, u).
+
+    Attributes:
+        position: of the student's logits.
+        teacher: float64 (K,), log pi_o.
+        tokens: the student's tokens A(o).
+    """
+
+    position: int
+    teacher: Tensor
+    tokens: list[list[int]]
+
+
 class ExactKL:
     """Path-exact KL (2026).
 
@@ -214,7 +229,10 @@ class ExactKL:
 
     pi_o = P(the student's text begins c and then a token of A(o)) under the teacher, by the covers of byte strings
     (Phan et al., arXiv:2410.09303, 2024); K are the outcomes whose pi_o follows from the teacher's rows on the text's
-    path alone. A string counts for o if the student, who writes its own way, would write c and then a token of A(o).
+    path alone. The others are one more outcome, if the sum over all is known: without it the loss would not see, where
+    the teacher packs, how a token ends (alone, it ended 0.027 nats a letter from such a teacher).
+
+    A string counts for o if the student, who writes its own way, would write c and then a token of A(o).
 
     Where both sides' strings nest, this is C-KL with END and level_weight="text" regrouped by bytes. It is 0 for a
     student that is perfect by tokens, whatever the text, also where tokens cross.
@@ -252,8 +270,8 @@ class ExactKL:
                 otherwise = True
         return frozenset(following), otherwise
 
-    def outcomes(self, row: Row, number: int) -> Iterator[tuple[list[float], list[list[int]], int]]:
-        """Along a student token: the known pi_o, the student's tokens of each, and how many outcomes there are."""
+    def outcomes(self, row: Row, number: int) -> Iterator[tuple[list[float], list[list[int]], int, int]]:
+        """Along a student token: pi_o, the student's tokens of each, how many were known, and how many there are."""
         before, own = row.student[:number], self.student.symbols[row.student[number]]
         begin = sum(len(self.student.symbols[token]) for token in before)
         for size in range(len(own) + 1):
@@ -263,31 +281,45 @@ class ExactKL:
                     by_next.setdefault(symbols[size] if len(symbols) > size else -1, []).append(token)
             if len(by_next) < 2:
                 continue
-            found = []
+            text = (*row.text[:begin], *own[:size])
+            found, unknown = [], []
             for symbol, tokens in by_next.items():
-                text = (*row.text[:begin], *own[:size], *([symbol] if symbol >= 0 else []))
-                inside = row.mass(before, frozenset(tokens), text, DEEPEST).inside
-                if inside is not None:
+                longer = (*text, symbol) if symbol >= 0 else text
+                inside = row.mass(before, frozenset(tokens), longer, DEEPEST).inside
+                if inside is None:
+                    unknown += tokens
+                else:
                     found.append((max(inside, 0.0), tokens))
-            yield [mass for mass, _ in found], [tokens for _, tokens in found], len(by_next)
+            known = len(found)
+            if unknown:
+                every = frozenset(token for tokens in by_next.values() for token in tokens)
+                whole = row.mass(before, every, text, DEEPEST).inside
+                if whole is not None:
+                    found.append((max(whole - sum(mass for mass, _ in found), 0.0), unknown))
+            yield [mass for mass, _ in found], [tokens for _, tokens in found], known, len(by_next)
 
-    def values(self, batch: Batch, spans: Spans) -> tuple[Tensor, float]:
-        """Each chunk's value, the sum over its student tokens, and the share of outcomes that were known."""
+    def comparisons(self, batch: Batch, spans: Spans) -> tuple[list[list[Comparison]], float]:
+        """What each chunk compares, constants of the student, and the share of outcomes that are known."""
         spans = spans.numpy()
         widths = spans.student.shape[1], spans.teacher.shape[1]
         rows = [self._row(batch, spans, number, widths[1]) for number in range(len(spans.count))]
-        found, known, count = [], 0, 0
+        made, known, count = [], 0, 0
         for chunk in chunks_of(spans):
-            total = zero()
+            made.append([])
             for position in chunk.student:
                 number, at = divmod(position, widths[0])
-                student = batch.student(position)
-                for masses, tokens, outcomes in self.outcomes(rows[number], at + 1):
-                    teacher = torch.tensor(masses, dtype=torch.float64).log()
-                    total = total + self.measure(teacher, stack(log_mass(student, ids) for ids in tokens))
-                    known, count = known + len(masses), count + outcomes
-            found.append(total)
-        return stack(found), known / max(count, 1)
+                for masses, tokens, fixed, outcomes in self.outcomes(rows[number], at + 1):
+                    made[-1].append(Comparison(position, torch.tensor(masses, dtype=torch.float64).log(), tokens))
+                    known, count = known + fixed, count + outcomes
+        return made, known / max(count, 1)
+
+    def value(self, batch: Batch, comparisons: list[Comparison]) -> Tensor:
+        """A chunk's value: the sum of its comparisons."""
+        total = zero()
+        for one in comparisons:
+            student = batch.student(one.position)
+            total = total + self.measure(one.teacher, stack(log_mass(student, ids) for ids in one.tokens))
+        return total
 
     def _row(self, batch: Batch, spans: Spans, number: int, width: int) -> Row:
         student = tuple(spans.student_ids[number][spans.student_mask[number]].tolist())
@@ -332,4 +364,6 @@ def slow_exact(
         OptionError: the two sides of a row differ in bytes.
     """
     batch = Batch.of(mapping, student_logits, teacher_logits)
-    return ExactKL(student, teacher, mapping, measure, test=test).values(batch, spans)
+    loss = ExactKL(student, teacher, mapping, measure, test=test)
+    comparisons, known = loss.comparisons(batch, spans)
+    return stack(loss.value(batch, chunk) for chunk in comparisons), known
