@@ -5,9 +5,9 @@ Names are imported when they are first used, so `import xtoken_align.training` l
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .._lazy import lazy_names
 from ..errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from .trainer import DistillationMixin, XTokenTrainer
 
 _HOMES = {
-    "CacheReport": ".cache.write",
-    "DistillConfig": ".config",
-    "DistillResult": ".run",
-    "Distillation": ".distillation",
-    "DistillationMixin": ".trainer",
-    "LoraConfig": ".config",
-    "StudentConfig": ".config",
-    "TeacherCache": ".cache.read",
-    "TeacherConfig": ".config",
-    "TeacherSpec": ".teachers",
-    "Truncation": ".cache.format",
-    "XTokenConfig": ".config",
-    "XTokenTrainer": ".trainer",
-    "align_ray": "..spans.ray_data",
-    "cache_teacher_ray": ".cache.ray_data",
-    "distill": ".run",
-    "loss_bound": ".cache.format",
-    "read_config": ".config_file",
-    "write_teacher_cache": ".cache.write",
+    "CacheReport": "cache.write",
+    "DistillConfig": "config",
+    "DistillResult": "run",
+    "Distillation": "distillation",
+    "DistillationMixin": "trainer",
+    "LoraConfig": "config",
+    "StudentConfig": "config",
+    "TeacherCache": "cache.read",
+    "TeacherConfig": "config",
+    "TeacherSpec": "teachers",
+    "Truncation": "cache.format",
+    "XTokenConfig": "config",
+    "XTokenTrainer": "trainer",
+    "align_ray": ".spans.ray_data",
+    "cache_teacher_ray": "cache.ray_data",
+    "distill": "run",
+    "loss_bound": "cache.format",
+    "read_config": "config_file",
+    "write_teacher_cache": "cache.write",
 }
 
 __all__ = [
@@ -68,18 +68,13 @@ __all__ = [
 ]
 
 
+_get, __dir__ = lazy_names(__name__, _HOMES)
+
+
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        value = getattr(import_module(_HOMES[name], __name__), name)
+        return _get(name)
     except ImportError as error:
         if error.name is not None and error.name.partition(".")[0] in {"torch", "transformers", "accelerate"}:
             raise MissingExtraError("Training", "train") from error
         raise
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
