@@ -70,9 +70,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     webdriver = pytest.importorskip("selenium.webdriver")
     from selenium.webdriver.chrome.service import Service
 
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    programs = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    program, driver = next(filter(None, programs), None), shutil.which("chromedriver")
     if not program or not driver:
-        pytest.skip("chromium and chromedriver are not installed")
+        pytest.skip("chromium (or Chrome) and chromedriver are not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = program
     for flag in (
