@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -76,3 +77,25 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = xtoken_align.nothing
     assert set(xtoken_align.__all__) <= set(dir(xtoken_align))
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
+    import xtoken_align
+
+    with pytest.raises(AttributeError, match="no attribute 'Maping'; did you mean 'Mapping'"):
+        _ = xtoken_align.Maping
+
+
+@pytest.mark.parametrize("place", ["xtoken_align", "xtoken_align.losses", "xtoken_align.training"])
+def test_every_name_of_a_public_place_is_there(place: str) -> None:
+    pytest.importorskip("transformers")
+    package = importlib.import_module(place)
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    assert set(package.__all__) <= set(dir(package))
+
+
+def test_the_command_line_runs_as_a_module() -> None:
+    words = [sys.executable, "-m", "xtoken_align", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.startswith("xtoken-align ")

@@ -196,3 +196,9 @@ def test_a_mapping_that_is_not_there_is_refused(
 ) -> None:
     more = ["a"] if arguments == ["show"] else []
     assert says in refused(invoke(*arguments, name, *more, "--store", tmp_path))
+
+
+def test_a_name_the_wrong_way_round_is_suggested(invoke: Invoke, tmp_path: Path) -> None:
+    result = invoke("inspect", "mistral-tekken--llama-3", "--store", tmp_path)
+    assert result.code == 1
+    assert "llama-3--mistral-tekken is one, in which student llama-3 learns from teacher mistral-tekken" in result.err

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..cards import card
 from ..mapping.find import json_surface
+from ..visible import printable
 from .tokens import Match, Vocabulary
 
 RELATIONS = ("identical", "permuted", "extended", "repurposed", "partial", "disjoint")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Compat:
     """How vocabulary B relates to vocabulary A.
 
@@ -44,6 +46,13 @@ class Compat:
     removed: int
     logits: tuple[int, int]
     because: str
+
+    def __repr__(self) -> str:
+        return printable(f"Compat({self.relation}: {self.because})", one_line=True)
+
+    def _repr_html_(self) -> str:
+        facts = {name.replace("_", " "): value for name, value in asdict(self).items() if name != "relation"}
+        return card(f"The vocabularies are {self.relation}", {**facts, "same text": "yes" if self.same_text else "no"})
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `compat`."""

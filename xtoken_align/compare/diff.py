@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cards import card
 from ..coverage.classes import ClassRow
 from ..mapping.find import json_surface
 from ..mapping.mapping import Mapping
@@ -178,7 +179,7 @@ class RowChange:
     removed: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Diff:
     """What differs between two mappings.
 
@@ -208,6 +209,22 @@ class Diff:
     options: Table[str, tuple[Any, Any]]
     otherwise_encoded: tuple[str, ...]
     comparison: RowComparison = field(repr=False)
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{count:,} {words}" for words, count in self._row_counts().items() if count)
+        return f"Diff({self.old} to {self.new}: {rows or 'no rows'})"
+
+    def _repr_html_(self) -> str:
+        facts: dict[str, object] = {f"rows {words}": count for words, count in self._row_counts().items()}
+        for side, change in (("student", self.student), ("teacher", self.teacher)):
+            counts = ", ".join(f"{count:,} {name}" for name, count in asdict(change).items() if count)
+            facts[f"{side}'s tokens"] = counts or "unchanged"
+        facts |= {f"option {name}": f"{was!r} before, {now!r} now" for name, (was, now) in self.options.items()}
+        return card(f"What differs between {self.old} and {self.new}", facts)
+
+    def _row_counts(self) -> dict[str, int]:
+        names = {"same": "the same", "rule": "by another rule", "weights": "with other weights", "added": "new"}
+        return {names.get(name, "gone"): count for name, count in asdict(self.rows).items()}
 
     @property
     def differs(self) -> bool:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArtifactError
+from ..cards import WAY_COLOURS, card, data_frame
+from ..errors import ArtifactError, MissingExtraError
 from ..rules.links import EXACT_RULES, NEAR_RULES, RULE_NUMBER, RULES, SPLIT_RULES
+from ..visible import printable
 from ..vocab.kinds import Kind
 from .classes import CLASSES, ClassRow
 from .recommend import DEFAULT_CRITICAL, Recommendation, recommend
@@ -25,7 +27,7 @@ EMPTY_REASONS = {
 """Why a row is empty follows from the kind of its id."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Coverage:
     """What a mapping matches and what it loses.
 
@@ -44,6 +46,70 @@ class Coverage:
     lossy: int
     by_class_and_rule: Mapping[str, Mapping[str, int]]
     recommendation: Recommendation
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count:,} {way}" for way, count in self.ways().items())
+        total = sum(self.ways().values())
+        return printable(f"Coverage({total:,} rows: {counts}; train with {self.recommendation.loss})", one_line=True)
+
+    def _repr_html_(self) -> str:
+        advice, empty = self.recommendation, {reason: rows for reason, rows in self.empty.items() if rows}
+        facts = {
+            "rules": ", ".join(f"{rule} {rows:,}" for rule, rows in self.rules.items() if rows),
+            "empty rows": ", ".join(f"{reason} {rows:,}" for reason, rows in empty.items()) or "none",
+            "lossy rows": self.lossy,
+            "train with": f"{advice.loss}: {advice.reason}",
+        }
+        return card(f"Coverage of {sum(self.ways().values()):,} rows", facts, self.ways())
+
+    def ways(self) -> dict[str, int]:
+        """How many rows are exact, near, split and empty."""
+        return {way: sum(getattr(row, way) for row in self.classes.values()) for way in WAY_COLOURS}
+
+    def present(self) -> dict[str, ClassRow]:
+        """The classes that have tokens, in the order in which people read them: numerals first."""
+        names = sorted(self.classes, key=lambda name: not name.startswith("digits"))
+        return {name: self.classes[name] for name in names if self.classes[name].total}
+
+    def to_frame(self) -> Any:
+        """The classes that have tokens as a pandas table: a row per class, a column per count.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        rows = self.present()
+        frame = data_frame([asdict(row) for row in rows.values()], [column.name for column in fields(ClassRow)])
+        frame.index = list(rows)
+        return frame.rename_axis("class")
+
+    def plot(self, *, ax: Any = None) -> Any:
+        """Draws with matplotlib how the rows of each class are mapped, as shares of the class.
+
+        Args:
+            ax: axes to draw on, by default new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise MissingExtraError("Plotting the coverage", "notebook") from error
+        rows = self.present()
+        if ax is None:
+            _, ax = plt.subplots(figsize=(8, 1.2 + 0.25 * len(rows)), layout="constrained")
+        left = np.zeros(len(rows))
+        for way, colour in WAY_COLOURS.items():
+            share = np.array([getattr(row, way) / row.total for row in rows.values()])
+            ax.barh(list(rows), share, left=left, color=colour, label=way)
+            left += share
+        ax.set(xlabel="share of the student's tokens", xlim=(0, 1))
+        ax.set_ylim(len(rows) - 0.4, -0.6)  # the first class stands at the top
+        ax.legend(ncols=len(WAY_COLOURS), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+        return ax
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain dictionaries, the JSON shapes of the command line."""

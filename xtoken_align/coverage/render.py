@@ -27,7 +27,7 @@ def coverage_table(coverage: Coverage) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_footer=True)
-    rows = {name: coverage.classes[name] for name in _reading_order(coverage.classes)}
+    rows = coverage.present()
     every = ClassRow(**{way: sum(getattr(row, way) for row in rows.values()) for way in ("total", *WAYS)})
     table.add_column("class", "all", no_wrap=True)
     table.add_column("ids", f"{every.total:,}", justify="right", no_wrap=True)
@@ -55,7 +55,7 @@ def rules_table(coverage: Coverage) -> Table:
     table.add_column("class", "all", no_wrap=True)
     for rule in rules:
         table.add_column(rule, f"{coverage.rules[rule]:,}", justify="right", no_wrap=True)
-    for name in _reading_order(coverage.classes):
+    for name in coverage.present():
         cells = coverage.by_class_and_rule.get(name)
         if cells:
             table.add_row(name, *(f"{cells[rule]:,}" if rule in cells else "-" for rule in rules))
@@ -85,11 +85,6 @@ def summary(coverage: Coverage) -> str:
         f"(The rule of the X-Token paper names {advice.paper_rule.loss}: {advice.paper_rule.because}.)",
     ]
     return "\n".join(line for line in lines if line)
-
-
-def _reading_order(classes: Mapping[str, ClassRow]) -> list[str]:
-    present = [name for name, row in classes.items() if row.total]
-    return sorted(present, key=lambda name: not name.startswith("digits"))
 
 
 def _share(row: ClassRow, way: str) -> str:

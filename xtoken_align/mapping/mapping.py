@@ -14,18 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._version import __version__
+from ..cards import card
 from ..coverage.coverage import Coverage
 from ..errors import ArtifactError, MappingError
 from ..matrix import Matrix
 from ..rules.links import RULE_NUMBER, RULES
 from ..rules.pieces import Pieces
+from ..visible import printable
 from ..vocab.byte_strings import ByteStrings
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Sizes, Vocab
 from .bins import BinSizes, measure_bins, split_into_bins
 from .file import SCHEMA, content_hash, write_archive
 from .find import Link, Row, find_tokens
-from .unmatched import REASON_OF_KIND, Unmatched, unmatched_tokens
+from .unmatched import REASON_OF_KIND, UnmatchedTokens, unmatched_tokens
 from .validate import load_checked
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ VERSION_DIGITS = 12
 """How many digits of the content hash are the version."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Side:
     """The student or the teacher of a mapping: what a mapping keeps of its vocabulary.
 
@@ -61,6 +63,9 @@ class Side:
     fingerprint: str
     kinds: NDArray[np.uint8]
     surfaces: ByteStrings
+
+    def __repr__(self) -> str:
+        return printable(f"Side({self.name!r} from {self.source!r}: {self.sizes.logits:,} ids)", one_line=True)
 
     @classmethod
     def of(cls, vocab: Vocab) -> Side:
@@ -103,7 +108,7 @@ class Side:
         }
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Mapping:
     """A student-to-teacher vocabulary mapping.
 
@@ -130,6 +135,23 @@ class Mapping:
     provenance: str = "built"
     created: str | None = None
     notes: Table[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        rows = self.coverage().ways()
+        counts = ", ".join(f"{count:,} {way}" for way, count in rows.items())
+        title = f"student {self.student.name} learns from teacher {self.teacher.name}"
+        return printable(f"Mapping({self.version}: {title}, {counts} rows)", one_line=True)
+
+    def _repr_html_(self) -> str:
+        sides = {
+            role: f"{side.name}, {side.sizes.logits:,} logits, from {side.source}"
+            for role, side in (("student", self.student), ("teacher", self.teacher))
+        }
+        advice = self.coverage().recommendation
+        facts = {**sides, "links": len(self.matrix.data), "bins": self.bin_sizes.count, "version": self.version}
+        facts["train with"] = f"{advice.loss}: {advice.reason}"
+        title = f"Student {self.student.name} learns from teacher {self.teacher.name}"
+        return card(title, facts, self.coverage().ways())
 
     @cached_property
     def content_hash(self) -> str:
@@ -263,7 +285,7 @@ class Mapping:
         reasons: Sequence[str] = (),
         pattern: str | None = None,
         limit: int | None = None,
-    ) -> list[Unmatched]:
+    ) -> UnmatchedTokens:
         """The tokens that are neither exact nor near, numerals first, each class by id.
 
         Args:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cards import data_frame
 from ..coverage.classes import CLASSES, classify
 from ..coverage.coverage import EMPTY_REASONS
 from ..errors import OptionError
 from ..matrix import Matrix
 from ..rules.links import RULE_NUMBER, RULES, SPLIT_RULES
+from ..visible import visible_bytes
 from ..vocab.kinds import Kind
 from .find import json_surface
 
@@ -54,6 +56,19 @@ class Unmatched:
         }
 
 
+class UnmatchedTokens(list[Unmatched]):
+    """Tokens that are neither exact nor near, as a list that a notebook can show as a table."""
+
+    def to_frame(self) -> Any:
+        """A pandas table with the columns id, surface (as text, what is not seen written out), class, reason.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        rows = [{**entry.to_dict(), "surface": visible_bytes(entry.surface)} for entry in self]
+        return data_frame(rows, ("id", "surface", "class", "reason"))
+
+
 def unmatched_tokens(
     kinds: NDArray[np.uint8],
     surfaces: Sequence[bytes],
@@ -63,7 +78,7 @@ def unmatched_tokens(
     reasons: Sequence[str],
     pattern: str | None,
     limit: int | None,
-) -> list[Unmatched]:
+) -> UnmatchedTokens:
     """`Mapping.unmatched`, over the student's kinds and surfaces and W."""
     unknown = [name for name in classes if name not in CLASSES]
     if unknown:
@@ -79,7 +94,7 @@ def unmatched_tokens(
     # Classifying a whole vocabulary takes a while: only the tokens that are split or empty are classified.
     class_of = classify(kinds[candidates], [surfaces[token_id] for token_id in candidates.tolist()])
     order = np.argsort(_READING_ORDER[class_of], kind="stable")
-    tokens: list[Unmatched] = []
+    tokens = UnmatchedTokens()
     for at in order.tolist():
         if limit is not None and len(tokens) >= limit:
             break

@@ -104,6 +104,12 @@ class Store:
         pair, _, wanted = name.partition("@")
         files = self.versions(pair) if _NAME.fullmatch(pair) else []
         if not files:
+            student, _, teacher = pair.partition("--")
+            if self.versions(f"{teacher}--{student}"):
+                raise StoreError(
+                    f"no mapping is called {pair!r}, but {teacher}--{student} is one, in which student {teacher} "
+                    f"learns from teacher {student}: name that, or build the other: xtoken-align build {teacher} {student}"
+                )
             known = ", ".join(self.names()) or "none"
             raise StoreError(
                 f"no mapping is called {pair!r}: it is no file, and the store {self.root} has {known}; name one of "

@@ -9,7 +9,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cards import card
 from ..readers.parsed import Encoder
+from ..visible import printable
 from .byte_strings import ByteStrings
 from .fingerprint import CANARY, fingerprint
 from .kinds import Kind
@@ -32,7 +34,7 @@ class Sizes:
     logits: int
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Vocab:
     """One tokenizer; sequences and arrays are indexed by id, 0 to the logit width.
 
@@ -69,6 +71,20 @@ class Vocab:
 
     def __len__(self) -> int:
         return self.sizes.logits
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{count:,} {kind}" for kind, count in self._counts().items())
+        return printable(f"Vocab({self.name!r} from {self.source!r}: {len(self):,} ids, {facts})", one_line=True)
+
+    def _repr_html_(self) -> str:
+        roles = ", ".join(f"{role} {', '.join(map(str, ids[:3]))}" for role, ids in self.roles.items())
+        facts = {"source": self.source, **({"revision": self.revision} if self.revision else {}), **self._counts()}
+        return card(f"Vocabulary {self.name}, {len(self):,} logits", {**facts, "roles": roles or "none"})
+
+    def _counts(self) -> dict[str, int]:
+        """Kind in words -> ids, kinds without ids left out."""
+        counts = np.bincount(self.kinds, minlength=len(Kind)).tolist()
+        return {kind.name.lower(): counts[kind] for kind in Kind if counts[kind]}
 
     @cached_property
     def encoder(self) -> Encoder:
