@@ -108,7 +108,8 @@ class Store:
             if self.versions(f"{teacher}--{student}"):
                 raise StoreError(
                     f"no mapping is called {pair!r}, but {teacher}--{student} is one, in which student {teacher} "
-                    f"learns from teacher {student}: name that, or build the other: xtoken-align build {teacher} {student}"
+                    f"learns from teacher {student}: name it, or build the other way: xtoken-align build {teacher} "
+                    f"{student}"
                 )
             known = ", ".join(self.names()) or "none"
             raise StoreError(
