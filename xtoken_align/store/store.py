@@ -105,7 +105,7 @@ class Store:
         files = self.versions(pair) if _NAME.fullmatch(pair) else []
         if not files:
             student, _, teacher = pair.partition("--")
-            if self.versions(f"{teacher}--{student}"):
+            if _NAME.fullmatch(pair) and teacher and self.versions(f"{teacher}--{student}"):
                 raise StoreError(
                     f"no mapping is called {pair!r}, but {teacher}--{student} is one, in which student {teacher} "
                     f"learns from teacher {student}: name it, or build the other way: xtoken-align build {teacher} "
