@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..cards import WAY_COLOURS, card, data_frame
 from ..errors import ArtifactError, MissingExtraError
-from ..rules.links import EXACT_RULES, NEAR_RULES, RULE_NUMBER, RULES, SPLIT_RULES
+from ..rules.links import EXACT_RULES, NEAR_RULES, RULE_NUMBER, RULES, SPLIT_RULES, WAYS
 from ..visible import printable
 from ..vocab.kinds import Kind
 from .classes import CLASSES, ClassRow
@@ -64,7 +64,7 @@ class Coverage:
 
     def ways(self) -> dict[str, int]:
         """How many rows are exact, near, split and empty."""
-        return {way: sum(getattr(row, way) for row in self.classes.values()) for way in WAY_COLOURS}
+        return {way: sum(getattr(row, way) for row in self.classes.values()) for way in WAYS}
 
     def present(self) -> dict[str, ClassRow]:
         """The classes that have tokens, in the order in which people read them: numerals first."""
