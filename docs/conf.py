@@ -41,6 +41,7 @@ napoleon_use_ivar = True
 napoleon_attr_annotations = False  # the signature has the types
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"xtoken-align {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
