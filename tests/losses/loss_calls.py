@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -12,6 +12,9 @@ from random_batches import Case, random_case
 from slow_loss import slow_loss
 
 from xtoken_align.losses import LossOutput, Teacher, XTokenLoss
+from xtoken_align.losses.functional import outcomes_kl
+from xtoken_align.losses.inputs import Compared, Rows
+from xtoken_align.losses.tables import Outcomes
 
 KINDS = ("partition-kl", "c-kl", "p-kl", "h-kl", "gold", "uld", "alm")
 SORTED = ("h-kl", "gold", "uld")
@@ -94,3 +97,40 @@ def assert_same(one: Called, other: Called, *, rtol: float, atol: float) -> None
     for left, right in zip(one.gradients, other.gradients, strict=True):
         size = right.double().abs().max() if right.numel() else torch.zeros(())
         torch.testing.assert_close(left.double(), right.double(), rtol=rtol, atol=atol + rtol * float(size))
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What comparing some rows gave: the formula's numbers, and the gradient of the student's logits."""
+
+    compared: Compared
+    gradient: torch.Tensor | None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.compared, name)
+
+
+def by_autograd(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    outcomes: Outcomes,
+    *,
+    temperature: float,
+    top_k: int | None = None,
+    coefficient: torch.Tensor | None = None,
+) -> Outcome:
+    """Rows compared by the formula, of which the fast ways are the shorter form."""
+    leaf = student.detach().clone().requires_grad_(coefficient is not None)
+    with torch.set_grad_enabled(coefficient is not None):
+        made = outcomes_kl(
+            Rows(leaf),
+            Rows(teacher),
+            outcomes,
+            temperature=temperature,
+            top_k=top_k,
+            looks=student.device.type == "cpu",
+        )
+    if coefficient is None:
+        return Outcome(made, None)
+    (gradient,) = torch.autograd.grad((made.value * coefficient).sum(), leaf)
+    return Outcome(replace(made, value=made.value.detach()), gradient)

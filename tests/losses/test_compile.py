@@ -10,7 +10,7 @@ import torch
 from loss_calls import case_of
 
 from xtoken_align.errors import OptionError
-from xtoken_align.losses import Hidden, XTokenLoss, h_kl, operator, p_kl, partition_kl, uld
+from xtoken_align.losses import Hidden, XTokenLoss, h_kl, p_kl, partition_kl, uld
 
 # PyTorch warns of what its own tracing does: it asks every input for its gradient, also where that is a model's output,
 # and makes an object of an autograd function.
@@ -118,28 +118,3 @@ def test_the_module_may_stand_in_a_compiled_step(options: dict[str, Any], hidden
         grads = [parameter.grad for parameter in (*head.parameters(), *loss.parameters())]
         found.append([value.detach(), leaf.grad, *grads])
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
-
-
-def test_the_operator_keeps_the_promises_of_an_operator() -> None:
-    # Its shapes without data are those with data, it changes no argument, and it returns none of them.
-    case = case_of(2)
-    seen: list[tuple[Any, ...]] = []
-    made = operator._compare
-
-    def watched(*given: Any) -> Any:
-        seen.append(given)
-        return made(*given)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operator, "_compare", watched)
-        for dtype in (torch.float32, torch.bfloat16):
-            student = case.student_logits.to(dtype).requires_grad_()
-            for options in ({"kind": "c-kl"}, {"kind": "gold", "merge": "mean"}, {"kind": "p-kl", "top_k": 2}):
-                XTokenLoss(case.mapping, **options)(student, case.teacher_logits, case.spans, labels=case.labels)
-        hidden = Hidden(
-            *(torch.ones(shape).requires_grad_() for shape in ((*student.shape[:2], 2), (student.shape[2], 2)))
-        )
-        XTokenLoss(case.mapping, "p-kl", merge="mean", learn_w=True)(hidden, case.teacher_logits, case.spans)
-    assert len(seen) == 7
-    for given in seen:
-        torch.library.opcheck(made, given, test_utils=("test_schema", "test_faketensor"))

@@ -10,7 +10,7 @@ import torch
 from loss_calls import KINDS, assert_same, called, case_of, name_of, options_of
 from random_batches import Case
 
-from xtoken_align.losses import Hidden, Logits, XTokenLoss, block_sizes
+from xtoken_align.losses import Hidden, Logits, XTokenLoss, blocks
 
 WIDTH = 6
 
@@ -38,8 +38,8 @@ def inputs_of(side: Hidden) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("options", [one for kind in KINDS for one in options_of(kind)[:2]], ids=name_of)
 def test_the_fused_loss_is_that_of_the_logits(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block_sizes, "WIDTH", 1)
-    monkeypatch.setattr(block_sizes, "CPU", replace(block_sizes.CPU, hidden=5))
+    monkeypatch.setattr(blocks, "WIDTH", 1)
+    monkeypatch.setattr(blocks, "CPU", replace(blocks.CPU, hidden=5))
     heads = ({"scale": 0.7, "softcap": 3.0}, {"scale": 0.3}, {"softcap": 1.5}, {})
     for number, head in enumerate(heads):
         case = case_of(number + 4)

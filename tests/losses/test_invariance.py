@@ -12,8 +12,8 @@ from loss_calls import KINDS, assert_same, called, case_of, fast, name_of, optio
 from random_batches import Case
 
 from xtoken_align import Spans
-from xtoken_align.losses import Hidden, XTokenLoss, batch, block_sizes, uld
-from xtoken_align.losses.block_sizes import BlockSizes
+from xtoken_align.losses import Hidden, XTokenLoss, blocks, uld
+from xtoken_align.losses.blocks import BlockSizes
 
 SEEDS = (10, 38)
 """Batches of several rows: with one-to-many, many-to-one and many-to-many chunks, misfits and levels."""
@@ -69,8 +69,8 @@ def test_the_size_of_blocks_changes_nothing(
         for size in (None, rows):
             with monkeypatch.context() as patch:
                 if size is not None:
-                    patch.setattr(block_sizes, "WIDTH", 1)
-                    patch.setattr(block_sizes, "CPU", BlockSizes(size, size, size, size, size))
+                    patch.setattr(blocks, "WIDTH", 1)
+                    patch.setattr(blocks, "CPU", BlockSizes(size, size, size, size, size))
                 logits = fast(case, case.student_logits, case.teacher_logits, labels=case.labels, **options)
                 inputs = [states.requires_grad_(), weight.requires_grad_()]
                 loss = XTokenLoss(case.mapping, **options)
@@ -82,31 +82,28 @@ def test_the_size_of_blocks_changes_nothing(
             torch.testing.assert_close(found[1][3][name], pair)
 
 
-def test_patched_block_sizes_reach_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Were the sizes bound elsewhere at import, the tests above would compare a thing with itself.
+def test_a_batch_is_cut_into_blocks_of_whole_chunks_that_hold_each_row_once() -> None:
     case = case_of(4)
-    seen = []
-    made = batch.make_plan
-
-    def watched(*given: Any, **named: Any) -> Any:
-        plan = made(*given, **named)
-        seen.append(len(plan.edges) - 1)
-        return plan
-
-    monkeypatch.setattr(batch, "make_plan", watched)
-    monkeypatch.setattr(block_sizes, "WIDTH", 1)
-    for size in (1000, 2):
-        monkeypatch.setattr(block_sizes, "CPU", replace(block_sizes.CPU, logits=size))
-        fast(case, case.student_logits, case.teacher_logits, kind="partition-kl")
-    assert seen[0] == 1
-    assert seen[1] > 4
+    predictions, labels = case.spans.predictions(), case.labels.numpy().ravel()
+    for rows in (1000, 2):
+        sizes = BlockSizes(rows, rows, rows, rows, rows)
+        plan = blocks.plan_batch(predictions, labels, sizes, rows=rows, merge="mean")
+        assert (len(plan.blocks) > 4) == (rows == 2)
+        chunks = [
+            number for block in plan.blocks for part in block.parts for number in range(len(predictions))[part.chunks]
+        ]
+        assert chunks == list(range(len(predictions)))
+        read = np.concatenate([block.student_rows[: block.level_one] for block in plan.blocks])
+        assert np.array_equal(read, predictions.student)
+        labelled = np.concatenate([block.student_rows[block.labels != -100] for block in plan.blocks])
+        assert np.array_equal(np.sort(labelled), np.flatnonzero(labels != -100))
 
 
 def test_the_size_of_blocks_of_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     z, t = torch.randn(2, 11, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole = uld(z, t, reduction="none")
-    monkeypatch.setattr(block_sizes, "WIDTH", 1)
-    monkeypatch.setattr(block_sizes, "CPU", replace(block_sizes.CPU, rows=3))
+    monkeypatch.setattr(blocks, "WIDTH", 1)
+    monkeypatch.setattr(blocks, "CPU", replace(blocks.CPU, rows=3))
     torch.testing.assert_close(uld(z, t, reduction="none"), whole, rtol=1e-12, atol=0)
 
 

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from loss_calls import KINDS, case_of, name_of, options_of
+from torch.utils._pytree import tree_leaves
 
 from xtoken_align.errors import OptionError
 from xtoken_align.losses import Hidden, MultiTeacherLoss, XTokenLoss
@@ -63,12 +64,13 @@ def test_weights_of_links_outlive_half_precision() -> None:
 def test_index_arrays_move_with_the_module(kind: str) -> None:
     loss = XTokenLoss(CASE.mapping, kind).to("meta")
     assert all(buffer.device.type == "meta" for buffer in loss.buffers())
-    recipe = loss.recipe()
-    assert recipe.student_silent.device.type == "meta"
-    if recipe.comparison is not None:
-        assert recipe.comparison.student.group.device.type == "meta"
-    if recipe.whole is not None:
-        assert recipe.whole.student_live.device.type == "meta"
+    objective = loss.objective()
+    assert objective.student_silent.device.type == "meta"
+    assert all(
+        leaf.device.type == "meta"
+        for leaf in tree_leaves([term.table for term in objective.terms])
+        if hasattr(leaf, "device")
+    )
 
 
 @pytest.mark.parametrize("options", options_of(*KINDS), ids=name_of)
@@ -133,3 +135,18 @@ def test_a_loss_on_another_device_than_the_logits_says_so() -> None:
         XTokenLoss(case.mapping, "partition-kl")(
             case.student_logits.to("meta"), case.teacher_logits.to("meta"), case.spans
         )
+
+
+def test_a_loss_prints_one_line() -> None:
+    names = f"{CASE.mapping.student.name} <- {CASE.mapping.teacher.name}"
+    assert repr(XTokenLoss(CASE.mapping, "c-kl")) == f"XTokenLoss(c-kl, {names})"
+    other = XTokenLoss(CASE.mapping, "p-kl", top_k=8, implementation="reference")
+    assert repr(other) == f"XTokenLoss(p-kl, {names}, top_k=8, implementation='reference')"
+
+
+def test_an_implementation_that_cannot_be_had_is_refused() -> None:
+    with pytest.raises(OptionError, match="implementation must be one of auto, reference, cpu, triton"):
+        XTokenLoss(CASE.mapping, "c-kl", implementation="gpu")
+    logits = CASE.student_logits.to("meta"), CASE.teacher_logits.to("meta")
+    with pytest.raises(OptionError, match="implementation='cpu' needs logits on the CPU, but they are on meta"):
+        XTokenLoss(CASE.mapping, "partition-kl", implementation="cpu").to("meta")(*logits, CASE.spans)

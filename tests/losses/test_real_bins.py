@@ -11,7 +11,7 @@ import torch
 
 from xtoken_align import Mapping, load
 from xtoken_align.losses import XTokenLoss, partition_kl
-from xtoken_align.losses.comparison import Comparison
+from xtoken_align.losses.tables import Outcomes
 from xtoken_align.vocab.kinds import Kind
 
 
@@ -27,13 +27,13 @@ def live(side: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def comparison() -> Comparison:
-    made = XTokenLoss(mapping(), "partition-kl").recipe().comparison
-    assert isinstance(made, Comparison)
+def comparison() -> Outcomes:
+    made = XTokenLoss(mapping(), "partition-kl").objective().terms[0].table
+    assert isinstance(made, Outcomes)
     return made
 
 
-def test_there_is_a_bin_per_shared_surface_and_one_per_matched_special(comparison: Comparison) -> None:
+def test_there_is_a_bin_per_shared_surface_and_one_per_matched_special(comparison: Outcomes) -> None:
     bins = mapping().bins()
     shared = np.intersect1d(
         *(side[(side >= 0) & live(name)] for side, name in zip(bins, ("student", "teacher"), strict=True))
@@ -51,7 +51,7 @@ def test_there_is_a_bin_per_shared_surface_and_one_per_matched_special(compariso
     assert len(used[0]) == 109_568 + 1
 
 
-def test_every_token_is_in_the_group_of_its_bin_and_padding_in_none(comparison: Comparison) -> None:
+def test_every_token_is_in_the_group_of_its_bin_and_padding_in_none(comparison: Outcomes) -> None:
     bins = mapping().bins()
     shared = np.intersect1d(bins[0][live("student")], bins[1][live("teacher")])
     numbers: dict[int, int] = {}
@@ -60,7 +60,7 @@ def test_every_token_is_in_the_group_of_its_bin_and_padding_in_none(comparison: 
     ):
         group = grouping.group.numpy()
         assert np.array_equal(group < grouping.count, live(name))
-        assert len(grouping.outside) == 0
+        assert not grouping.outside.mask.any()
         bin_or_rest = np.where(np.isin(part, shared), part, -1)[live(name)]
         pairs = np.unique(np.stack([bin_or_rest, group[live(name)]], axis=1), axis=0)
         assert len(pairs) == 109_569

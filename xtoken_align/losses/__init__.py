@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from .functional import alm, gold, h_kl, p_kl, partition_kl, uld
     from .fuse import FusedHead, fuse_head, unfuse_head
     from .inputs import Hidden, Logits, Student, Teacher, TopK
-    from .loss import LossOutput, Metric, XTokenLoss
+    from .loss import LossOptions, LossOutput, Metric, XTokenLoss
     from .multi import MultiTeacherLoss
-    from .options import LossOptions
     from .scale import DynamicScale
 
 _HOMES = {
@@ -23,7 +22,7 @@ _HOMES = {
     "FusedHead": "fuse",
     "Hidden": "inputs",
     "Logits": "inputs",
-    "LossOptions": "options",
+    "LossOptions": "loss",
     "LossOutput": "loss",
     "Metric": "loss",
     "MultiTeacherLoss": "multi",

@@ -1,23 +1,264 @@
-"""The losses as functions of rows of logits (N, V), in the manner of `torch.nn.functional`."""
+"""The losses: each one formula over rows of log-probabilities, and the functions on logits (N, V) that call it.
+
+A formula takes the student's rows, the teacher's rows and a table, and gives a value per chunk in ordinary torch
+operations; autograd makes its gradient, block by block (`blocks`). The functions work in the manner of
+`torch.nn.functional`: a row of logits is a chunk.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from ..errors import OptionError
 from ..spans.spans import Predictions
-from .bins import Bins
-from .inputs import Hidden, Logits
-from .options import columns_kept, one_of, positive, same_shape, size
-from .pairs import Pairs, everything
-from .passes import Recipe
-from .peers.nemo_rl import check_links
-from .projection import Projection
-from .rows import compute_dtype
-from .rowwise import REDUCTIONS, check_width, compare_rows, row_weights, share_of_row, temperature_of
-from .whole import Whole
+from .blocks import Objective, Term, attach, block_sizes, blocks_of_rows, run
+from .divergence import compare, masked_sorted_distance, normalised, sorted_distance
+from .inputs import Compared, Hidden, Logits, Rows, Source, compute_dtype
+from .options import (
+    IMPLEMENTATIONS,
+    check_links,
+    check_pairs,
+    check_rows,
+    check_width,
+    columns_kept,
+    one_of,
+    positive,
+    same_shape,
+    size,
+)
+from .tables import (
+    Grouping,
+    Outcomes,
+    Ranks,
+    Tokens,
+    log_masses,
+    log_outside,
+    outcomes_of_bins,
+    outcomes_of_links,
+    outcomes_of_pairs,
+    ranks_of_all,
+    ranks_of_pairs,
+)
+
+REDUCTIONS = ("mean", "sum", "none")
+NORMALIZE = ("rest", "none")
+# Keeps 1 - exp(l) above 0 for a chunk that is certain.
+_EPSILON = 1e-6
+_LOG_HALF = -math.log(2)
+
+
+def outcomes_kl(
+    student: Rows, teacher: Rows, outcomes: Outcomes, *, temperature: float, top_k: int | None, looks: bool
+) -> Compared:
+    """T^2 KL(P' || Q') over common outcomes: Partition-KL, P-KL, and the common part of H-KL and GOLD.
+
+    P[o], Q[o] = sums of the teacher's and the student's probabilities of outcome o's tokens, averaged over the chunk's
+    rows; P', Q' = P, Q to the power 1 / T, normalised. With links a student token v adds w[v, o] q[v] to each outcome.
+
+    Args:
+        student: the student's rows.
+        teacher: the teacher's.
+        outcomes: which tokens are in which outcome.
+        temperature: T.
+        top_k: keep the teacher's k likeliest outcomes of each chunk, all others become one.
+        looks: whether values may be looked at, see `divergence.compare`.
+
+    Source: X-Token (arXiv:2605.21699, 2026) for P-KL; bins are this library's, 2026.
+    """
+    scores = student.scores
+    if outcomes.links is not None:
+        token = outcomes.links.token.expand(len(scores), -1)
+        scores = scores.gather(1, token) + outcomes.links.log_weight.to(scores.dtype)
+    masses = log_masses(scores, outcomes.student)
+    log_rows = normalised(masses, looks=looks)
+    log_student = student.mean(log_rows)
+    log_teacher, kept, log_rest = _teacher_outcomes(teacher, outcomes, looks=looks)
+    found = compare(log_teacher, log_student, temperature=temperature, top_k=top_k, log_rest=log_rest, looks=looks)
+    # The teacher's mass that has an outcome: a chunk of which little can be compared counts little.
+    factor = kept if outcomes.weigh_by_kept else torch.ones_like(kept)
+    empty = student.average(_share_outside(student.scores, masses, log_rows, outcomes.student))
+    return Compared(found.value * factor, found.agrees, 1 - kept * (1 - found.dropped), empty, found.compared)
+
+
+def _teacher_outcomes(
+    teacher: Rows, outcomes: Outcomes, *, looks: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The chunks' log-probabilities (c, K), their mass (c,) before it was normalised, and a cached teacher's rest."""
+    masses = log_masses(teacher.scores, outcomes.teacher)
+    if teacher.log_rest is not None:
+        masses = torch.cat([masses, teacher.log_rest.to(masses.dtype).unsqueeze(1)], dim=1)
+    rows = normalised(masses, looks=looks)
+    outside = log_outside(teacher.scores, outcomes.teacher)
+    kept = rows.new_ones(len(rows))
+    if outside is not None:
+        log_kept = -torch.nn.functional.softplus(outside - _log_whole(masses, rows)).nan_to_num(nan=math.inf)
+        kept = log_kept.exp()
+        if teacher.chunk is not None and outcomes.weigh_by_kept:
+            # A position counts by what of it can be compared.
+            rows = rows + log_kept.unsqueeze(1)
+    elif teacher.chunk is not None:
+        # A position without a distribution has nothing that could be compared.
+        kept = (rows > -math.inf).any(dim=1).to(rows.dtype)
+    chunks = teacher.mean(rows)
+    if teacher.chunk is not None:
+        chunks = normalised(chunks, looks=looks)
+    kept = teacher.average(kept)
+    if teacher.log_rest is None:
+        return chunks, kept, None
+    return chunks[:, :-1].contiguous(), kept, chunks[:, -1].contiguous()
+
+
+def _log_whole(masses: torch.Tensor, log_rows: torch.Tensor) -> torch.Tensor:
+    """(n,), log of the sum of the masses, from what normalising took away from the largest."""
+    if not masses.shape[1]:
+        return masses.new_full((len(masses),), -math.inf)
+    top = log_rows.detach().amax(dim=1)
+    return masses.detach().amax(dim=1) - top.clamp_min(torch.finfo(top.dtype).min)
+
+
+def _share_outside(
+    scores: torch.Tensor, masses: torch.Tensor, log_rows: torch.Tensor, grouping: Grouping
+) -> torch.Tensor:
+    """(n,), the share of a row's mass on tokens outside of every column."""
+    outside = log_outside(scores, grouping)
+    if outside is None:
+        return scores.new_zeros(len(scores))
+    return torch.sigmoid(outside - _log_whole(masses, log_rows)).nan_to_num(nan=0.0)
+
+
+def sorted_l1(
+    student: Rows, teacher: Rows, ranks: Ranks, *, temperature: float, top_k: int | None, looks: bool
+) -> Compared:
+    """T^2 sum over ranks r of |r-th largest of q' - r-th largest of p'|: ULD, and the remainders of H-KL and GOLD.
+
+    q', p' = softmax(z)^(1 / T), normalised, of which the tokens of `ranks` are sorted. With `ranks.common` the paper's
+    common part is added, sum over pairs (s, t) of p'[t] (log p'[t] - log q'[s]), which is no divergence and can be
+    negative.
+
+    Args:
+        student: the student's rows.
+        teacher: the teacher's.
+        ranks: the tokens that are sorted.
+        temperature: T.
+        top_k: not read.
+        looks: whether values may be looked at, see `divergence.compare`.
+
+    Source: ULD, Boizard et al. 2024; X-Token (arXiv:2605.21699, 2026) and GOLD, Patiño et al. 2025, for the remainders.
+    """
+    del top_k
+    log_student = _tempered_rows(student, ranks.student_silent, temperature, looks=looks)
+    log_teacher = _tempered_rows(teacher, ranks.teacher_silent, temperature, looks=looks)
+    # Without a teacher's distribution, or one of the student, there is no comparison.
+    compared = (log_teacher > -math.inf).any(dim=1) & (log_student.detach() > -math.inf).any(dim=1)
+    sets = ranks.student_rest, ranks.teacher_rest
+    if sets[0].ids is None or sets[1].ids is None:
+        value = masked_sorted_distance(log_student.exp(), log_teacher.exp(), (sets[0].mask, sets[1].mask), ranks.limit)
+    else:
+        rest = log_student.index_select(1, sets[0].ids).exp()
+        value = sorted_distance(rest, log_teacher.index_select(1, sets[1].ids).exp(), ranks.limit)
+    agrees = torch.zeros_like(compared)
+    if ranks.common is not None:
+        common_student = log_student.index_select(1, ranks.common[:, 0])
+        common_teacher = log_teacher.index_select(1, ranks.common[:, 1])
+        mass = common_teacher.exp()
+        possible = (mass > 0) & (common_student.detach() > -math.inf)
+        value = value + (mass * torch.where(possible, common_teacher - common_student, 0.0)).sum(dim=1)
+        if common_student.shape[1]:
+            agrees = (common_student.detach().argmax(dim=1) == common_teacher.argmax(dim=1)) & compared
+    value = (value * temperature**2).masked_fill(~compared, 0)
+    nothing = torch.zeros_like(value.detach())
+    return Compared(value, agrees, nothing, nothing, compared)
+
+
+def _tempered_rows(rows: Rows, silent: Tokens, temperature: float, *, looks: bool) -> torch.Tensor:
+    """The chunks' log-probabilities (c, V) to the power 1 / T; the silent tokens have none."""
+    log_mean = rows.mean(normalised(silent.removed_from(rows.scores), looks=looks))
+    return log_mean if temperature == 1 else normalised(log_mean / temperature, looks=looks)
+
+
+def _of_rows(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    terms: Callable[[bool], tuple[Term, ...]],
+    *,
+    temperature: float,
+    weight: torch.Tensor | None,
+    reduction: str,
+    implementation: str,
+    top_k: int | None = None,
+) -> torch.Tensor:
+    """Compares row with row.
+
+    Args:
+        student_logits: floats (N, V_s).
+        teacher_logits: floats (N, V_t).
+        terms: makes the loss's terms, with tables that are indexed or plain.
+        temperature: T.
+        weight: floats (N,), what each row's value is multiplied by; 1 by default.
+        reduction: "none", "sum", or "mean": the sum divided by that of the weights.
+        implementation: which way is taken.
+        top_k: the teacher's outcomes that are kept.
+
+    Returns:
+        Scalar, or floats (N,) for "none", with the student's graph.
+    """
+    one_of("reduction", reduction, REDUCTIONS)
+    one_of("implementation", implementation, IMPLEMENTATIONS)
+    check_rows(student_logits, teacher_logits)
+    dtype, rows = compute_dtype(student_logits), len(student_logits)
+    # What divides the sum goes into the pass: a gradient that is right as it is need not be read once more.
+    factors = row_weights(student_logits, weight) * share_of_row(rows, weight, reduction)
+    if torch.compiler.is_compiling():
+        # All rows at once: the compiler cuts them as it likes, and makes the gradient.
+        sides = Rows(student_logits.to(dtype)), Rows(teacher_logits.detach().to(dtype))
+        values = factors * sum(
+            term.formula(*sides, term.table, temperature=temperature, top_k=top_k, looks=False).value
+            for term in terms(False)
+        )
+        return values if reduction == "none" else values.sum()
+    objective = Objective(terms(implementation != "reference"), temperature, top_k, implementation)
+    sizes = block_sizes(student_logits.device, student_logits.shape[1], teacher_logits.shape[1])
+    arguments = (
+        Source(states=student_logits.detach(), width=student_logits.shape[1]),
+        Source(states=teacher_logits.detach(), width=teacher_logits.shape[1]),
+        objective,
+        blocks_of_rows(rows, sizes),
+        factors,
+        None,
+        (student_logits.requires_grad and torch.is_grad_enabled(), False, False, False),
+    )
+    result = run(*arguments)
+    values = result.value * factors
+    return attach(
+        values if reduction == "none" else values.sum(),
+        [student_logits],
+        result.gradients[:1],
+        lambda: run(*arguments).gradients[:1],
+        torch.arange(rows, device=student_logits.device) if reduction == "none" else None,
+    )
+
+
+def share_of_row(rows: int, weight: torch.Tensor | None, reduction: str) -> float | torch.Tensor:
+    """1 over what the sum of weighted rows is divided by: 1 for "none" and "sum"."""
+    if reduction != "mean":
+        return 1.0
+    if weight is None:
+        return 1 / max(rows, 1)
+    total = weight.detach().double().sum()
+    return (1 / torch.where(total > 0, total, 1.0)).to(compute_dtype(weight))
+
+
+def row_weights(logits: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    """Floats (N,) in the dtype of the values."""
+    dtype = compute_dtype(logits)
+    if weight is None:
+        return logits.new_ones(len(logits), dtype=dtype)
+    if tuple(weight.shape) != (len(logits),):
+        raise OptionError(f"weight must have shape (N,) = ({len(logits)},), but it has shape {tuple(weight.shape)}")
+    return weight.detach().to(dtype)
 
 
 def partition_kl(
@@ -29,6 +270,7 @@ def partition_kl(
     weight: torch.Tensor | None = None,
     temperature: float = 1.0,
     reduction: str = "mean",
+    implementation: str = "auto",
 ) -> torch.Tensor:
     """T^2 KL(P' || Q') of the bins' probabilities.
 
@@ -45,6 +287,7 @@ def partition_kl(
         weight: floats (N,), a factor per row.
         temperature: T; bins are summed at T = 1.
         reduction: "none", "sum", or "mean", the sum divided by that of the weights.
+        implementation: "auto", "reference", "cpu" or "triton", see `XTokenLoss`.
 
     Returns:
         Scalar, or floats (N,) for "none". Never negative, 0 where both sides agree in every bin or no bin is shared.
@@ -62,19 +305,15 @@ def partition_kl(
     """
     check_width("student_bin", student_bin, student_logits, "(V_s,)")
     check_width("teacher_bin", teacher_bin, teacher_logits, "(V_t,)")
-    return compare_rows(
+    return _of_rows(
         student_logits,
         teacher_logits,
-        recipe_of_bins(student_bin, teacher_bin, temperature_of(temperature)),
+        lambda indexed: (Term(outcomes_kl, outcomes_of_bins(student_bin, teacher_bin, indexed=indexed)),),
+        temperature=positive("temperature", temperature),
         weight=weight,
         reduction=reduction,
+        implementation=implementation,
     )
-
-
-def recipe_of_bins(student_bin: torch.Tensor, teacher_bin: torch.Tensor, temperature: float) -> Recipe:
-    """Bins, compared."""
-    none = student_bin.new_zeros(0, dtype=torch.int64)
-    return Recipe(Bins(student_bin, teacher_bin), None, none, none, temperature, None)
 
 
 def p_kl(
@@ -89,6 +328,7 @@ def p_kl(
     weight: torch.Tensor | None = None,
     temperature: float = 1.0,
     reduction: str = "mean",
+    implementation: str = "auto",
 ) -> torch.Tensor:
     """T^2 KL(P' || Q') on the teacher's columns that W reaches.
 
@@ -109,6 +349,7 @@ def p_kl(
         weight: floats (N,), a factor per row.
         temperature: T; the projection is made at T = 1.
         reduction: "none", "sum", or "mean", the sum divided by that of the weights.
+        implementation: "auto", "reference", "cpu" or "triton", see `XTokenLoss`.
 
     Returns:
         Scalar, or floats (N,) for "none". Never negative.
@@ -128,33 +369,20 @@ def p_kl(
     if target is None:
         target = rows.new_full((teacher_logits.shape[-1],), -1)
     check_width("target", target, teacher_logits, "(V_t,)")
-    projection = Projection(
-        rows,
-        columns,
-        weights,
-        target,
-        torch.ones(student_logits.shape[-1], dtype=torch.bool, device=rows.device),
-        weighted=True,
-    )
-    return compare_rows(
+    live = torch.ones(student_logits.shape[-1], dtype=torch.bool, device=rows.device)
+    unreached = target
+    return _of_rows(
         student_logits,
         teacher_logits,
-        recipe_of_projection(projection, temperature_of(temperature), columns_kept(top_k)),
+        lambda indexed: (
+            Term(outcomes_kl, outcomes_of_links(rows, columns, weights, unreached, live, indexed=indexed)),
+        ),
+        temperature=positive("temperature", temperature),
         weight=weight,
         reduction=reduction,
+        implementation=implementation,
+        top_k=columns_kept(top_k),
     )
-
-
-def recipe_of_projection(projection: Projection, temperature: float, top_k: int | None) -> Recipe:
-    """A projection, compared."""
-    none = projection.rows.new_zeros(0, dtype=torch.int64)
-    return Recipe(projection, None, none, none, temperature, top_k)
-
-
-# Keeps 1 - exp(l) above 0 for a chunk that is certain.
-_EPSILON = 1e-6
-_LOG_HALF = -math.log(2)
-NORMALIZE = ("rest", "none")
 
 
 def h_kl(
@@ -169,6 +397,7 @@ def h_kl(
     weight: torch.Tensor | None = None,
     temperature: float = 1.0,
     reduction: str = "mean",
+    implementation: str = "auto",
 ) -> torch.Tensor:
     """T^2 (KL on the common pairs + sorted L1 on what is in no pair).
 
@@ -191,6 +420,7 @@ def h_kl(
         weight: floats (N,), a factor per row.
         temperature: T.
         reduction: "none", "sum", or "mean", the sum divided by that of the weights.
+        implementation: "auto", "reference", "cpu" or "triton", see `XTokenLoss`.
 
     Returns:
         Scalar, or floats (N,) for "none". Never negative with "rest".
@@ -209,31 +439,30 @@ def h_kl(
     one_of("normalize", normalize, NORMALIZE)
     students = live_tokens(student_live, student_logits)
     teachers = live_tokens(teacher_live, teacher_logits)
-    _check_pairs(pairs, students, teachers)
-    return compare_rows(
+    check_pairs(pairs, students, teachers)
+    size("uncommon_top_k", uncommon_top_k)
+    paper = normalize == "none"
+
+    def terms(indexed: bool) -> tuple[Term, ...]:
+        ranks = ranks_of_pairs(pairs, students, teachers, limit=uncommon_top_k, with_common=paper, indexed=indexed)
+        if paper:
+            return (Term(sorted_l1, ranks),)
+        common = outcomes_of_pairs(pairs, students, teachers, indexed=indexed)
+        return Term(outcomes_kl, common), Term(sorted_l1, ranks)
+
+    return _of_rows(
         student_logits,
         teacher_logits,
-        recipe_of_pairs(
-            Pairs(pairs, students, teachers),
-            temperature_of(temperature),
-            normalize=normalize,
-            limit=size("uncommon_top_k", uncommon_top_k),
-        ),
+        terms,
+        temperature=positive("temperature", temperature),
         weight=weight,
         reduction=reduction,
+        implementation=implementation,
     )
 
 
 gold = h_kl
 """The same formula under the name of its strict pairs."""
-
-
-def recipe_of_pairs(pairs: Pairs, temperature: float, *, normalize: str, limit: int) -> Recipe:
-    """Pairs and remainders, compared."""
-    none = pairs.pairs.new_zeros(0, dtype=torch.int64)
-    paper = normalize == "none"
-    whole = pairs.remainders(limit, with_common=paper)
-    return Recipe(None if paper else pairs, whole, none, none, temperature, None)
 
 
 def live_tokens(live: torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor:
@@ -248,25 +477,6 @@ def live_tokens(live: torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor
     return live.bool()
 
 
-def _check_pairs(pairs: torch.Tensor, *live: torch.Tensor) -> None:
-    if pairs.dim() != 2 or pairs.shape[1] != 2:
-        raise OptionError(f"pairs must have shape (M, 2), but they have shape {tuple(pairs.shape)}")
-    if torch.compiler.is_compiling():
-        # While a graph is made there are no ids to look at.
-        return
-    for column, (name, mask) in enumerate(zip(("student", "teacher"), live, strict=True)):
-        ids = pairs[:, column].long()
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(mask):
-            raise OptionError(
-                f"the {name} ids of pairs must lie between 0 and {len(mask) - 1}, but they run from {int(ids.min())} "
-                f"to {int(ids.max())}"
-            )
-        if len(torch.unique(ids)) != len(ids):
-            raise OptionError(f"a {name} id stands in several pairs; pairs must be one to one")
-        if not bool(mask[ids].all()):
-            raise OptionError(f"a {name} id of the pairs has no probability according to the mask of live tokens")
-
-
 def uld(
     student_logits: torch.Tensor,
     teacher_logits: torch.Tensor,
@@ -276,6 +486,7 @@ def uld(
     weight: torch.Tensor | None = None,
     temperature: float = 1.0,
     reduction: str = "mean",
+    implementation: str = "auto",
 ) -> torch.Tensor:
     """T^2 times the sum over ranks of |sorted softmax(z_S / T) - sorted softmax(z_T / T)|.
 
@@ -290,6 +501,7 @@ def uld(
         weight: floats (N,), a factor per row.
         temperature: T.
         reduction: "none", "sum", or "mean", the sum divided by that of the weights.
+        implementation: "auto", "reference", "cpu" or "triton", see `XTokenLoss`.
 
     Returns:
         Scalar, or floats (N,) for "none", from 0 to 2 T^2 a row.
@@ -305,19 +517,15 @@ def uld(
     Source: Boizard et al. 2024.
     """
     students, teachers = live_tokens(student_live, student_logits), live_tokens(teacher_live, teacher_logits)
-    return compare_rows(
+    return _of_rows(
         student_logits,
         teacher_logits,
-        recipe_of_everything(everything(students, teachers), temperature_of(temperature)),
+        lambda indexed: (Term(sorted_l1, ranks_of_all(students, teachers, indexed=indexed)),),
+        temperature=positive("temperature", temperature),
         weight=weight,
         reduction=reduction,
+        implementation=implementation,
     )
-
-
-def recipe_of_everything(whole: Whole, temperature: float) -> Recipe:
-    """Whole vocabularies, compared."""
-    none = whole.student_live.new_zeros(0)
-    return Recipe(None, whole, none, none, temperature, None)
 
 
 def binary_ce(teacher: torch.Tensor, student: torch.Tensor, *, tau: float = 100.0) -> torch.Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import OptionError
+from .tables import log_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,3 +123,269 @@ def check_positions(name: str, side: Student | Teacher, expected: Sequence[int])
 def _three_dimensional(name: str, tensor: torch.Tensor, meaning: str) -> None:
     if tensor.dim() != 3:
         raise OptionError(f"{name} must have shape {meaning}, but it has shape {tuple(tensor.shape)}")
+
+
+def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """float64 stays float64, all else is computed in float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """One side's rows of c chunks, as a formula reads them.
+
+    Attributes:
+        scores: floats (r, V), log-probabilities up to a constant per row: logits are such.
+        chunk: int64 (r,), the chunk of each row, 0 to c - 1, each with a row; None where every row is a chunk.
+        size: int64 (c,), how many rows each chunk has, or None.
+        log_rest: floats (r,), of a cached teacher: log of the mass on the tokens that it does not list, which are at
+            -inf in `scores`; None where all are known.
+    """
+
+    scores: torch.Tensor
+    chunk: torch.Tensor | None = None
+    size: torch.Tensor | None = None
+    log_rest: torch.Tensor | None = None
+
+    def mean(self, log_rows: torch.Tensor) -> torch.Tensor:
+        """Log of the arithmetic mean of exp(log_rows) over each chunk's rows: floats (r, K) to (c, K).
+
+        A row at -inf throughout is no distribution and is left out of the average.
+
+        >>> rows = Rows(torch.zeros(3, 2), torch.tensor([0, 0, 1]), torch.tensor([2, 1]))
+        >>> rows.mean(torch.tensor([[0.5, 0.5], [0.1, 0.9], [1.0, 0.0]]).log()).exp()
+        tensor([[0.3000, 0.7000],
+                [1.0000, 0.0000]])
+        """
+        if self.chunk is None or self.size is None:
+            return log_rows
+        plain = log_rows.detach()
+        defined = (plain > -torch.inf).any(dim=1).long()
+        count = torch.zeros_like(self.size).index_add_(0, self.chunk, defined).clamp_min_(1)
+        shape = (len(self.size), log_rows.shape[1])
+        index = self.chunk.unsqueeze(1).expand(log_rows.shape)
+        top = plain.new_full(shape, -torch.inf).scatter_reduce_(0, index, plain, "amax")
+        top.clamp_min_(torch.finfo(plain.dtype).min)
+        total = log_rows.new_zeros(shape).index_add(0, self.chunk, (log_rows - top[self.chunk]).exp())
+        return top + log_of(total) - count.to(plain.dtype).log().unsqueeze(1)
+
+    def average(self, values: torch.Tensor) -> torch.Tensor:
+        """Means of numbers (r,) over each chunk's rows: (c,)."""
+        if self.chunk is None or self.size is None:
+            return values
+        return values.new_zeros(len(self.size)).index_add_(0, self.chunk, values) / self.size
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """What a formula says of c chunks; all but `value` is without a graph.
+
+    Attributes:
+        value: floats (c,), with the graph of the student's scores; 0 where nothing could be compared.
+        agrees: bool (c,), both sides' likeliest outcome is one.
+        dropped: floats (c,), the teacher's mass that was not compared.
+        empty: floats (c,), the student's mass on tokens without a counterpart.
+        compared: bool (c,), both sides have a common space in which they could agree.
+    """
+
+    value: torch.Tensor
+    agrees: torch.Tensor
+    dropped: torch.Tensor
+    empty: torch.Tensor
+    compared: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One side, flattened to rows.
+
+    Attributes:
+        states: floats (rows, V) logits, (rows, D) hidden states, or (rows, K) log-probabilities beside `ids`.
+        weight: floats (V, D), of hidden states.
+        bias: floats (V,), or None.
+        ids: integers (rows, K), of a cached teacher.
+        rest: floats (rows,), of a cached teacher.
+        scale: of the logits.
+        softcap: of the logits.
+        width: V.
+    """
+
+    states: torch.Tensor
+    weight: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    ids: torch.Tensor | None = None
+    rest: torch.Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    width: int = 0
+
+    def read(self, rows: torch.Tensor, dtype: torch.dtype, first: int = -1) -> torch.Tensor:
+        """Floats (n, V): the logits of these rows; of a cached teacher log-probabilities, -inf where unknown.
+
+        Args:
+            rows: int64 (n,).
+            dtype: of the result.
+            first: the first row where they follow each other, so that nothing need be copied; else -1. What is
+                returned is then not to be changed.
+        """
+        states = _select(self.states, rows, first)
+        if self.ids is not None:
+            return _spread(_select(self.ids, rows, first), states.to(dtype), self.width)
+        if self.weight is None:
+            return states.to(dtype)
+        logits = torch.nn.functional.linear(states, self.weight, self.bias).to(dtype)
+        if self.scale != 1:
+            logits.mul_(self.scale)
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def log_rest(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        """Floats (n,): log of the mass on unknown tokens, None where all are known."""
+        return None if self.rest is None else _select(self.rest, rows, -1).to(dtype).log()
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """The student's gradients as they grow, in float32 or float64 (2e-9 kept in half precision would be 0).
+
+    Attributes:
+        source: the student.
+        states: of the logits or hidden states, shaped like them.
+        weight: of the head, None where frozen.
+        bias: of the head's bias.
+        link_leaf: floats (links,), W's log weights where they are learnt, as a leaf.
+        links: of these.
+    """
+
+    source: Source
+    states: torch.Tensor
+    weight: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    link_leaf: torch.Tensor | None = None
+    links: torch.Tensor | None = None
+
+    def all(self, lift: torch.Tensor | None) -> list[torch.Tensor | None]:
+        """Those of states, head, bias and links, divided by what the weights were multiplied by."""
+        made = [self.states, self.weight, self.bias, self.links]
+        if lift is not None:
+            for gradient in made:
+                if gradient is not None:
+                    gradient.div_(lift)
+        return made
+
+    def place(self, count: int, first: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """Where the gradient of the logits of rows that follow each other can be written at once, else None."""
+        if first < 0 or self.source.weight is not None or self.states.dtype != dtype:
+            return None
+        return self.states[first : first + count]
+
+    def add(self, rows: torch.Tensor, logits: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Adds the gradient of the logits (n, V) of some rows, which `read` returned; overwrites it."""
+        source = self.source
+        if source.weight is None:
+            self.states.index_add_(0, rows, gradient.to(self.states.dtype))
+            return
+        if source.softcap is not None:
+            gradient.mul_(1 - (logits / source.softcap) ** 2)
+        if source.scale != 1:
+            gradient.mul_(source.scale)
+        # The products run in the inputs' dtype, as in an ordinary head; what is added up is float32.
+        inputs = gradient.to(source.states.dtype)
+        self.states.index_add_(0, rows, (inputs @ source.weight).to(self.states.dtype))
+        if self.weight is not None:
+            hidden = source.states.index_select(0, rows)
+            if inputs.dtype == self.weight.dtype:
+                self.weight.addmm_(inputs.t(), hidden)
+            else:
+                self.weight.add_(inputs.t() @ hidden)
+        if self.bias is not None:
+            self.bias.add_(gradient.sum(dim=0))
+
+
+def device_of(side: Student) -> torch.device:
+    """Where a side's tensors are."""
+    if isinstance(side, Hidden):
+        return side.states.device
+    return (side.logits if isinstance(side, Logits) else side).device
+
+
+def widths(side: Student | Teacher) -> tuple[int, ...]:
+    """How wide the rows are that one side's blocks are made of."""
+    if isinstance(side, Hidden):
+        return tuple(side.weight.shape)
+    if isinstance(side, TopK):
+        return (side.width,)
+    return ((side.logits if isinstance(side, Logits) else side).shape[-1],)
+
+
+def student_source(student: Student) -> Source:
+    """The student as rows, without its graph."""
+    if isinstance(student, Hidden):
+        return _hidden(student)
+    return _logits(student.logits if isinstance(student, Logits) else student, "the student")
+
+
+def teacher_source(teacher: Teacher) -> Source:
+    """The teacher as rows, without its graph: teachers get no gradient."""
+    if isinstance(teacher, Hidden):
+        return _hidden(teacher)
+    if isinstance(teacher, TopK):
+        return Source(
+            states=teacher.log_probs.detach().flatten(0, 1),
+            ids=teacher.ids.flatten(0, 1),
+            rest=teacher.rest.detach().flatten(),
+            width=teacher.width,
+        )
+    return _logits(teacher.logits if isinstance(teacher, Logits) else teacher, "the teacher")
+
+
+def student_inputs(student: Student) -> list[torch.Tensor | None]:
+    """What a student's loss is differentiated by: logits or hidden states, the head's matrix, its bias."""
+    if isinstance(student, Hidden):
+        return [student.states, student.weight, student.bias]
+    return [student.logits if isinstance(student, Logits) else student, None, None]
+
+
+def new_gradients(
+    source: Source, *, weight: bool, bias: bool, covered: bool, links: torch.Tensor | None = None
+) -> Gradients:
+    """Zeros to add to; the head's where it is trained. Where a `place` covers every row nothing is set to 0."""
+    dtype = compute_dtype(source.states)
+    # Of logits the gradient is as large as they are; bfloat16 has the range of float32, so nothing of it becomes 0.
+    kept = torch.bfloat16 if source.weight is None and source.states.dtype == torch.bfloat16 else dtype
+    written = covered and source.weight is None and kept == dtype
+    return Gradients(
+        source,
+        (torch.empty_like if written else torch.zeros_like)(source.states, dtype=kept),
+        torch.zeros_like(source.weight, dtype=dtype) if weight and source.weight is not None else None,
+        torch.zeros_like(source.bias, dtype=dtype) if bias and source.bias is not None else None,
+        links,
+        None if links is None else torch.zeros_like(links),
+    )
+
+
+def _hidden(side: Hidden) -> Source:
+    return Source(
+        states=side.states.detach().flatten(0, 1),
+        # Once and not block by block: a head in float32 under autocast is copied here, as autocast itself does.
+        weight=side.weight.detach().to(side.states.dtype),
+        bias=None if side.bias is None else side.bias.detach().to(side.states.dtype),
+        scale=side.scale,
+        softcap=side.softcap,
+        width=len(side.weight),
+    )
+
+
+def _logits(logits: torch.Tensor, who: str) -> Source:
+    if logits.dim() != 3:
+        raise OptionError(f"{who}'s logits must have shape (B, T, V), but they have shape {tuple(logits.shape)}")
+    return Source(states=logits.detach().flatten(0, 1), width=logits.shape[-1])
+
+
+def _select(values: torch.Tensor, rows: torch.Tensor, first: int) -> torch.Tensor:
+    return values.index_select(0, rows) if first < 0 else values[first : first + len(rows)]
+
+
+def _spread(ids: torch.Tensor, log_probs: torch.Tensor, width: int) -> torch.Tensor:
+    """(n, K) of ids to (n, V). An unused place, id -1, goes to a column that is cut off."""
+    spread = log_probs.new_full((len(ids), width + 1), float("-inf"))
+    return spread.scatter_(1, torch.where(ids < 0, width, ids.long()), log_probs)[:, :width]

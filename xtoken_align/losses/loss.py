@@ -1,4 +1,7 @@
-"""`XTokenLoss`: one loss of a student against one teacher, as a module that training code calls."""
+"""`XTokenLoss`: one loss of a student against one teacher, as a module that training code calls.
+
+`KINDS` says of what each kind of loss is made; a new loss is a formula in `functional` and a line there.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,33 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch._compile import _disable_dynamo
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import OptionError
 from ..mapping.mapping import Mapping
 from ..spans.spans import Predictions, Spans
-from .batch import Planner, Result, block_rows, metrics_of, next_labels, run_batch
+from .blocks import IGNORED, Batch, Ids, Objective, Result, Term, block_sizes, plan_batch, run_batch
 from .chain import chain_tables
-from .comparison import Comparison
-from .functional import alm, chunk_log_likelihoods
-from .inputs import Logits, Student, Teacher, TopK, check_positions
-from .learned import LinkWeights
-from .operator import CLASSES
-from .options import LossOptions, same_shape
-from .packing import pack, unpack
-from .passes import Recipe
-from .plan import IGNORED
-from .prefix_tree import Ids
-from .recipes import make_recipe
+from .functional import alm, chunk_log_likelihoods, outcomes_kl, sorted_l1
+from .inputs import Hidden, Logits, Student, Teacher, TopK, check_positions, device_of, widths
+from .options import IMPLEMENTATIONS, columns_kept, one_of, positive, same_shape, share, size, weight
 from .scale import DynamicScale
-from .sharded import Shares, local_rows, shares_of, take_rows
+from .sharded import Shares, shared_out, shares_of
+from .tables import (
+    LinkWeights,
+    Outcomes,
+    both_live,
+    live_tokens,
+    mapping_bins,
+    mapping_links,
+    mapping_pairs,
+    outcomes_of_pairs,
+    ranks_of_all,
+    ranks_of_pairs,
+)
+
+Count = int | float | torch.Tensor
+
 
 Metric = tuple[torch.Tensor, torch.Tensor]
 """Numerator and denominator, detached scalars: add both over steps and ranks, then divide."""
@@ -57,6 +68,131 @@ class LossOutput:
 Count = int | float | torch.Tensor
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of loss is made of.
+
+    Attributes:
+        terms: from a mapping and options to the formulas with their tables; they add up.
+        options: the options that this kind and few others read.
+        merges: how a chunk's positions can be merged.
+        partial_teachers: whether a teacher may be a `TopK`.
+        agreement: whether the two sides' best choices can be compared.
+        bins: whether a chunk whose first tokens lie in two bins is a misfit.
+    """
+
+    terms: Callable[[Mapping, LossOptions], tuple[Term, ...]]
+    options: tuple[str, ...] = ()
+    merges: tuple[str, ...] = ("first", "mean")
+    partial_teachers: bool = False
+    agreement: bool = True
+    bins: bool = False
+
+
+def _bins(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
+    return (Term(outcomes_kl, mapping_bins(mapping, indexed=options.indexed)),)
+
+
+def _projection(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
+    links = mapping_links(mapping, merge=options.merge, unreached=options.unreached, indexed=options.indexed)
+    return (Term(outcomes_kl, links),)
+
+
+def _pairs(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
+    """Common pairs and two remainders."""
+    pairs = mapping_pairs(mapping, threshold=None if options.kind == "gold" else options.threshold)
+    live, paper = both_live(mapping), options.normalize == "none"
+    ranks = ranks_of_pairs(pairs, *live, limit=options.uncommon_top_k, with_common=paper, indexed=options.indexed)
+    if paper:
+        return (Term(sorted_l1, ranks),)
+    return Term(outcomes_kl, outcomes_of_pairs(pairs, *live, indexed=options.indexed)), Term(sorted_l1, ranks)
+
+
+def _everything(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
+    return (Term(sorted_l1, ranks_of_all(*both_live(mapping), indexed=options.indexed)),)
+
+
+KINDS = {
+    "p-kl": Kind(_projection, ("top_k", "unreached"), partial_teachers=True),
+    "h-kl": Kind(_pairs, ("normalize", "threshold", "uncommon_top_k")),
+    "partition-kl": Kind(_bins, partial_teachers=True, bins=True),
+    "c-kl": Kind(_bins, merges=("first",), partial_teachers=True, bins=True),
+    "gold": Kind(_pairs, ("normalize", "uncommon_top_k")),
+    "uld": Kind(_everything, agreement=False),
+    "alm": Kind(lambda *_: (), merges=("first",), agreement=False),
+}
+"""Every kind of loss. C-KL has levels beside its terms; ALM compares likelihoods and has no terms."""
+
+PEERS = {"nemo-rl": ("p-kl", "h-kl", "gold"), "trl": ("uld", "gold"), "tokenkit": ("alm",)}
+"""The peers whose numbers can be reproduced, and the kinds of loss that each has."""
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What `XTokenLoss` was asked for; see there."""
+
+    kind: str
+    temperature: float = 1.0
+    merge: str = "first"
+    kd_weight: float = 1.0
+    ce_weight: float = 1.0
+    scale: str = "fixed"
+    top_k: int | None = None
+    unreached: str = "reroute"
+    normalize: str = "rest"
+    threshold: float = 0.6
+    uncommon_top_k: int = 8192
+    learn_w: bool = False
+    compat: str | None = None
+    implementation: str = "auto"
+
+    @property
+    def indexed(self) -> bool:
+        """Whether tables have places looked up; the reference works without."""
+        return self.implementation != "reference"
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, ("auto", *KINDS))
+        positive("temperature", self.temperature)
+        one_of("merge", self.merge, ("first", "mean"))
+        weight("kd_weight", self.kd_weight)
+        weight("ce_weight", self.ce_weight)
+        one_of("scale", self.scale, ("fixed", "dynamic"))
+        one_of("unreached", self.unreached, ("reroute", "drop"))
+        one_of("normalize", self.normalize, ("rest", "none"))
+        share("threshold", self.threshold)
+        size("uncommon_top_k", self.uncommon_top_k)
+        columns_kept(self.top_k)
+        one_of("implementation", self.implementation, IMPLEMENTATIONS)
+        if self.compat is not None:
+            one_of("compat", self.compat, tuple(PEERS))
+
+    def check_together(self) -> None:
+        """Refuses options that the kind has no use for, once `auto` is decided.
+
+        Raises:
+            OptionError: for an option that would be ignored or has no meaning.
+        """
+        if self.compat is not None and self.kind not in PEERS[self.compat]:
+            theirs = " or ".join(PEERS[self.compat])
+            raise OptionError(f"compat={self.compat!r} needs kind {theirs}, but the kind is {self.kind!r}")
+        if self.merge not in KINDS[self.kind].merges and self.compat is None:
+            raise OptionError(
+                f"{self.kind} reads every position of a chunk by itself, so merge must be 'first', but it is 'mean'"
+            )
+        for name in dict.fromkeys(name for kind in KINDS.values() for name in kind.options):
+            kinds = [kind for kind in KINDS if name in KINDS[kind].options]
+            if self.kind not in kinds and getattr(self, name) != getattr(LossOptions, name):
+                raise OptionError(
+                    f"{name} belongs to {' and '.join(kinds)}, but the kind is {self.kind!r}; leave it out"
+                )
+        if self.learn_w and (self.kind != "p-kl" or self.merge != "mean" or self.compat is not None):
+            raise OptionError(
+                "learn_w needs kind='p-kl' with merge='mean', since no other loss reads W's weights, but the kind is "
+                f"{self.kind!r} and merge {self.merge!r}"
+            )
+
+
 class XTokenLoss(torch.nn.Module):
     """Distils a teacher with another tokenizer.
 
@@ -80,11 +216,15 @@ class XTokenLoss(torch.nn.Module):
         uncommon_top_k: h-kl, gold: how many ranks of the remainders are compared.
         learn_w: p-kl with merge="mean": W's weights are trained too.
         compat: "nemo-rl", "trl" or "tokenkit": that peer's form of the kind, for reproducing its numbers.
+        implementation: how outcomes are compared. "auto" takes what suits the device: in place on the CPU, Triton's
+            kernels on a GPU. "cpu" and "triton" insist on one of these; "reference" is plain autograd over the
+            formulas, whose tables have fixed shapes. All give the same numbers up to rounding.
 
     Raises:
         OptionError: for an option out of range, or one that the kind has no use for.
 
-    The index arrays are buffers outside of the state dict: they move with `.to()` and are made anew from the mapping.
+    The tables are buffers outside of the state dict: they move with `.to()` and are made anew from the mapping. In a
+    function that `torch.compile` compiles, `forward` is one graph break: a batch is planned anew each time.
 
     Source: X-Token (arXiv:2605.21699, 2026) for P-KL and H-KL; Partition-KL and C-KL are this library's.
     """
@@ -105,6 +245,7 @@ class XTokenLoss(torch.nn.Module):
         uncommon_top_k: int = 8192,
         learn_w: bool = False,  # noqa: FBT002 - a switch among named options
         compat: str | None = None,
+        implementation: str = "auto",
     ) -> None:
         super().__init__()
         given: dict[str, Any] = {
@@ -116,21 +257,22 @@ class XTokenLoss(torch.nn.Module):
         options.check_together()
         self.options = options
         self.mapping = mapping
-        recipe = make_recipe(mapping, options)
-        tensors, self._text = pack(recipe, CLASSES)
-        for number, tensor in enumerate(tensors):
-            self.register_buffer(f"_index_{number}", tensor, persistent=False)
-        self._tensors = len(tensors)
-        self._planner = Planner(
-            options.merge,
-            _bin_numbers(recipe) if options.kind in ("partition-kl", "c-kl") else None,
-            chain_tables(mapping) if options.kind == "c-kl" else None,
-        )
+        live = [live_tokens(mapping, side) for side in ("student", "teacher")]
+        terms = KINDS[options.kind].terms(mapping, options)
+        silent = [torch.from_numpy(np.flatnonzero(~mask)) for mask in live]
+        self._formulas = tuple(term.formula for term in terms)
+        leaves, self._tree = tree_flatten([tuple(term.table for term in terms), *silent])
+        self._leaves = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        self._places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        for place in self._places:
+            self.register_buffer(f"_table_{place}", leaves[place], persistent=False)
+        self._bins = _bin_numbers(terms) if KINDS[options.kind].bins else None
+        self._chain = chain_tables(mapping) if options.kind == "c-kl" else None
         self.scale = DynamicScale() if options.scale == "dynamic" and options.compat is None else None
-        self.links = LinkWeights(mapping, recipe) if options.learn_w else None
+        self.links = LinkWeights(mapping, terms[0].table) if options.learn_w else None  # type: ignore[arg-type]
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:  # noqa: FBT002 - as torch
-        """Moves the arrays, but leaves float64 as it is: W's weights and averages, in a model of any precision."""
+        """Moves the tables, but leaves float64 as it is: W's weights and averages, in a model of any precision."""
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
             made = fn(tensor)
@@ -144,17 +286,30 @@ class XTokenLoss(torch.nn.Module):
         """The kind, `auto` decided."""
         return self.options.kind
 
-    def extra_repr(self) -> str:
-        """What distinguishes this loss from a default one."""
-        default = LossOptions(self.kind)
-        changed = {name: value for name, value in vars(self.options).items() if value != getattr(default, name)}
-        return ", ".join([f"kind={self.kind!r}", *(f"{name}={value!r}" for name, value in changed.items())])
+    def __repr__(self) -> str:
+        """One line: the kind, who learns from whom, and the options that are not the default ones.
 
-    def recipe(self) -> Recipe:
-        """What is compared, with the index arrays where the module is."""
-        tensors = [getattr(self, f"_index_{number}") for number in range(self._tensors)]
-        made: Recipe = unpack(tensors, self._text, CLASSES)
-        return made
+        XTokenLoss(c-kl, llama-3 <- qwen3, temperature=2.0)
+        """
+        default = LossOptions(self.kind)
+        changed = (f"{name}={value!r}" for name, value in vars(self.options).items() if value != getattr(default, name))
+        names = f"{self.mapping.student.name} <- {self.mapping.teacher.name}"
+        return f"XTokenLoss({', '.join([self.kind, names, *changed])})"
+
+    def objective(self) -> Objective:
+        """What is compared, with the tables where the module is."""
+        leaves = list(self._leaves)
+        for place in self._places:
+            leaves[place] = getattr(self, f"_table_{place}")
+        tables, *silent = tree_unflatten(leaves, self._tree)
+        return Objective(
+            tuple(map(Term, self._formulas, tables)),
+            self.options.temperature,
+            self.options.top_k,
+            self.options.implementation,
+            *silent,
+            widths=self.mapping.matrix.shape,
+        )
 
     # A graph of the planning would be made anew for every batch. `torch.compiler.disable` would say the same, but loads
     # the compiler when this module is imported.
@@ -207,22 +362,42 @@ class XTokenLoss(torch.nn.Module):
         if self.options.compat is not None:
             options = replace(self.options, kd_weight=share * self.options.kd_weight)
             return _peer_loss(self.mapping, options, student, teacher, spans, labels)
-        if isinstance(teacher, TopK) and self.kind not in ("partition-kl", "c-kl", "p-kl"):
+        if isinstance(teacher, TopK) and not KINDS[self.kind].partial_teachers:
+            able = [kind for kind in KINDS if KINDS[kind].partial_teachers]
             raise OptionError(
-                f"{self.kind} needs the teacher's whole distribution, but the teacher is a TopK; use partition-kl, "
-                "c-kl or p-kl"
+                f"{self.kind} needs the teacher's whole distribution, but the teacher is a TopK; use one of "
+                f"{', '.join(able)}"
             )
-        wanted = None if labels is None or not self.options.ce_weight else next_labels(labels.numpy(force=True))
-        found = 0 if wanted is None else int((wanted != IGNORED).sum())
-        chunks, items = (
-            _positive(given, own)
-            for given, own in ((num_chunks_in_batch, len(predictions)), (num_items_in_batch, found))
-        )
+        own_labels = None if labels is None or not self.options.ce_weight else _next_labels(labels.numpy(force=True))
+        label_count = 0 if own_labels is None else int((own_labels != IGNORED).sum())
+        chunks = _divisor(num_chunks_in_batch, len(predictions))
+        items = _divisor(num_items_in_batch, label_count)
         factor = torch.ones((), dtype=torch.float64) if self.scale is None else self.scale.factor.clone()
         kd_factor = share * self.options.kd_weight * factor / chunks
         ce_factor = self.options.ce_weight / torch.as_tensor(items, dtype=torch.float64)
-        result, misfits = self._result(student, teacher, predictions, wanted, kd_factor, ce_factor, shares)
-        return self._output(result, misfits, (chunks, len(predictions)), (items, found), factor, shares)
+        compare = self._likelihoods if self.kind == "alm" else self._distributions
+        loss, result, weights, misfits = compare(
+            student, teacher, predictions, own_labels, kd_factor, ce_factor, shares
+        )
+        total = (lambda value: value) if shares is None else shares.sum
+        if shares is not None:
+            loss = loss + (shares.sum(loss) - loss).detach()
+        kd, ce = total((result.value * weights).sum()), total(result.cross_entropy)
+        one = kd.new_ones(())
+        metrics = {
+            "kd": (kd, one * len(predictions)),
+            "ce": (ce, one * label_count),
+            "scale": (factor.to(kd), one),
+            **{
+                name: (total(numerator), total(denominator))
+                for name, (numerator, denominator) in _metrics(result, weights, misfits).items()
+            },
+        }
+        if not KINDS[self.kind].agreement:
+            del metrics["agreement"]
+        if self.scale is not None and self.training:
+            self.scale.add(metrics["kd"], metrics["ce"])
+        return LossOutput(loss, kd / chunks, ce / items, metrics)
 
     def step_scale(self) -> None:
         """Takes what was seen since the last optimiser step into the running averages of `scale="dynamic"`."""
@@ -243,7 +418,19 @@ class XTokenLoss(torch.nn.Module):
             raise OptionError("this loss does not learn W; make it with learn_w=True")
         return self.links.export()
 
-    def _result(
+    def _plan(self, predictions: Predictions, labels: Ids | None, student: Student, teacher: Teacher) -> Batch:
+        sizes = block_sizes(device_of(student), *widths(student), *widths(teacher))
+        return plan_batch(
+            predictions,
+            labels,
+            sizes,
+            rows=sizes.hidden if isinstance(student, Hidden) else sizes.logits,
+            merge=self.options.merge,
+            bins=self._bins,
+            chain=self._chain,
+        )
+
+    def _distributions(
         self,
         student: Student,
         teacher: Teacher,
@@ -252,34 +439,32 @@ class XTokenLoss(torch.nn.Module):
         kd_factor: torch.Tensor,
         ce_factor: torch.Tensor,
         shares: Shares | None,
-    ) -> tuple[Result, int]:
-        if self.kind == "alm":
-            return self._likelihoods(student, teacher, predictions, labels, kd_factor, ce_factor)
-        rows = block_rows(student, teacher)
+    ) -> tuple[torch.Tensor, Result, torch.Tensor, int]:
+        """The loss with its graph, the pass, each chunk's weight, and how many chunks are misfits."""
         if shares is None:
-            batch = self._planner.plan(predictions, labels, block_rows=rows)
+            batch = self._plan(predictions, labels, student, teacher)
         else:
             # Every rank plans for all, since it must know which rows the others read.
             plans = [
-                self._planner.plan(shares.chunks(predictions, rank), shares.labels(labels, rank), block_rows=rows)
+                self._plan(shares.chunks(predictions, rank), shares.labels(labels, rank), student, teacher)
                 for rank in range(shares.ranks)
             ]
-            read = [[np.unique(getattr(one.plan, side)) for one in plans] for side in ("student_rows", "teacher_rows")]
-            student, teacher = take_rows(student, shares, read[0]), take_rows(teacher, shares, read[1])
-            batch = local_rows(plans[shares.rank], (read[0][shares.rank], read[1][shares.rank]))
-        weights = None if self.links is None else self.links()
-        if weights is not None and shares is not None:
-            weights = shares.replicated(weights)
-        result = run_batch(
+            student, teacher, batch = shared_out(student, teacher, plans, shares)
+        objective = self.objective()
+        log_weight = None if self.links is None else self.links()
+        if log_weight is not None:
+            log_weight = log_weight if shares is None else shares.replicated(log_weight)
+            objective = _with_weights(objective, log_weight)
+        loss, result, weights = run_batch(
             student,
             teacher,
-            _with_weights(self.recipe(), weights),
+            objective,
             batch,
             chunk_factor=kd_factor,
             label_factor=ce_factor,
-            link_log_weight=weights,
+            link_log_weight=log_weight,
         )
-        return result, batch.misfits
+        return loss, result, weights, batch.misfits
 
     def _likelihoods(
         self,
@@ -289,61 +474,57 @@ class XTokenLoss(torch.nn.Module):
         labels: Ids | None,
         kd_factor: torch.Tensor,
         ce_factor: torch.Tensor,
-    ) -> tuple[Result, int]:
-        """ALM has no common space; only the cross-entropy is made in a pass."""
-        recipe = self.recipe()
-        silent = recipe.student_silent, recipe.teacher_silent
-        tensors = _tensors(predictions, silent[0].device)
+        shares: Shares | None,
+    ) -> tuple[torch.Tensor, Result, torch.Tensor, int]:
+        """ALM's form of `_distributions`: it has no common space, and only the cross-entropy is made in blocks."""
+        assert shares is None
+        objective = self.objective()
+        tensors = Predictions(
+            **{
+                name: torch.from_numpy(values).to(objective.student_silent.device)  # type: ignore[union-attr]
+                for name, values in vars(predictions).items()
+            }
+        )
         likelihoods = [
-            chunk_log_likelihoods(side, tensors, which, silent=one)
-            for side, which, one in ((student, "student", silent[0]), (teacher, "teacher", silent[1]))
-            if not isinstance(side, TopK)
+            chunk_log_likelihoods(side, tensors, which, silent=silent)  # type: ignore[arg-type]
+            for side, which, silent in (
+                (student, "student", objective.student_silent),
+                (teacher, "teacher", objective.teacher_silent),
+            )
         ]
         # A student that cannot say the chunk is infinitely far away, and without a distribution there is no likelihood.
         known = (likelihoods[0] > -torch.inf) & ~likelihoods[1].isnan()
         values = torch.where(known, alm(*(one.where(known, 0.0) for one in likelihoods), reduction="none"), 0.0)
-        nothing = self._planner.plan(_none_of(predictions), labels, block_rows=block_rows(student, teacher))
-        result = run_batch(student, teacher, recipe, nothing, chunk_factor=kd_factor, label_factor=ce_factor)
-        weight = torch.from_numpy(predictions.weight).to(values)
-        zeros = torch.zeros_like(weight)
-        found = replace(
-            result.found,
-            value=values.detach(),
-            agrees=zeros,
-            dropped=zeros,
-            empty=zeros,
-            compared=known.to(zeros),
+        nothing = Predictions(
+            **{name: values[: 1 if name.endswith("offsets") else 0] for name, values in vars(predictions).items()}
         )
-        return Result(result.loss + (values * weight).sum() * kd_factor.to(values), found, weight), 0
+        batch = self._plan(nothing, labels, student, teacher)
+        loss, result, _ = run_batch(student, teacher, objective, batch, chunk_factor=kd_factor, label_factor=ce_factor)
+        weights = torch.from_numpy(predictions.weight).to(values)
+        zeros = torch.zeros_like(weights)
+        result = replace(
+            result, value=values.detach(), agrees=zeros, dropped=zeros, empty=zeros, compared=known.to(zeros)
+        )
+        return loss + (values * weights).sum() * kd_factor.to(values), result, weights, 0
 
-    def _output(
-        self,
-        result: Result,
-        misfits: int,
-        chunks: tuple[Any, int],
-        items: tuple[Any, int],
-        factor: torch.Tensor,
-        shares: Shares | None,
-    ) -> LossOutput:
-        total = (lambda value: value) if shares is None else shares.sum
-        loss = result.loss if shares is None else result.loss + (shares.sum(result.loss) - result.loss).detach()
-        kd = total((result.found.value * result.weight).sum())
-        ce = total(result.found.cross_entropy)
-        one = kd.new_ones(())
-        metrics = {
-            "kd": (kd, one * chunks[1]),
-            "ce": (ce, one * items[1]),
-            "scale": (factor.to(kd), one),
-            **{
-                name: (total(numerator), total(denominator))
-                for name, (numerator, denominator) in metrics_of(result, misfits).items()
-            },
-        }
-        if self.kind in ("uld", "alm"):
-            del metrics["agreement"]
-        if self.scale is not None and self.training:
-            self.scale.add(metrics["kd"], metrics["ce"])
-        return LossOutput(loss, kd / chunks[0], ce / items[0], metrics)
+
+def _metrics(result: Result, weights: torch.Tensor, misfits: int) -> dict[str, Metric]:
+    """What a pass could compare, as numerators and denominators."""
+    used, count = weights.sum(), weights.new_tensor(len(weights))
+    return {
+        "agreement": ((result.agrees * weights).sum(), (result.compared * weights).sum()),
+        "chunks_used": ((result.compared * (weights > 0)).sum(), count),
+        "misfits": (count.new_tensor(misfits), count),
+        "dropped_mass": ((result.dropped * weights).sum(), used),
+        "empty_mass": ((result.empty * weights).sum(), used),
+    }
+
+
+def _next_labels(labels: Ids) -> Ids:
+    """What the logits at each position are to predict: the next position's label."""
+    shifted = np.full(labels.shape, IGNORED, dtype=np.int64)
+    shifted[:, :-1] = labels[:, 1:]
+    return shifted.ravel()
 
 
 def _peer_loss(
@@ -368,7 +549,16 @@ def _peer_loss(
         if not isinstance(plain, torch.Tensor):
             raise OptionError(f"the peers' forms read logits, but the {name} is a {type(side).__name__}")
         logits.append(plain)
-    kd = peer.on_spans(mapping, options, *logits, spans.to(logits[0].device))
+    kd = peer.on_spans(
+        mapping,
+        *logits,
+        spans.to(logits[0].device),
+        kind=options.kind,
+        temperature=options.temperature,
+        merge=options.merge,
+        top_k=options.top_k,
+        uncommon_top_k=options.uncommon_top_k,
+    )
     if labels is None:
         return LossOutput(options.kd_weight * kd, kd.detach(), torch.zeros_like(kd.detach()))
     out = total(
@@ -402,39 +592,27 @@ def _predictions(spans: Spans, student_ids: torch.Tensor | None, teacher_ids: to
     return replace(host, _predictions=None, **ids).predictions()
 
 
-def _tensors(predictions: Predictions, device: torch.device) -> Predictions:
-    return Predictions(**{name: torch.from_numpy(values).to(device) for name, values in vars(predictions).items()})
-
-
-def _none_of(predictions: Predictions) -> Predictions:
-    return Predictions(
-        **{name: values[: 1 if name.endswith("offsets") else 0] for name, values in vars(predictions).items()}
-    )
-
-
-def _positive(given: Count | None, own: int) -> Count:
-    """A divisor; where there is nothing to divide, 1."""
+def _divisor(given: Count | None, own: int) -> Count:
+    """What a sum is divided by; where there is nothing to divide, 1."""
     if given is None:
         return max(own, 1)
     return given.clamp_min(1) if isinstance(given, torch.Tensor) else max(given, 1)
 
 
-def _bin_numbers(recipe: Recipe) -> tuple[Ids, Ids] | None:
-    """The bins as the pass numbers them, the rest included; -1 for tokens in none."""
-    if not isinstance(recipe.comparison, Comparison):
-        return None
-    count = recipe.comparison.student.count
+def _bin_numbers(terms: tuple[Term, ...]) -> tuple[Ids, Ids]:
+    """Both sides' bins as the first term numbers them, the rest included; -1 for tokens in none."""
+    table = terms[0].table
+    assert isinstance(table, Outcomes)
     student, teacher = (
-        np.where(side.group.numpy() == count, -1, side.group.numpy())
-        for side in (recipe.comparison.student, recipe.comparison.teacher)
+        np.where(side.group.numpy() == side.count, -1, side.group.numpy()) for side in (table.student, table.teacher)
     )
     return student, teacher
 
 
-def _with_weights(recipe: Recipe, log_weight: torch.Tensor | None) -> Recipe:
-    """The recipe with learnt link weights."""
-    comparison = recipe.comparison
-    if log_weight is None or not isinstance(comparison, Comparison) or comparison.links is None:
-        return recipe
-    links = replace(comparison.links, log_weight=log_weight.detach())
-    return replace(recipe, comparison=replace(comparison, links=links))
+def _with_weights(objective: Objective, log_weight: torch.Tensor) -> Objective:
+    """The objective with learnt link weights."""
+    (term,) = objective.terms
+    assert isinstance(term.table, Outcomes)
+    assert term.table.links is not None
+    links = replace(term.table.links, log_weight=log_weight.detach())
+    return replace(objective, terms=(Term(term.formula, replace(term.table, links=links)),))

@@ -1,10 +1,9 @@
-"""What a loss was asked for, and the checks of options: each returns the value or refuses it in one sentence."""
+"""Checks of options and shapes: each returns the value or refuses it in one sentence."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -70,73 +69,57 @@ def batch_of_logits(student_logits: torch.Tensor, teacher_logits: torch.Tensor) 
         )
 
 
-KINDS = ("auto", "p-kl", "h-kl", "partition-kl", "c-kl", "gold", "uld", "alm")
-PEERS = {"nemo-rl": ("p-kl", "h-kl", "gold"), "trl": ("uld", "gold"), "tokenkit": ("alm",)}
-"""The peers whose numbers can be reproduced, and the kinds of loss that each has."""
-
-_READ_BY = {
-    "top_k": ("p-kl",),
-    "unreached": ("p-kl",),
-    "normalize": ("h-kl", "gold"),
-    "threshold": ("h-kl",),
-    "uncommon_top_k": ("h-kl", "gold"),
-}
-"""The options that some kinds alone have a use for."""
+IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
+"""The ways in which outcomes are compared: what suits the device, plain autograd, in place, or by kernels."""
 
 
-@dataclass(frozen=True)
-class LossOptions:
-    """What `XTokenLoss` was asked for; see there."""
+def check_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> None:
+    """Refuses logits that are not two matrices of N rows."""
+    if student_logits.dim() != 2 or teacher_logits.dim() != 2 or len(student_logits) != len(teacher_logits):
+        raise OptionError(
+            "student_logits and teacher_logits must have shapes (N, V_s) and (N, V_t), but they have shapes "
+            f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
+        )
 
-    kind: str
-    temperature: float = 1.0
-    merge: str = "first"
-    kd_weight: float = 1.0
-    ce_weight: float = 1.0
-    scale: str = "fixed"
-    top_k: int | None = None
-    unreached: str = "reroute"
-    normalize: str = "rest"
-    threshold: float = 0.6
-    uncommon_top_k: int = 8192
-    learn_w: bool = False
-    compat: str | None = None
 
-    def __post_init__(self) -> None:
-        one_of("kind", self.kind, KINDS)
-        positive("temperature", self.temperature)
-        one_of("merge", self.merge, ("first", "mean"))
-        weight("kd_weight", self.kd_weight)
-        weight("ce_weight", self.ce_weight)
-        one_of("scale", self.scale, ("fixed", "dynamic"))
-        one_of("unreached", self.unreached, ("reroute", "drop"))
-        one_of("normalize", self.normalize, ("rest", "none"))
-        share("threshold", self.threshold)
-        size("uncommon_top_k", self.uncommon_top_k)
-        columns_kept(self.top_k)
-        if self.compat is not None:
-            one_of("compat", self.compat, tuple(PEERS))
+def check_width(name: str, values: torch.Tensor, logits: torch.Tensor, meaning: str) -> None:
+    """Refuses an array over a vocabulary of another width than the logits'."""
+    if tuple(values.shape) != (logits.shape[-1],):
+        raise OptionError(
+            f"{name} must have shape {meaning} = ({logits.shape[-1]},), the width of the logits, but it has shape "
+            f"{tuple(values.shape)}"
+        )
 
-    def check_together(self) -> None:
-        """Refuses options that the kind has no use for, once `auto` is decided.
 
-        Raises:
-            OptionError: for an option that would be ignored or has no meaning.
-        """
-        if self.compat is not None and self.kind not in PEERS[self.compat]:
-            theirs = " or ".join(PEERS[self.compat])
-            raise OptionError(f"compat={self.compat!r} needs kind {theirs}, but the kind is {self.kind!r}")
-        if self.merge == "mean" and self.kind in ("c-kl", "alm") and self.compat is None:
+def check_links(rows: torch.Tensor, columns: torch.Tensor, weights: torch.Tensor, shape: tuple[int, int]) -> None:
+    """Refuses links that do not fit each other or the vocabularies."""
+    same_shape("columns", columns, rows.shape, "that of rows")
+    same_shape("weights", weights, rows.shape, "that of rows")
+    if torch.compiler.is_compiling():
+        # While a graph is made there are no ids to look at.
+        return
+    for name, ids, width in (("rows", rows, shape[0]), ("columns", columns, shape[1])):
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < width:
             raise OptionError(
-                f"{self.kind} reads every position of a chunk by itself, so merge must be 'first', but it is 'mean'"
+                f"{name} must lie between 0 and {width - 1}, one less than the width of the logits, but they run from "
+                f"{int(ids.min())} to {int(ids.max())}"
             )
-        for name, kinds in _READ_BY.items():
-            if self.kind not in kinds and getattr(self, name) != getattr(LossOptions, name):
-                raise OptionError(
-                    f"{name} belongs to {' and '.join(kinds)}, but the kind is {self.kind!r}; leave it out"
-                )
-        if self.learn_w and (self.kind != "p-kl" or self.merge != "mean" or self.compat is not None):
+
+
+def check_pairs(pairs: torch.Tensor, *live: torch.Tensor) -> None:
+    """Refuses pairs that are not one to one, or of tokens that are none."""
+    if pairs.dim() != 2 or pairs.shape[1] != 2:
+        raise OptionError(f"pairs must have shape (M, 2), but they have shape {tuple(pairs.shape)}")
+    if torch.compiler.is_compiling():
+        return
+    for column, (name, mask) in enumerate(zip(("student", "teacher"), live, strict=True)):
+        ids = pairs[:, column].long()
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(mask):
             raise OptionError(
-                "learn_w needs kind='p-kl' with merge='mean', since no other loss reads W's weights, but the kind is "
-                f"{self.kind!r} and merge {self.merge!r}"
+                f"the {name} ids of pairs must lie between 0 and {len(mask) - 1}, but they run from {int(ids.min())} "
+                f"to {int(ids.max())}"
             )
+        if len(torch.unique(ids)) != len(ids):
+            raise OptionError(f"a {name} id stands in several pairs; pairs must be one to one")
+        if not bool(mask[ids].all()):
+            raise OptionError(f"a {name} id of the pairs has no probability according to the mask of live tokens")

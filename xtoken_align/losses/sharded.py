@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import OptionError
 from ..spans.spans import Predictions
-from .batch import Batch
+from .blocks import IGNORED, Batch
 from .inputs import Logits, TopK
-from .plan import IGNORED, Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,11 +142,24 @@ def _is_spread(side: object) -> bool:
     return isinstance(side, DTensor)
 
 
-def local_rows(batch: Batch, rows: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Batch:
-    """The batch with rows counted among this rank's student and teacher rows."""
-    plan: Plan = replace(
-        batch.plan,
-        student_rows=np.searchsorted(rows[0], batch.plan.student_rows),
-        teacher_rows=np.searchsorted(rows[1], batch.plan.teacher_rows),
-    )
-    return replace(batch, plan=plan)
+def shared_out(student: Any, teacher: Any, plans: list[Batch], shares: Shares) -> tuple[Any, Any, Batch]:
+    """Both sides' rows that this rank's plan reads, and the plan with rows counted among them.
+
+    Args:
+        student: as for `take_rows`.
+        teacher: as for `take_rows`.
+        plans: every rank's plan.
+        shares: the ranks.
+    """
+    sides, own = [], plans[shares.rank]
+    blocks = list(own.blocks)
+    for side, name in ((student, "student_rows"), (teacher, "teacher_rows")):
+        rows = [
+            np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(getattr(block, name) for block in plan.blocks)]))
+            for plan in plans
+        ]
+        sides.append(take_rows(side, shares, rows))
+        blocks = [
+            replace(block, **{name: np.searchsorted(rows[shares.rank], getattr(block, name))}) for block in blocks
+        ]
+    return sides[0], sides[1], replace(own, blocks=tuple(blocks))

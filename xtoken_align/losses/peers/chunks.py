@@ -113,11 +113,6 @@ def valid_chunks(
     )
 
 
-def compute_dtype(logits: torch.Tensor) -> torch.dtype:
-    """float64 stays float64, all else is computed in float32."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
 def rows_at(logits: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Rows (P, V) of logits (B, T, V) at flat positions (P,). An empty selection still carries the graph."""
     return logits.reshape(-1, logits.shape[-1]).index_select(0, rows).to(dtype)

@@ -13,8 +13,9 @@ import torch
 from ...errors import OptionError
 from ...mapping.mapping import Mapping
 from ...spans.spans import Spans
-from ..options import LossOptions, positive, same_shape, size, weight
-from .chunks import Side, compute_dtype, other_ids, rows_at, sum_in_chunks, valid_chunks
+from ..inputs import compute_dtype
+from ..options import check_links, positive, same_shape, size, weight
+from .chunks import Side, other_ids, rows_at, sum_in_chunks, valid_chunks
 
 RELAXED_WEIGHT = 0.6
 """The least top weight of a row whose token has a counterpart under the relaxed rule (NeMo-RL 2026, `xtoken_loss`)."""
@@ -91,21 +92,6 @@ def find_pairs(
         uncommon_student=other_ids(rows[order], shape[0]),
         uncommon_teacher=other_ids(columns[order], shape[1]),
     )
-
-
-def check_links(rows: torch.Tensor, columns: torch.Tensor, weights: torch.Tensor, shape: tuple[int, int]) -> None:
-    """Refuses links that do not fit each other or the vocabularies."""
-    same_shape("columns", columns, rows.shape, "that of rows")
-    same_shape("weights", weights, rows.shape, "that of rows")
-    if torch.compiler.is_compiling():
-        # While a graph is made there are no ids to look at.
-        return
-    for name, ids, width in (("rows", rows, shape[0]), ("columns", columns, shape[1])):
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < width:
-            raise OptionError(
-                f"{name} must lie between 0 and {width - 1}, one less than the width of the logits, but they run from "
-                f"{int(ids.min())} to {int(ids.max())}"
-            )
 
 
 def _first_of_each(keys: torch.Tensor) -> torch.Tensor:
@@ -498,23 +484,35 @@ def _next_token_loss(
 
 
 def on_spans(
-    mapping: Mapping, options: LossOptions, student: torch.Tensor, teacher: torch.Tensor, spans: Spans
+    mapping: Mapping,
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    spans: Spans,
+    *,
+    kind: str,
+    temperature: float,
+    top_k: int | None,
+    uncommon_top_k: int,
+    **_: object,
 ) -> torch.Tensor:
     """The loss of one batch of this library, scalar: what `XTokenLoss(compat="nemo-rl")` calls.
 
     Args:
         mapping: whose W is the projection.
-        options: `kind`, `temperature`, `top_k`, `uncommon_top_k` are read.
         student: floats (B, T_s, V_s).
         teacher: floats (B, T_t, V_t).
         spans: on the logits' device; their chunks are NeMo-RL's.
+        kind: "p-kl", "h-kl" or "gold".
+        temperature: T.
+        top_k: `vocab_topk`; None for NeMo-RL's 8192.
+        uncommon_top_k: `uncommon_topk`.
     """
     matrix = mapping.matrix
     rows, columns, weights = (
         torch.from_numpy(array).to(student.device) for array in (matrix.rows, matrix.indices, matrix.data)
     )
     valid = spans.weight > 0
-    if options.kind == "p-kl":
+    if kind == "p-kl":
         return p_kl(
             student,
             teacher,
@@ -524,10 +522,10 @@ def on_spans(
             columns=columns,
             weights=weights,
             pair_valid=valid,
-            temperature=options.temperature,
-            vocab_topk=8192 if options.top_k is None else options.top_k,
+            temperature=temperature,
+            vocab_topk=8192 if top_k is None else top_k,
         ).loss
-    pairs = find_pairs(rows, columns, weights, matrix.shape, xtoken_loss=options.kind == "h-kl")
+    pairs = find_pairs(rows, columns, weights, matrix.shape, xtoken_loss=kind == "h-kl")
     return gold(
         student,
         teacher,
@@ -535,6 +533,6 @@ def on_spans(
         spans.teacher,
         pairs=pairs,
         pair_valid=valid,
-        temperature=options.temperature,
-        uncommon_topk=options.uncommon_top_k,
+        temperature=temperature,
+        uncommon_topk=uncommon_top_k,
     ).loss

@@ -10,8 +10,9 @@ from ...errors import OptionError
 from ...mapping.mapping import Mapping
 from ...spans.spans import Spans
 from ..functional import binary_ce
-from ..options import LossOptions, one_of, same_shape
-from .chunks import Side, compute_dtype, rows_at, sum_in_chunks, valid_chunks
+from ..inputs import compute_dtype
+from ..options import one_of, same_shape
+from .chunks import Side, rows_at, sum_in_chunks, valid_chunks
 
 ALM_MODES = ("none", "append_space")
 
@@ -130,19 +131,16 @@ def _log_space(logits: torch.Tensor, side: Side, space_ids: torch.Tensor | None,
     return log_probabilities.index_select(1, space_ids.long()).logsumexp(dim=1).clamp_max(0)
 
 
-def on_spans(
-    mapping: Mapping, options: LossOptions, student: torch.Tensor, teacher: torch.Tensor, spans: Spans
-) -> torch.Tensor:
+def on_spans(mapping: Mapping, student: torch.Tensor, teacher: torch.Tensor, spans: Spans, **_: object) -> torch.Tensor:
     """The loss of one batch of this library, scalar: what `XTokenLoss(compat="tokenkit")` calls.
 
     Args:
         mapping: not read: likelihoods need none.
-        options: not read.
         student: floats (B, T_s, V_s).
         teacher: floats (B, T_t, V_t).
         spans: on the logits' device.
     """
-    del mapping, options
+    del mapping
     return alm(
         student,
         teacher,

@@ -11,8 +11,9 @@ import torch
 from ...errors import OptionError
 from ...mapping.mapping import Mapping
 from ...spans.spans import Spans
-from ..options import LossOptions, batch_of_logits, one_of, positive, same_shape, share, weight
-from .chunks import compute_dtype, other_ids, rows_at
+from ..inputs import compute_dtype
+from ..options import batch_of_logits, one_of, positive, same_shape, share, weight
+from .chunks import other_ids, rows_at
 from .nemo_rl import find_pairs
 
 MERGES = ("observed", "bayesian")
@@ -524,7 +525,15 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def on_spans(
-    mapping: Mapping, options: LossOptions, student: torch.Tensor, teacher: torch.Tensor, spans: Spans
+    mapping: Mapping,
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    spans: Spans,
+    *,
+    kind: str,
+    temperature: float,
+    merge: str,
+    **_: object,
 ) -> torch.Tensor:
     """The loss of one batch of this library, scalar: what `XTokenLoss(compat="trl")` calls.
 
@@ -532,14 +541,16 @@ def on_spans(
 
     Args:
         mapping: of the two tokenizers.
-        options: `kind`, `merge`, `temperature` are read.
         student: floats (B, T_s, V_s).
         teacher: floats (B, T_t, V_t).
         spans: on the logits' device.
+        kind: "uld" or "gold".
+        temperature: T.
+        merge: "first" is TRL's "observed", "mean" its "bayesian".
     """
     chunks = spans.predictions()
     matched = None
-    if options.kind == "gold":
+    if kind == "gold":
         matrix = mapping.matrix
         links = (torch.from_numpy(array) for array in (matrix.rows, matrix.indices, matrix.data))
         matched = find_pairs(*links, matrix.shape).common.to(student.device)
@@ -554,7 +565,7 @@ def on_spans(
         student_ids=spans.student_ids,
         teacher_ids=spans.teacher_ids,
         matched=matched,
-        merge="bayesian" if options.merge == "mean" else "observed",
-        student_temperature=options.temperature,
-        teacher_temperature=options.temperature,
+        merge="bayesian" if merge == "mean" else "observed",
+        student_temperature=temperature,
+        teacher_temperature=temperature,
     ).loss

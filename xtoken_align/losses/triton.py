@@ -1,7 +1,8 @@
-"""The common case of a comparison on a GPU: one row a chunk, every outcome possible.
+"""The common comparison of outcomes on a GPU, by Triton's kernels: one row a chunk, every outcome possible.
 
-It does what `comparison.compare` does with two readings of either side's logits and one writing of the gradient. Where
-an outcome is impossible or a row has none its values are no finite numbers, and `compare` has to be asked.
+It gives what `functional.outcomes_kl` and autograd give, with two readings of either side's logits and one writing of
+the gradient. Where an outcome is impossible, or a row has none, the value is NaN or infinite, and autograd has to be
+asked.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 
 from ..errors import XTokenWarning
-from .comparison import Block, Comparison
-from .grouping import SMALL, VOID, Grouping, make_grouping, share_inside
+from .inputs import Compared
+from .tables import SMALL, VOID, Grouping, Outcomes, make_grouping, share_inside
 
 _COLUMNS = 2048
 """Columns of one program."""
@@ -32,10 +33,10 @@ _LARGE = 512
 def _kernels() -> ModuleType | None:
     """The kernels, or None where Triton is not installed; PyTorch for CUDA on Linux brings it."""
     try:
-        from . import gpu_kernels
+        from . import triton_kernels
     except ImportError:
         return None
-    return gpu_kernels
+    return triton_kernels
 
 
 @cache
@@ -63,37 +64,36 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def can_compare_on_gpu(device: torch.device, dtype: torch.dtype, comparison: object, *, top_k: int | None) -> bool:
-    """Whether a comparison is of the common case, as far as its options tell."""
-    if not isinstance(comparison, Comparison) or device.type != "cuda" or dtype != torch.float32:
-        return False
-    count = comparison.student.count
-    plain = comparison.links is None and count > 0 and (top_k is None or top_k >= count)
-    return plain and kernels_work(device)
-
-
-def compare_on_gpu(
+def compare_outcomes(
     student: torch.Tensor,
     teacher: torch.Tensor,
-    comparison: Comparison,
+    outcomes: Outcomes,
     *,
     temperature: float,
     coefficient: torch.Tensor | None,
     out: torch.Tensor | None,
-) -> Block:
-    """As `comparison.compare`; where a value is no finite number nothing of that row counts.
+) -> Compared:
+    """The outcomes of some rows compared; where a value is NaN or infinite nothing of that row counts.
 
-    Rows are contiguous: the last stride of `student`, `teacher` and `out` is 1.
+    Args:
+        student: float32 (n, V_s), logits whose last stride is 1; not changed.
+        teacher: float32 (n, V_t).
+        outcomes: indexed, without links.
+        temperature: T.
+        coefficient: floats (n,), what each row's value is multiplied by in the loss; None without a gradient.
+        out: float32 (n, V_s), where the gradient goes.
     """
     kernels = _kernels()
     assert kernels is not None
     with _current(student.device):
-        ours, theirs = comparison.student, comparison.teacher
+        ours, theirs = outcomes.student, outcomes.teacher
+        assert ours.index is not None
+        assert theirs.index is not None
         rows, count = len(student), ours.count
         shared = [_shared_masses(kernels, *side) for side in ((student, ours), (teacher, theirs))]
         sides = (
-            *(student, student.stride(0), shared[0], shared[0].shape[1], ours.source, student.shape[1]),
-            *(teacher, teacher.stride(0), shared[1], shared[1].shape[1], theirs.source, teacher.shape[1]),
+            *(student, student.stride(0), shared[0], shared[0].shape[1], ours.index.source, student.shape[1]),
+            *(teacher, teacher.stride(0), shared[1], shared[1].shape[1], theirs.index.source, teacher.shape[1]),
         )
         blocks = -(-count // _COLUMNS)
         partial = student.new_empty(rows, blocks, 2, 3)
@@ -101,12 +101,12 @@ def compare_on_gpu(
         kernels.partial_totals[grid](*sides, partial, count, 1 / temperature, BLOCK=_COLUMNS)
         tops, whole, totals = _joined(partial, temperature)
         kept = share_inside(teacher, theirs, whole[:, 1])
-        factor = kept if comparison.weigh_by_kept else torch.ones_like(kept)
+        factor = kept if outcomes.weigh_by_kept else torch.ones_like(kept)
         # Without a gradient these stand in for what the kernel does not write.
         weight, gradient, slope = factor, student, shared[0]
-        if coefficient is not None:
+        if coefficient is not None and out is not None:
             weight = coefficient * factor * temperature
-            gradient = torch.empty_like(student) if out is None else out
+            gradient = out
             slope = torch.empty_like(shared[0])
         found = student.new_empty(rows, blocks, 2)
         kernels.divergences[grid](
@@ -118,18 +118,12 @@ def compare_on_gpu(
         # A row without any mass has no value, though its numbers may be finite.
         value = found[..., 0].sum(dim=1).masked_fill_(~(tops > VOID / 2).all(dim=1), math.nan)
         if coefficient is not None:
-            gradient.index_fill_(1, ours.alone, 0)
+            gradient.index_fill_(1, ours.index.alone, 0)
             _spread(kernels, student, ours, shared[0], slope, gradient)
         agrees = found[..., 1].amax(dim=1) == 0
         empty = 1 - share_inside(student, ours, whole[:, 0])
-        return Block(
-            value.clamp_min_(0) * (factor * temperature**2),
-            None if coefficient is None else gradient,
-            None,
-            agrees,
-            1 - kept,
-            empty,
-            torch.ones_like(agrees),
+        return Compared(
+            value.clamp_min_(0) * (factor * temperature**2), agrees, 1 - kept, empty, torch.ones_like(agrees)
         )
 
 
@@ -145,15 +139,17 @@ def _joined(partial: torch.Tensor, temperature: float) -> tuple[torch.Tensor, to
 
 def _shared_masses(kernels: ModuleType, scores: torch.Tensor, grouping: Grouping) -> torch.Tensor:
     """Floats (n, G), the log masses of the shared columns."""
-    rows, count = len(scores), len(grouping.shared)
+    index = grouping.index
+    assert index is not None
+    rows, count = len(scores), len(index.shared)
     masses = scores.new_empty(rows, count)
     if not count:
         return masses
-    arguments = (scores, scores.stride(0), grouping.shared_head, grouping.member, grouping.offsets)
+    arguments = (scores, scores.stride(0), index.shared_head, index.member, index.offsets)
     grid = (-(-count // _SHARED), rows)
     kernels.small_sums[grid](*arguments, masses, count, SMALL, BLOCK=_SHARED)
-    if len(grouping.large):
-        kernels.large_sums[(len(grouping.large), rows)](*arguments, grouping.large, masses, count, BLOCK=_LARGE)
+    if len(index.large):
+        kernels.large_sums[(len(index.large), rows)](*arguments, index.large, masses, count, BLOCK=_LARGE)
     return masses
 
 
@@ -166,8 +162,10 @@ def _spread(
     gradient: torch.Tensor,
 ) -> None:
     """Writes the gradient of the tokens of shared columns."""
-    slots = torch.arange(len(grouping.shared), device=scores.device)
-    for tokens, slot in ((grouping.shared_head, slots), (grouping.member, grouping.slot)):
+    index = grouping.index
+    assert index is not None
+    slots = torch.arange(len(index.shared), device=scores.device)
+    for tokens, slot in ((index.shared_head, slots), (index.member, index.slot)):
         if len(tokens):
             grid = (-(-len(tokens) // _COLUMNS), len(scores))
             kernels.spread_slopes[grid](

@@ -1,7 +1,7 @@
-"""The common case of a comparison, in place: one row a chunk, every outcome possible.
+"""The common comparison of outcomes on the CPU, in place: one row a chunk, every outcome possible.
 
-It does what `comparison.compare` does with a third of the passes over memory, in buffers that every block uses again:
-on a CPU new memory costs more than the arithmetic. What it cannot do it leaves to `compare`.
+It gives what `functional.outcomes_kl` and autograd give, with a third of the passes over memory, in buffers that every
+block uses again: on a CPU new memory costs more than the arithmetic. What it cannot do it leaves to autograd.
 """
 
 from __future__ import annotations
@@ -9,23 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from .comparison import Block, Comparison
-from .grouping import VOID, Grouping, log_masses, scores_gradient, share_inside
+from .divergence import places_of_best
+from .inputs import Compared
+from .tables import VOID, Grouping, Outcomes, log_masses, share_inside
 
 _LEAST = 1e-30
 """A sum below this has lost digits to underflow, so that its logarithm must be taken another way."""
 _LOWEST = {torch.float32: -80.0, torch.float64: -700.0}
 """exp of less is no normal number, and a processor takes ten times as long for it; what it would add to a sum of which
 the largest part is 1 is nothing."""
-
-_SAMPLED = 16
-"""One of so many values is looked at to guess how large the best ones are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,60 +56,66 @@ class _Masses:
     shared: torch.Tensor
 
 
-def can_compare_directly(
-    student: torch.Tensor, comparison: Comparison, *, temperature: float, top_k: int | None
-) -> bool:
-    """Whether a comparison is of the common case, as far as its options tell."""
-    plain = temperature == 1 or top_k is None
-    return plain and student.device.type == "cpu" and comparison.links is None and comparison.student.count > 0
-
-
-def compare_directly(
+def compare_outcomes(
     student: torch.Tensor,
     teacher: torch.Tensor,
-    comparison: Comparison,
+    outcomes: Outcomes,
     buffers: Buffers,
     *,
     temperature: float,
     top_k: int | None,
     coefficient: torch.Tensor | None,
     out: torch.Tensor | None,
-) -> Block | None:
-    """As `comparison.compare`, or None where an outcome is impossible or a row has none, which `compare` can do."""
-    ours = _masses(student, comparison.student, buffers, "student", temperature)
-    theirs = _masses(teacher, comparison.teacher, buffers, "teacher", temperature)
+) -> Compared | None:
+    """The outcomes of some rows compared; None where a row or an outcome is impossible, and for top_k at T > 1.
+
+    Args:
+        student: floats (n, V_s), logits; not changed.
+        teacher: floats (n, V_t).
+        outcomes: indexed, without links.
+        buffers: memory to work in.
+        temperature: T.
+        top_k: the teacher's outcomes that are kept, or None.
+        coefficient: floats (n,), what each row's value is multiplied by in the loss; None without a gradient.
+        out: floats (n, V_s), where the gradient goes.
+    """
+    if temperature != 1 and top_k is not None:
+        return None
+    ours = _masses(student, outcomes.student, buffers, "student", temperature)
+    theirs = None if ours is None else _masses(teacher, outcomes.teacher, buffers, "teacher", temperature)
     if ours is None or theirs is None:
         return None
-    kept = share_inside(teacher, comparison.teacher, theirs.whole)
-    factor = kept if comparison.weigh_by_kept else torch.ones_like(kept)
+    kept = share_inside(teacher, outcomes.teacher, theirs.whole)
+    factor = kept if outcomes.weigh_by_kept else torch.ones_like(kept)
     weight = None if coefficient is None else (coefficient * factor * temperature).unsqueeze(1)
-    place = buffers.get("gradient", student, ours.log.shape)
-    if out is not None and comparison.student.head is None:
-        place = out
-    if top_k is None or top_k >= comparison.student.count:
+    # Where each column is its head's own token the gradient is written where it is to stand.
+    index = outcomes.student.index
+    assert index is not None
+    in_place = index.head is None and out is not None
+    place = out if in_place and out is not None else buffers.get("gradient", student, ours.log.shape)
+    if top_k is None or top_k >= outcomes.student.count:
         value, agrees, gradient = _all_outcomes(ours, theirs, weight, place, buffers)
     else:
         value, agrees, gradient = _best_outcomes(ours, theirs, top_k, weight, place)
     if not bool(value.isfinite().all()):
         return None
-    empty = 1 - share_inside(student, comparison.student, ours.whole)
-    if gradient is not None:
-        if comparison.student.head is None:
+    if gradient is not None and out is not None:
+        if in_place:
             # What `_exp` leaves of columns that are no outcomes is little, but not nothing.
-            gradient.index_fill_(1, comparison.student.alone, 0)
-        gradient = scores_gradient(gradient, student, ours.shared, comparison.student)
-        if out is not None and gradient is not out:
-            gradient = out.copy_(gradient)
+            gradient.index_fill_(1, index.alone, 0)
+        _spread(gradient, student, ours.shared, outcomes.student, out)
     compared = torch.ones_like(agrees)
-    return Block(value.clamp_min_(0) * (factor * temperature**2), gradient, None, agrees, 1 - kept, empty, compared)
+    empty = 1 - share_inside(student, outcomes.student, ours.whole)
+    return Compared(value.clamp_min_(0) * (factor * temperature**2), agrees, 1 - kept, empty, compared)
 
 
 def _masses(
     logits: torch.Tensor, grouping: Grouping, buffers: Buffers, side: str, temperature: float
 ) -> _Masses | None:
+    assert grouping.index is not None
     shape = (len(logits), grouping.count)
     log = log_masses(logits, grouping, out=buffers.get(f"{side} log", logits, shape))
-    shared = log.index_select(1, grouping.shared)
+    shared = log.index_select(1, grouping.index.shared)
     top = log.amax(dim=1, keepdim=True)
     if not bool((top > VOID / 2).all()):
         return None
@@ -131,13 +132,13 @@ def _exp(log: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     return torch.clamp_min(log, _LOWEST[log.dtype], out=out).exp_()
 
 
-_Compared = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+_Values = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 """Values (n,), whether both sides' likeliest outcome is one (n,), and the gradient of the student's log masses."""
 
 
 def _all_outcomes(
     ours: _Masses, theirs: _Masses, weight: torch.Tensor | None, place: torch.Tensor, buffers: Buffers
-) -> _Compared:
+) -> _Values:
     # The largest sum of both is 0 only where one outcome is the likeliest on both sides.
     agrees = torch.add(ours.log, theirs.log, out=buffers.get("sum", ours.log, ours.log.shape)).amax(dim=1) == 0
     # sum P (log P - log Q), where both logarithms are relative to the totals. Equal sides give exactly 0.
@@ -151,14 +152,10 @@ def _all_outcomes(
 
 
 def _best_outcomes(
-    ours: _Masses,
-    theirs: _Masses,
-    count: int,
-    weight: torch.Tensor | None,
-    place: torch.Tensor,
-) -> _Compared:
+    ours: _Masses, theirs: _Masses, count: int, weight: torch.Tensor | None, place: torch.Tensor
+) -> _Values:
     """The teacher's best outcomes and one rest, the sum of all others (not what is missing to 1)."""
-    best = _places_of_best(theirs.log, count)
+    best = places_of_best(theirs.log, count)
     log_teacher, log_student = theirs.log.gather(1, best), ours.log.gather(1, best)
     agrees = ((log_teacher == 0) & (log_student == 0)).any(dim=1)
     log_teacher, log_student = log_teacher - theirs.total.log(), log_student - ours.total.log()
@@ -174,27 +171,31 @@ def _best_outcomes(
     return value, agrees, gradient.scatter_(1, best, student.sub_(teacher).mul_(weight))
 
 
-def _places_of_best(values: torch.Tensor, count: int) -> torch.Tensor:
-    """int64 (n, count), the places of the largest of each row; among equals the first ones.
+def _spread(
+    gradient: torch.Tensor, scores: torch.Tensor, shared: torch.Tensor, grouping: Grouping, out: torch.Tensor
+) -> None:
+    """Writes the gradient of the scores from that of the columns' log masses: each member gets its share.
 
-    A sample of each row gives a bound that a few more than `count` values reach; only those are looked at closely.
+    Args:
+        gradient: floats (n, K), finite; `out` itself where every column is its head's own token.
+        scores: floats (n, V).
+        shared: floats (n, G), the log masses of the shared columns.
+        grouping: the columns.
+        out: floats (n, V), 0 for tokens in no column.
     """
-    rows, width = values.shape
-    sample = values.numpy()[:, ::_SAMPLED]
-    rank = min(int(count / _SAMPLED * 1.1) + 32, sample.shape[1])
-    bound = np.partition(sample, -rank, axis=1)[:, [-rank]]
-    near = np.flatnonzero(values.numpy() >= bound)
-    ends = np.searchsorted(near, np.arange(1, rows + 1) * width)
-    places = np.empty((rows, count), dtype=np.int64)
-    for row, (begin, end) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)):
-        own = near[begin:end] - row * width if end - begin >= count else np.arange(width)
-        places[row] = own[_first_largest(values[row].numpy()[own], count)]
-    return torch.from_numpy(places)
-
-
-def _first_largest(values: NDArray[np.floating[Any]], count: int) -> NDArray[np.intp]:
-    """The places of the `count` largest values, ascending; among equals the first ones."""
-    least = np.partition(values, len(values) - count)[len(values) - count]
-    above = np.flatnonzero(values > least)
-    equal = np.flatnonzero(values == least)[: count - len(above)]
-    return np.sort(np.concatenate([above, equal])) if len(equal) else above
+    index = grouping.index
+    assert index is not None
+    shares = None
+    if len(index.member):
+        shared_by = torch.cat([index.shared, index.shared[index.slot]])
+        sharing = torch.cat([index.shared_head, index.member])
+        whole = torch.cat([shared, shared.index_select(1, index.slot)], dim=1)
+        whole.clamp_min_(torch.finfo(scores.dtype).min)
+        shares = (scores.index_select(1, sharing) - whole).exp_().mul_(gradient.index_select(1, shared_by))
+    if gradient is not out:
+        padded = torch.cat([gradient, gradient.new_zeros(len(gradient), 1)], dim=1)
+        torch.index_select(padded, 1, grouping.group, out=out) if out.is_contiguous() else out.copy_(
+            padded.index_select(1, grouping.group)
+        )
+    if shares is not None:
+        out.index_copy_(1, sharing, shares)

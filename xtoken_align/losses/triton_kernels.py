@@ -1,4 +1,4 @@
-"""Triton kernels of the common case of a comparison; `direct_gpu` calls them and says what they compute.
+"""Triton kernels of the common comparison of outcomes; `triton` calls them and says what they compute.
 
 Each kernel reads rows of logits where they lie and keeps nothing of their size. A program handles some columns of one
 row, and the columns of a row follow each other, so that the few rows that are read at a time stay in the cache. Sums

@@ -1,16 +1,18 @@
-"""The comparison in place is the general one, for wide rows too, and says where it cannot do it."""
+"""The comparison in place is the formula with autograd, for wide rows too, and says where it cannot do it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from loss_calls import Outcome, by_autograd
 
-from xtoken_align.losses.comparison import Comparison, compare
-from xtoken_align.losses.direct import Buffers, _places_of_best, compare_directly
-from xtoken_align.losses.grouping import make_grouping
+from xtoken_align.losses import cpu
+from xtoken_align.losses.cpu import Buffers
+from xtoken_align.losses.divergence import places_of_best
+from xtoken_align.losses.tables import Outcomes, make_grouping
 
 
-def comparison_of(students: int, teachers: int, groups: int, *, seed: int, weigh: bool) -> Comparison:
+def outcomes_of(students: int, teachers: int, groups: int, *, seed: int, weigh: bool) -> Outcomes:
     """Random groups, some of many tokens; every group has a token on either side, some tokens are in none."""
     source = torch.Generator().manual_seed(seed)
     sides = []
@@ -19,10 +21,10 @@ def comparison_of(students: int, teachers: int, groups: int, *, seed: int, weigh
         group[torch.randperm(width, generator=source)[:groups]] = torch.arange(groups)
         outside = torch.rand(width, generator=source) < 0.5
         sides.append(make_grouping(group, groups, outside))
-    return Comparison(sides[0], sides[1], None, weigh_by_kept=weigh)
+    return Outcomes(sides[0], sides[1], None, weigh_by_kept=weigh)
 
 
-def in_place(students: int, teachers: int, *, seed: int) -> Comparison:
+def in_place(students: int, teachers: int, *, seed: int) -> Outcomes:
     """Columns are the student's tokens themselves, as the recipes number them."""
     source = torch.Generator().manual_seed(seed)
     group = torch.arange(students)
@@ -32,62 +34,60 @@ def in_place(students: int, teachers: int, *, seed: int) -> Comparison:
     teacher = columns[torch.randint(0, len(columns), (teachers,), generator=source)]
     teacher[: len(columns)] = columns
     made = make_grouping(group, students, torch.ones(students, dtype=torch.bool))
-    assert made.head is None
-    return Comparison(made, make_grouping(teacher, students), None, weigh_by_kept=False)
+    assert made.index.head is None
+    return Outcomes(made, make_grouping(teacher, students), None, weigh_by_kept=False)
 
 
 CASES = {
-    "narrow": (comparison_of(40, 30, 12, seed=0, weigh=False), 1),
-    "weighed by what is kept": (comparison_of(40, 30, 12, seed=1, weigh=True), 3),
-    "wide": (comparison_of(20_000, 30_000, 15_000, seed=2, weigh=True), 900),
+    "narrow": (outcomes_of(40, 30, 12, seed=0, weigh=False), 1),
+    "weighed by what is kept": (outcomes_of(40, 30, 12, seed=1, weigh=True), 3),
+    "wide": (outcomes_of(20_000, 30_000, 15_000, seed=2, weigh=True), 900),
     "in place": (in_place(3000, 4000, seed=3), 100),
-    "one group": (comparison_of(5, 4, 1, seed=4, weigh=False), 1),
+    "one group": (outcomes_of(5, 4, 1, seed=4, weigh=False), 1),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("temperature", "best"), [(1.0, False), (2.5, False), (1.0, True)])
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_the_general_comparison(name: str, temperature: float, best: bool, dtype: torch.dtype) -> None:
-    comparison, count = CASES[name]
+def test_it_is_the_formula(name: str, temperature: float, best: bool, dtype: torch.dtype) -> None:
+    outcomes, count = CASES[name]
     source = torch.Generator().manual_seed(7)
-    widths = len(comparison.student.group), len(comparison.teacher.group)
+    widths = len(outcomes.student.group), len(outcomes.teacher.group)
     student, teacher = (3 * torch.randn(3, width, generator=source).to(dtype) for width in widths)
     coefficient = torch.tensor([1.0, 0.0, 2.5], dtype=dtype)
     options = {"temperature": temperature, "top_k": count if best else None}
-    truth = compare(student, teacher, comparison, coefficient=coefficient, **options)
+    truth = by_autograd(student, teacher, outcomes, coefficient=coefficient, **options)
     buffers = Buffers()
     before = student.clone(), teacher.clone()
-    # Twice, since buffers hold what was there before; with a place to write to, and without.
-    for place in (None, torch.full_like(student, 9.0), torch.full_like(student, 9.0)):
-        made = compare_directly(student, teacher, comparison, buffers, coefficient=coefficient, out=place, **options)
+    # Twice, since buffers hold what was there before.
+    for _ in range(2):
+        place = torch.full_like(student, 9.0)
+        made = cpu.compare_outcomes(student, teacher, outcomes, buffers, coefficient=coefficient, out=place, **options)
         assert made is not None
         rtol = 1e-10 if dtype == torch.float64 else 1e-4
         for field in ("value", "gradient", "dropped", "empty"):
             right = getattr(truth, field)
             torch.testing.assert_close(
-                getattr(made, field), right, rtol=rtol, atol=rtol * float(right.abs().max()), msg=lambda text: text
+                getattr(Outcome(made, place), field), right, rtol=rtol, atol=rtol * float(right.abs().max())
             )
         assert torch.equal(made.agrees, truth.agrees)
         assert torch.equal(made.compared, truth.compared)
-        if place is not None:
-            assert torch.equal(place, made.gradient)
     assert torch.equal(student, before[0])
     assert torch.equal(teacher, before[1])
-    silent = compare_directly(student, teacher, comparison, buffers, coefficient=None, out=None, **options)
-    assert silent.gradient is None
+    silent = cpu.compare_outcomes(student, teacher, outcomes, buffers, coefficient=None, out=None, **options)
     torch.testing.assert_close(silent.value, truth.value, rtol=rtol, atol=rtol)
 
 
-def test_an_impossible_outcome_or_an_empty_row_is_left_to_the_general_comparison() -> None:
-    comparison, _ = CASES["narrow"]
+def test_an_impossible_outcome_or_an_empty_row_is_left_to_the_formula() -> None:
+    outcomes, _ = CASES["narrow"]
     options = {"temperature": 1.0, "top_k": None, "coefficient": None, "out": None}
     student, teacher = torch.randn(2, 40), torch.randn(2, 30)
     whole = [row.index_fill(1, torch.arange(row.shape[1]), -torch.inf) for row in (student, teacher)]
-    assert compare_directly(whole[0], teacher, comparison, Buffers(), **options) is None
-    assert compare_directly(student, whole[1], comparison, Buffers(), **options) is None
-    one = student.masked_fill(comparison.student.group == 3, -torch.inf)
-    assert compare_directly(one, teacher, comparison, Buffers(), **options) is None
+    assert cpu.compare_outcomes(whole[0], teacher, outcomes, Buffers(), **options) is None
+    assert cpu.compare_outcomes(student, whole[1], outcomes, Buffers(), **options) is None
+    one = student.masked_fill(outcomes.student.group == 3, -torch.inf)
+    assert cpu.compare_outcomes(one, teacher, outcomes, Buffers(), **options) is None
 
 
 @pytest.mark.parametrize("width", [1, 40, 5000])
@@ -102,6 +102,6 @@ def test_the_best_are_those_of_a_stable_sort(width: int, dtype: torch.dtype) -> 
     values[4] = 0.5
     values[5, ::16] = -50.0
     for count in sorted({1, max(1, width // 7), max(1, width - 1), width}):
-        found = _places_of_best(values, count).sort(dim=1).values
+        found = places_of_best(values, count).sort(dim=1).values
         best = values.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
         assert torch.equal(found, best), count

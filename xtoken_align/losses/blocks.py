@@ -1,0 +1,709 @@
+"""The engine: a batch is planned as a list of blocks, and a loss's formulas are called on one block after another.
+
+For each block the log-probabilities of some rows are read, from logits or from hidden states through a head; the
+formulas give a value per chunk; autograd makes the gradient inside of the block; and gradients are added up in float32.
+So nothing of size (positions, vocabulary) exists beside the inputs and their gradients. The common comparison of
+outcomes has faster ways, `cpu` and `triton`, which write the same gradient in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import OptionError
+from ..spans.spans import Predictions
+from . import cpu, triton
+from .chain import ChainTables, Levels, Reads, level_values
+from .inputs import (
+    Compared,
+    Gradients,
+    Rows,
+    Source,
+    Student,
+    Teacher,
+    compute_dtype,
+    new_gradients,
+    student_inputs,
+    student_source,
+    teacher_source,
+)
+from .options import IMPLEMENTATIONS, one_of
+from .tables import Outcomes, Table
+
+Ids = NDArray[np.int64]
+
+IGNORED = -100
+"""The label of a token that has no cross-entropy."""
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """Rows taken at a time; results do not depend on them.
+
+    Attributes:
+        logits: of a block of logits.
+        hidden: of a block of hidden states, for which a head makes logits.
+        rows: of a block where plain functions compare row with row.
+        part: rows of a block whose formulas are called at a time, since that takes memory.
+        levels: levels of C-KL whose whole rows are copied at a time, for sums over "everything else".
+    """
+
+    logits: int
+    hidden: int
+    rows: int
+    part: int
+    levels: int
+
+
+WIDTH = 1 << 17
+"""The width of the rows that the sizes below are for; of narrower ones proportionally more are taken."""
+MOST = 64
+"""But no more times as many: a GPU's grid has at most 65,535 rows."""
+CPU = BlockSizes(logits=16, hidden=128, rows=8, part=8, levels=16)
+"""What is made for a few rows stays in the processor's cache. With fewer rows of hidden states the head's products are
+slow; more take memory and no less time."""
+ACCELERATOR = BlockSizes(logits=512, hidden=256, rows=512, part=512, levels=512)
+"""Every operation has to keep a whole device busy for longer than it takes to start the next one."""
+
+
+def block_sizes(device: torch.device, *widths: int) -> BlockSizes:
+    """The sizes on a device for rows of these widths: those of both sides' logits, and of hidden states."""
+    sizes = CPU if device.type == "cpu" else ACCELERATOR
+    factor = min(max(WIDTH // max(1, *widths), 1), MOST)
+    return BlockSizes(**{name: factor * size for name, size in vars(sizes).items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A part of a loss: the values of its terms add up.
+
+    Attributes:
+        formula: `(student: Rows, teacher: Rows, table, *, temperature, top_k, looks) -> Compared`.
+        table: what it compares.
+    """
+
+    formula: Callable[..., Compared]
+    table: Table
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What the rows of a batch are compared by.
+
+    Attributes:
+        terms: the formulas of level one.
+        temperature: T.
+        top_k: the teacher's outcomes that are kept, or None.
+        implementation: "auto", "reference", "cpu" or "triton".
+        student_silent: int64, the student's tokens without a probability, for C-KL's levels; None without levels.
+        teacher_silent: int64, or None.
+        widths: V_s and V_t, or None where the tables are checked elsewhere.
+    """
+
+    terms: tuple[Term, ...]
+    temperature: float = 1.0
+    top_k: int | None = None
+    implementation: str = "auto"
+    student_silent: torch.Tensor | None = None
+    teacher_silent: torch.Tensor | None = None
+    widths: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some chunks of a block, whose formulas are called at once.
+
+    Attributes:
+        chunks: their numbers in the batch.
+        student: their rows of level one among the block's.
+        teacher: the teacher's.
+        student_size: int64, how many rows each chunk has; None where each has one on both sides.
+        teacher_size: int64, or None.
+    """
+
+    chunks: slice
+    student: slice
+    teacher: slice
+    student_size: Ids | None = None
+    teacher_size: Ids | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Rows that are read at once. Those of level one come first, chunk by chunk; rows of further levels and rows with
+    nothing but a label follow.
+
+    Attributes:
+        student_rows: int64, flattened positions.
+        teacher_rows: int64.
+        parts: the chunks, some at a time.
+        level_one: how many of the student's rows are level one's.
+        levels: C-KL's further levels, some at a time, whose rows count in the block.
+        labels: int64, what each of the student's rows is to predict, -100 for nothing; or None.
+    """
+
+    student_rows: Ids
+    teacher_rows: Ids
+    parts: tuple[Part, ...]
+    level_one: int
+    levels: tuple[Levels, ...] = ()
+    labels: Ids | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What of a batch is compared.
+
+    Attributes:
+        blocks: the rows.
+        weight: float32 (N,), each chunk's weight, 0 for misfits.
+        misfits: how many chunks cannot be compared.
+    """
+
+    blocks: tuple[Block, ...]
+    weight: NDArray[np.float32]
+    misfits: int
+
+
+def plan_batch(
+    predictions: Predictions,
+    labels: Ids | None,
+    sizes: BlockSizes,
+    *,
+    rows: int,
+    merge: str,
+    bins: tuple[Ids, Ids] | None = None,
+    chain: ChainTables | None = None,
+) -> Batch:
+    """Cuts a batch into blocks of whole chunks.
+
+    Args:
+        predictions: the chunks, as numpy arrays.
+        labels: int64 (B * T_s,), what the logits at each position are to predict, -100 for nothing.
+        sizes: of the parts of a block.
+        rows: about how many rows a block has.
+        merge: "first" reads a chunk's first predicting position on both sides, "mean" all.
+        bins: each token's bin on both sides, where chunks that begin in two bins are misfits.
+        chain: the tables of C-KL.
+    """
+    fits = np.ones(len(predictions), dtype=np.bool_)
+    if bins is not None:
+        first_student = bins[0][predictions.student_tokens[predictions.student_offsets[:-1]]]
+        first_teacher = bins[1][predictions.teacher_tokens[predictions.teacher_offsets[:-1]]]
+        fits = (first_student == first_teacher) & (first_student >= 0)
+    students, student_at = _leading_rows(predictions.student, predictions.student_offsets, merge)
+    teachers, teacher_at = _leading_rows(predictions.teacher, predictions.teacher_offsets, merge)
+    levels = () if chain is None else chain.levels(predictions, fits)
+    longest = np.maximum(student_at, teacher_at)
+    pending = None if labels is None else labels.copy()
+    blocks = []
+    for first, last in pairwise(_bounds(longest, 0, len(longest) - 1, rows)):
+        own = [one.of_chunks(first, last) for one in levels]
+        block = Block(
+            student_rows=_with_further(students[student_at[first] : student_at[last]], own, of_student=True),
+            teacher_rows=_with_further(teachers[teacher_at[first] : teacher_at[last]], own, of_student=False),
+            parts=tuple(
+                _part(slice(*bounds), first, student_at, teacher_at)
+                for bounds in pairwise(_bounds(longest, first, last, sizes.part))
+            ),
+            level_one=int(student_at[last] - student_at[first]),
+        )
+        placed = (one.in_block(block.student_rows, block.teacher_rows) for one in own if len(one))
+        blocks.append(replace(block, levels=tuple(part for one in placed for part in one.parts(sizes.levels))))
+    if pending is not None:
+        # A row's label counts in the first block that reads it; labelled rows that none reads get blocks of their own.
+        for number, block in enumerate(blocks):
+            blocks[number] = replace(block, labels=pending[block.student_rows])
+            pending[block.student_rows] = IGNORED
+        alone = np.flatnonzero(pending != IGNORED)
+        for start in range(0, len(alone), rows):
+            own_rows = alone[start : start + rows]
+            blocks.append(Block(own_rows, alone[:0], (), 0, labels=pending[own_rows]))
+    return Batch(tuple(blocks), np.where(fits, predictions.weight, 0).astype(np.float32), int((~fits).sum()))
+
+
+def blocks_of_rows(rows: int, sizes: BlockSizes) -> tuple[Block, ...]:
+    """Blocks in which row number n of both sides is chunk n."""
+    blocks = []
+    for first in range(0, rows, sizes.rows):
+        own = np.arange(first, min(first + sizes.rows, rows))
+        place = slice(0, len(own))
+        blocks.append(Block(own, own, (Part(slice(first, first + len(own)), place, place),), len(own)))
+    return tuple(blocks)
+
+
+def _leading_rows(rows: Ids, offsets: Ids, merge: str) -> tuple[Ids, Ids]:
+    """The rows of level one, and where each chunk's begin."""
+    if merge == "mean":
+        return rows, offsets
+    return rows[offsets[:-1]], np.arange(len(offsets))
+
+
+def _bounds(offsets: Ids, first: int, last: int, rows: int) -> list[int]:
+    """Where to cut chunks first to last, so that as many whole ones are together as `rows` hold, one at least.
+
+    Chunks of 1, 3, 2 rows have offsets [0, 1, 4, 6]; with rows=4 the bounds are [0, 2, 3].
+    """
+    bounds = [first]
+    while bounds[-1] < last:
+        full = int(np.searchsorted(offsets, offsets[bounds[-1]] + rows, side="right")) - 1
+        bounds.append(min(max(full, bounds[-1] + 1), last))
+    return bounds
+
+
+def _part(chunks: slice, first: int, student_at: Ids, teacher_at: Ids) -> Part:
+    """Some chunks of the block that begins with chunk number `first`."""
+    slices, sizes = [], []
+    for offsets in (student_at, teacher_at):
+        slices.append(slice(int(offsets[chunks.start] - offsets[first]), int(offsets[chunks.stop] - offsets[first])))
+        sizes.append(np.diff(offsets[chunks.start : chunks.stop + 1]))
+    if all((size == 1).all() for size in sizes):
+        return Part(chunks, slices[0], slices[1])
+    return Part(chunks, slices[0], slices[1], sizes[0], sizes[1])
+
+
+def _with_further(rows: Ids, levels: Sequence[Levels], *, of_student: bool) -> Ids:
+    """The rows of level one and those of further levels that are not among them."""
+    further = [one.rows(of_student=of_student) for one in levels if len(one)]
+    return np.concatenate([rows, np.setdiff1d(np.concatenate(further), rows)]) if further else rows
+
+
+@dataclass(eq=False)
+class Result:
+    """What a pass over the blocks gave; numbers per chunk are floats (N,).
+
+    Attributes:
+        value: each chunk's divergence.
+        agrees: 1 where both sides' likeliest outcome is one.
+        dropped: the teacher's mass that was not compared.
+        empty: the student's mass on tokens without a counterpart.
+        compared: 1 where there was a common space.
+        cross_entropy: scalar, summed over the labels.
+        gradients: of the logits or hidden states, the head, its bias and the links' log weights; None where not wanted.
+    """
+
+    value: torch.Tensor
+    agrees: torch.Tensor
+    dropped: torch.Tensor
+    empty: torch.Tensor
+    compared: torch.Tensor
+    cross_entropy: torch.Tensor
+    gradients: list[torch.Tensor | None]
+
+
+@torch.no_grad()
+def run(
+    student: Source,
+    teacher: Source,
+    objective: Objective,
+    blocks: Sequence[Block],
+    chunk_weight: torch.Tensor,
+    label_weight: torch.Tensor | None,
+    wanted: Sequence[bool],
+) -> Result:
+    """One pass over the blocks.
+
+    Args:
+        student: the student's rows.
+        teacher: the teacher's.
+        objective: what is compared.
+        blocks: the rows and chunks of each block.
+        chunk_weight: floats (N,); the gradient is that of the sum of chunk_weight * value and label_weight * CE.
+        label_weight: scalar, or None without labels.
+        wanted: whether the gradient of states, head, bias and links is.
+    """
+    path = _path(objective.implementation, student.states.device, compute_dtype(student.states))
+    result = _run(student, teacher, objective, blocks, chunk_weight, label_weight, wanted, path)
+    # Where an outcome is impossible the kernels give no finite number. That is looked at once, since looking waits for
+    # the device.
+    if path == "triton" and not bool(result.value.isfinite().all()):
+        del result
+        return _run(student, teacher, objective, blocks, chunk_weight, label_weight, wanted, "reference")
+    return result
+
+
+def _path(implementation: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The way in which outcomes are compared where they are of the common case: "cpu", "triton" or "reference"."""
+    if one_of("implementation", implementation, IMPLEMENTATIONS) == "auto":
+        if device.type == "cuda" and dtype == torch.float32 and triton.kernels_work(device):
+            return "triton"
+        return "cpu" if device.type == "cpu" else "reference"
+    if implementation == "cpu" and device.type != "cpu":
+        raise OptionError(f"implementation='cpu' needs logits on the CPU, but they are on {device}; use 'auto'")
+    if implementation == "triton" and not triton.kernels_work(device):
+        raise OptionError(f"implementation='triton' needs Triton and a GPU, but the logits are on {device}; use 'auto'")
+    return "reference" if implementation == "triton" and dtype != torch.float32 else implementation
+
+
+def _run(
+    student: Source,
+    teacher: Source,
+    objective: Objective,
+    blocks: Sequence[Block],
+    chunk_weight: torch.Tensor,
+    label_weight: torch.Tensor | None,
+    wanted: Sequence[bool],
+    path: str,
+) -> Result:
+    dtype, device = compute_dtype(student.states), student.states.device
+    result = Result(*(torch.zeros(len(chunk_weight), dtype=dtype, device=device) for _ in range(5)), None, [None] * 4)  # type: ignore[arg-type]
+    result.cross_entropy = torch.zeros((), dtype=dtype, device=device)
+    links = None
+    if wanted[3]:
+        objective, links = _with_leaf(objective)
+    lift = _lift(student, chunk_weight, label_weight)
+    if lift is not None:
+        chunk_weight, label_weight = chunk_weight * lift, None if label_weight is None else label_weight * lift
+    student_runs, teacher_runs = (
+        [getattr(block, side) for block in blocks] for side in ("student_rows", "teacher_rows")
+    )
+    runs = list(zip(_firsts(student_runs), _firsts(teacher_runs), strict=True))
+    gradients = None
+    if any(wanted):
+        covered = sum(len(block.student_rows) for block, (first, _) in zip(blocks, runs, strict=True) if first >= 0)
+        gradients = new_gradients(
+            student, weight=wanted[1], bias=wanted[2], covered=covered == len(student.states), links=links
+        )
+    buffers = cpu.Buffers()
+    with torch.autocast(device.type, enabled=False):
+        for block, firsts in zip(blocks, runs, strict=True):
+            rows = torch.from_numpy(block.student_rows).to(device, non_blocking=True)
+            scores = student.read(rows, dtype, firsts[0])
+            gradient = place = None
+            if gradients is not None:
+                place = gradients.place(len(rows), firsts[0], dtype)
+                gradient = torch.empty_like(scores) if place is None else place
+                # The formulas write the rows of level one, whatever was there.
+                gradient[block.level_one if objective.terms else 0 :] = 0
+            if block.parts:
+                sides = scores, *_teacher_rows(teacher, block, firsts[1], dtype)
+                _compare_chunks(block, *sides, objective, path, chunk_weight, gradient, gradients, buffers, result)
+                for levels in block.levels:
+                    _compare_levels(levels, *sides, objective, chunk_weight, gradient, result)
+            if block.labels is not None and label_weight is not None:
+                _add_cross_entropy(scores, block.labels, label_weight, gradient, result)
+            if gradients is not None and gradient is not None and place is None:
+                gradients.add(rows, scores, gradient)
+    if gradients is not None:
+        result.gradients = gradients.all(lift)
+    return result
+
+
+def _teacher_rows(
+    teacher: Source, block: Block, first: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    rows = torch.from_numpy(block.teacher_rows).to(teacher.states.device, non_blocking=True)
+    return teacher.read(rows, dtype, first), teacher.log_rest(rows, dtype)
+
+
+def _with_leaf(objective: Objective) -> tuple[Objective, torch.Tensor]:
+    """The objective with the links' log weights as a leaf."""
+    (term,) = objective.terms
+    assert isinstance(term.table, Outcomes)
+    assert term.table.links is not None
+    leaf = term.table.links.log_weight.detach().requires_grad_()
+    table = replace(term.table, links=replace(term.table.links, log_weight=leaf))
+    return replace(objective, terms=(Term(term.formula, table),)), leaf
+
+
+def _lift(student: Source, chunk_weight: torch.Tensor, label_weight: torch.Tensor | None) -> torch.Tensor | None:
+    """What brings the largest weight near 1 where a head's products run in float16, in which less than 6e-8 is 0."""
+    weights = chunk_weight if label_weight is None else torch.cat([chunk_weight, label_weight[None]])
+    if student.weight is None or student.states.dtype != torch.float16 or not len(weights):
+        return None
+    # A power of two, which changes no digit.
+    return torch.exp2(-weights.amax().clamp(1e-30, 1e30).log2().ceil())
+
+
+def _firsts(rows: list[Ids]) -> list[int]:
+    """Each block's first row where its rows follow each other, so that nothing need be gathered; -1 elsewhere, and
+    everywhere if any row is read by two blocks.
+    """
+    if sum(map(len, rows)) != len(np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *rows]))):
+        return [-1] * len(rows)
+    return [int(own[0]) if len(own) and (np.diff(own) == 1).all() else -1 for own in rows]
+
+
+def _compare_chunks(
+    block: Block,
+    scores: torch.Tensor,
+    teachers: torch.Tensor,
+    rest: torch.Tensor | None,
+    objective: Objective,
+    path: str,
+    chunk_weight: torch.Tensor,
+    gradient: torch.Tensor | None,
+    gradients: Gradients | None,
+    buffers: cpu.Buffers,
+    result: Result,
+) -> None:
+    """Level one of a block: the values of its chunks, and the gradient of their rows."""
+    for part in block.parts:
+        weight = chunk_weight[part.chunks]
+        place = None if gradient is None else gradient[part.student]
+        own = scores[part.student], teachers[part.teacher]
+        sizes = [
+            None if size is None else torch.from_numpy(size).to(scores.device, non_blocking=True)
+            for size in (part.student_size, part.teacher_size)
+        ]
+        student, teacher = (
+            Rows(rows, None if size is None else _owners(size, len(rows)), size)
+            for rows, size in zip(own, sizes, strict=True)
+        )
+        teacher = replace(teacher, log_rest=None if rest is None else rest[part.teacher])
+        for number, term in enumerate(objective.terms):
+            found = _fast(term, student, teacher, objective, path, weight, place if number == 0 else None, buffers)
+            if found is None:
+                found = _differentiate(
+                    term, student, teacher, objective, path, weight, place, gradients, adds=number > 0
+                )
+            result.value[part.chunks] += found.value
+            if number == 0:
+                for name in ("agrees", "dropped", "empty", "compared"):
+                    getattr(result, name)[part.chunks] = getattr(found, name).to(scores.dtype)
+
+
+def _owners(size: torch.Tensor, rows: int) -> torch.Tensor:
+    return torch.arange(len(size), device=size.device).repeat_interleave(size, output_size=rows)
+
+
+def _fast(
+    term: Term,
+    student: Rows,
+    teacher: Rows,
+    objective: Objective,
+    path: str,
+    weight: torch.Tensor,
+    place: torch.Tensor | None,
+    buffers: cpu.Buffers,
+) -> Compared | None:
+    """Outcomes compared in place, where rows are chunks and every outcome is possible; None where this is not so."""
+    outcomes = term.table
+    common = isinstance(outcomes, Outcomes) and outcomes.links is None and outcomes.student.count > 0
+    if path == "reference" or not common or student.chunk is not None or teacher.log_rest is not None:
+        return None
+    assert isinstance(outcomes, Outcomes)
+    coefficient = None if place is None else weight
+    options = {"temperature": objective.temperature, "coefficient": coefficient, "out": place}
+    if path == "cpu":
+        return cpu.compare_outcomes(student.scores, teacher.scores, outcomes, buffers, top_k=objective.top_k, **options)
+    # The kernels step through rows; those of transposed logits lie apart.
+    in_rows = all(one is None or one.stride(1) == 1 for one in (student.scores, teacher.scores, place))
+    if not in_rows or (objective.top_k is not None and objective.top_k < outcomes.student.count):
+        return None
+    return triton.compare_outcomes(student.scores, teacher.scores, outcomes, **options)
+
+
+def _differentiate(
+    term: Term,
+    student: Rows,
+    teacher: Rows,
+    objective: Objective,
+    path: str,
+    weight: torch.Tensor,
+    place: torch.Tensor | None,
+    gradients: Gradients | None,
+    *,
+    adds: bool,
+) -> Compared:
+    """Calls a formula; autograd makes the gradient, which is written to its place or added to what is there."""
+    options = {"temperature": objective.temperature, "top_k": objective.top_k, "looks": path != "reference"}
+    if place is None or gradients is None:
+        return term.formula(student, teacher, term.table, **options)
+    leaf = student.scores.detach().requires_grad_()
+    with torch.enable_grad():
+        found = term.formula(replace(student, scores=leaf), teacher, term.table, **options)
+        total = (found.value * weight).sum()
+    leaves = [leaf] if gradients.link_leaf is None else [leaf, gradients.link_leaf]
+    slopes: Sequence[torch.Tensor | None] = [None] * len(leaves)
+    if total.requires_grad:
+        slopes = torch.autograd.grad(total, leaves, allow_unused=True)
+    if not adds:
+        place.zero_() if slopes[0] is None else place.copy_(slopes[0])
+    elif slopes[0] is not None:
+        place.add_(slopes[0])
+    if len(slopes) > 1 and slopes[1] is not None and gradients.links is not None:
+        gradients.links.add_(slopes[1])
+    return replace(found, value=found.value.detach())
+
+
+def _compare_levels(
+    levels: Levels,
+    scores: torch.Tensor,
+    teachers: torch.Tensor,
+    rest: torch.Tensor | None,
+    objective: Objective,
+    chunk_weight: torch.Tensor,
+    gradient: torch.Tensor | None,
+    result: Result,
+) -> None:
+    """Some of C-KL's levels of a block: their values are added to their chunks', their gradient to their rows'."""
+    here = levels.tensors(scores.device)
+    assert objective.student_silent is not None
+    assert objective.teacher_silent is not None
+    student = Reads(scores, objective.student_silent, wanted=gradient is not None)
+    teacher = Reads(teachers, objective.teacher_silent, rest)
+    with torch.set_grad_enabled(gradient is not None):
+        value = level_values(student, teacher, here, temperature=objective.temperature)
+        total = (value * chunk_weight[here.chunk]).sum()
+    if gradient is not None:
+        student.add_gradient(total, gradient)
+    result.value.index_add_(0, here.chunk, value.detach())
+
+
+def _add_cross_entropy(
+    scores: torch.Tensor, labels: Ids, weight: torch.Tensor, gradient: torch.Tensor | None, result: Result
+) -> None:
+    """The cross-entropy of the labelled rows; it runs over the whole width, as everywhere."""
+    labelled = np.flatnonzero(labels != IGNORED)
+    at_once = block_sizes(scores.device, scores.shape[1]).part
+    for start in range(0, len(labelled), at_once):
+        own = labelled[start : start + at_once]
+        slots, targets = (torch.from_numpy(one).to(scores.device, non_blocking=True) for one in (own, labels[own]))
+        leaf = scores.index_select(0, slots)
+        with torch.set_grad_enabled(gradient is not None):
+            total = torch.nn.functional.cross_entropy(
+                leaf.requires_grad_(gradient is not None), targets, reduction="sum"
+            )
+        result.cross_entropy += total.detach()
+        if gradient is not None:
+            (slope,) = torch.autograd.grad(total, leaf)
+            gradient.index_add_(0, slots, slope.mul_(weight))
+
+
+class _Made:
+    """Gradients that were made beforehand, handed out once as they are and made anew if they are asked for again."""
+
+    def __init__(self, gradients: list[torch.Tensor | None], again: Callable[[], list[torch.Tensor | None]]) -> None:
+        self.gradients: list[torch.Tensor | None] | None = gradients
+        self.again = again
+
+    def take(self) -> list[torch.Tensor | None]:
+        """The gradients; the caller owns them and may change them."""
+        taken = self.again() if self.gradients is None else self.gradients
+        self.gradients = None
+        return taken
+
+
+class _Attached(torch.autograd.Function):
+    """A value whose gradients were made beforehand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: torch.Tensor, rows_of: torch.Tensor | None, made: _Made, *inputs: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.rows_of, ctx.made = rows_of, made
+        ctx.inputs = [None if one is None else (one.dtype, one.shape) for one in inputs]
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> Any:
+        # PyTorch's own guard lets constants through where the loss itself is differentiated, as if they had no slope.
+        if torch.is_grad_enabled():
+            raise OptionError(
+                "expected a backward without a graph of its own, got create_graph=True: the loss can be differentiated "
+                "once, since its gradient is made in the forward pass; leave create_graph out"
+            )
+        if ctx.rows_of is not None:
+            slope = slope[ctx.rows_of].unsqueeze(1)
+        scaled = []
+        for gradient, kept in zip(ctx.made.take(), ctx.inputs, strict=True):
+            if gradient is None or kept is None:
+                scaled.append(None)
+                continue
+            # In its own memory: a gradient can be as large as the logits.
+            if not (slope.device.type == "cpu" and slope.numel() == 1 and float(slope) == 1):
+                gradient.mul_(slope.to(gradient.dtype))
+            scaled.append(gradient.to(kept[0]).view(kept[1]))
+        return None, None, None, *scaled
+
+
+def attach(
+    value: torch.Tensor,
+    inputs: list[torch.Tensor | None],
+    gradients: list[torch.Tensor | None],
+    again: Callable[[], list[torch.Tensor | None]],
+    rows_of: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Gives a value the graph of its inputs.
+
+    Args:
+        value: scalar, or floats (N,) with `rows_of`.
+        inputs: what it was computed from.
+        gradients: the gradient of the scalar by each input, of as many numbers; with `rows_of`, row r holds that of
+            value[rows_of[r]]. They are handed to autograd as they are.
+        again: makes the gradients once more, for a second backward through a graph that was kept.
+        rows_of: int64 (rows,), the value that each row of the only input belongs to.
+
+    Returns:
+        The value. It can be differentiated once: the gradients are constants, and `create_graph=True` is refused.
+    """
+    if all(gradient is None for gradient in gradients):
+        return value
+    result: torch.Tensor = _Attached.apply(value, rows_of, _Made(gradients, again), *inputs)  # type: ignore[no-untyped-call]
+    return result
+
+
+def run_batch(
+    student: Student,
+    teacher: Teacher,
+    objective: Objective,
+    batch: Batch,
+    *,
+    chunk_factor: torch.Tensor,
+    label_factor: torch.Tensor,
+    link_log_weight: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, Result, torch.Tensor]:
+    """chunk_factor * sum of the chunks' weighted values + label_factor * sum of the labels' cross-entropies.
+
+    Args:
+        student: the student.
+        teacher: the teacher; gets no gradient.
+        objective: what is compared.
+        batch: the plan.
+        chunk_factor: scalar, detached.
+        label_factor: scalar, detached.
+        link_log_weight: floats (links,), with a graph, where W is learnt.
+
+    Returns:
+        That scalar with the graph of the student and of the links' weights; the pass; and floats (N,), each chunk's
+        weight, 0 for misfits.
+
+    Raises:
+        OptionError: logits of another width than the mapping's, or on another device than the loss.
+    """
+    source, read = student_source(student), teacher_source(teacher)
+    for side, width, expected in zip(
+        ("student", "teacher"), (source.width, read.width), objective.widths or (source.width, read.width), strict=True
+    ):
+        if width != expected:
+            raise OptionError(
+                f"the {side}'s logits must have the mapping's width of {expected}, but they have {width}: the mapping "
+                "is of another tokenizer or another size of the model's head"
+            )
+    dtype, device = compute_dtype(source.states), source.states.device
+    if objective.student_silent is not None and objective.student_silent.device != device:
+        raise OptionError(
+            f"the loss is on {objective.student_silent.device}, but what the student hands in is on {device}: "
+            f"move it there once, loss_fn.to({str(device)!r})"
+        )
+    weight = torch.from_numpy(batch.weight).to(device, dtype)
+    chunk_factor, label_factor = chunk_factor.to(device, dtype), label_factor.to(device, dtype)
+    inputs = [*student_inputs(student), link_log_weight]
+    wanted = [torch.is_grad_enabled() and one is not None and one.requires_grad for one in inputs]
+    labels = any(block.labels is not None for block in batch.blocks)
+    arguments = (
+        (source, read, objective, batch.blocks),
+        (weight * chunk_factor, label_factor if labels else None, wanted),
+    )
+    result = run(*arguments[0], *arguments[1])
+    value = (result.value * weight).sum() * chunk_factor + result.cross_entropy * label_factor
+    loss = attach(value, inputs, result.gradients, lambda: run(*arguments[0], *arguments[1]).gradients)
+    return loss, result, weight

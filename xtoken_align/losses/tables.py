@@ -1,0 +1,559 @@
+"""Index arrays of a loss: which of two vocabularies' tokens are compared with which.
+
+A loss reads one of two kinds of table. `Outcomes` puts tokens of both sides into common outcomes: the bins of
+Partition-KL, the columns of P-KL, the pairs of H-KL and GOLD. `Ranks` says which tokens are compared in sorted order.
+
+A table depends on the mapping alone, so a module makes it once. Each has a plain form of fixed shapes, which
+`torch.compile` can trace and which `implementation="reference"` reads, and an indexed form, which is faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils._pytree import register_pytree_node
+
+from ..errors import OptionError
+from ..mapping.mapping import Mapping
+from ..matrix import relaxed_common, strict_common
+from ..vocab.kinds import Kind
+
+MASKED = -2
+"""The bin of a token that has no probability: padding and holes."""
+VOID = -1e30
+"""The log mass of a column that stands for no outcome. It is finite, so that it is told from an impossible outcome, and
+so that the difference of two is no NaN."""
+SMALL = 32
+"""Shared columns with more members than this are large; one program of the GPU's kernels sums each of these."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A set of tokens of a vocabulary of width V.
+
+    Attributes:
+        mask: bool (V,).
+        ids: int64, ascending; None in the plain form.
+    """
+
+    mask: torch.Tensor
+    ids: torch.Tensor | None
+
+    def removed_from(self, scores: torch.Tensor) -> torch.Tensor:
+        """Rows (n, V) in which these tokens are impossible, as a copy."""
+        if self.ids is None:
+            return scores.masked_fill(self.mask, -torch.inf)
+        return scores.index_fill(1, self.ids, -torch.inf)
+
+
+def tokens_of(mask: torch.Tensor, *, indexed: bool = True) -> Tokens:
+    """The tokens at which a mask is True."""
+    return Tokens(mask, mask.nonzero().squeeze(1) if indexed else None)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupIndex:
+    """Where the tokens of each column stand, so that only columns of several tokens need be summed.
+
+    Most columns hold one token. Each column has a *head*, its lowest token; the other tokens of a column are *members*.
+
+    Seven tokens in columns [0, 1, -1, 0, 3, 3, 3] of K = 4: the heads are [0, 1, -, 4], column 2 is void, the members
+    are tokens [3, 5, 6], the shared columns [0, 3]. Column masses are the heads' scores, those of columns 0 and 3
+    exchanged for log(exp(z0) + exp(z3)) and log(exp(z4) + exp(z5) + exp(z6)).
+
+    Attributes:
+        head: int64 (K,), the head of each column, any token for void ones; None where column k's head is token k.
+        void: int64, the columns without a token.
+        member: int64 (M,), the members, column by column.
+        shared: int64 (G,), the columns that have members.
+        shared_head: int64 (G,), their heads.
+        slot: int64 (M,), the place in `shared` of each member's column.
+        offsets: int64 (G + 1,), where each shared column's members begin.
+        large: int64, the places in `shared` of columns with more than `SMALL` members.
+        source: int32 (K,), where a column's mass is found: at its only token, or at V + its place in `shared`; -1 for
+            void ones.
+        alone: int64, the tokens in no column.
+    """
+
+    head: torch.Tensor | None
+    void: torch.Tensor
+    member: torch.Tensor
+    shared: torch.Tensor
+    shared_head: torch.Tensor
+    slot: torch.Tensor
+    offsets: torch.Tensor
+    large: torch.Tensor
+    source: torch.Tensor
+    alone: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """Which of K columns each of V tokens is in.
+
+    Attributes:
+        group: int64 (V,), the column of each token, K for tokens in none.
+        outside: the tokens that have a probability but no column.
+        count: K.
+        index: the same as places; None in the plain form.
+    """
+
+    group: torch.Tensor
+    outside: Tokens
+    count: int
+    index: GroupIndex | None
+
+
+def make_grouping(
+    group: torch.Tensor, count: int, outside: torch.Tensor | None = None, *, indexed: bool = True
+) -> Grouping:
+    """Groups tokens by columns.
+
+    Args:
+        group: integers (V,), the column of each token, 0 to count - 1, or negative for none.
+        count: K.
+        outside: bool, tokens in no column that have a probability all the same; none by default.
+        indexed: whether places are looked up, which takes shapes that depend on the values.
+
+    Example:
+        >>> index = make_grouping(torch.tensor([0, 1, -1, 0]), 3).index
+        >>> index.head.tolist(), index.void.tolist(), index.member.tolist(), index.shared.tolist(), index.slot.tolist()
+        ([0, 1, 0], [2], [3], [0], [0])
+    """
+    group = group.long()
+    if outside is None:
+        outside = torch.zeros_like(group, dtype=torch.bool)
+    elif len(outside) == len(group):
+        outside = outside & (group < 0)
+    made = Grouping(torch.where(group < 0, count, group), tokens_of(outside, indexed=indexed), count, None)
+    return replace(made, index=_indexed(group, count)) if indexed else made
+
+
+def _indexed(group: torch.Tensor, count: int) -> GroupIndex:
+    width, device = len(group), group.device
+    tokens = (group >= 0).nonzero().squeeze(1)
+    column = group[tokens]
+    head = group.new_full((count,), width).scatter_reduce_(0, column, tokens, "amin")
+    void = (head == width).nonzero().squeeze(1)
+    # Members are few, so they alone are sorted.
+    is_member = head[column] != tokens
+    member, column = tokens[is_member], column[is_member]
+    order = column.argsort(stable=True)
+    member = member[order]
+    sizes = torch.bincount(column, minlength=count)
+    shared = sizes.nonzero().squeeze(1)
+    sizes = sizes[shared]
+    places = torch.arange(len(shared), device=device)
+    own = torch.arange(count, device=device)
+    placed = count == width and bool(((head == own) | (head == width)).all())
+    return GroupIndex(
+        head=None if placed else head.index_fill(0, void, 0),
+        void=void,
+        member=member,
+        shared=shared,
+        shared_head=head[shared],
+        slot=places.repeat_interleave(sizes, output_size=len(member)),
+        offsets=torch.nn.functional.pad(sizes.cumsum(0), (1, 0)),
+        large=(sizes > SMALL).nonzero().squeeze(1),
+        source=head.index_fill(0, void, -1).index_copy(0, shared, places + width).int(),
+        alone=(group < 0).nonzero().squeeze(1),
+    )
+
+
+def log_masses(scores: torch.Tensor, grouping: Grouping, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Logarithms of the sums of exp(scores) over each column: floats (n, V) to (n, K).
+
+    It is -inf where every score of a column is, `VOID` where the column has no token. Each column is summed relative to
+    its own largest score, so that none underflows beside a distant one.
+
+    Args:
+        scores: floats (n, V).
+        grouping: the columns.
+        out: floats (n, K), memory for the result where no gradient is wanted.
+    """
+    lowest = torch.finfo(scores.dtype).min
+    index = grouping.index
+    if index is None:
+        shape = (len(scores), grouping.count + 1)
+        column = grouping.group.expand(scores.shape)
+        top = scores.new_full(shape, -torch.inf).scatter_reduce(1, column, scores.detach(), "amax").clamp_min(lowest)
+        total = scores.new_zeros(shape).scatter_add(1, column, (scores - top.gather(1, column)).exp())
+        held = torch.zeros(shape[1], dtype=torch.bool, device=scores.device).index_fill(0, grouping.group, value=True)
+        return (top + log_of(total)).masked_fill(~held, VOID)[:, :-1]
+    if index.head is not None:
+        masses = torch.index_select(scores, 1, index.head, out=out)
+    else:
+        masses = scores.clone() if out is None else out.copy_(scores)
+    if len(index.void):
+        masses = masses.index_fill_(1, index.void, VOID)
+    if not len(index.member):
+        return masses
+    heads = masses.index_select(1, index.shared)
+    members = scores.index_select(1, index.member)
+    slot = index.slot.expand(members.shape)
+    top = heads.detach().scatter_reduce(1, slot, members.detach(), "amax").clamp_min_(lowest)
+    total = (heads - top).exp().scatter_add(1, slot, (members - top.gather(1, slot)).exp())
+    return masses.index_copy_(1, index.shared, top + log_of(total))
+
+
+def log_of(total: torch.Tensor) -> torch.Tensor:
+    """The logarithm; of 0 it is -inf with a gradient of 0, where torch has one of infinity. NaN stays NaN."""
+    nothing = total == 0
+    return total.masked_fill(nothing, 1).log().masked_fill(nothing, -torch.inf)
+
+
+def log_sum(values: torch.Tensor) -> torch.Tensor:
+    """Logsumexp of each row (n, V) to (n,), -inf with a gradient of 0 where every value is."""
+    if not values.shape[1]:
+        return values.new_full((len(values),), -torch.inf)
+    top = values.detach().amax(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).min)
+    return log_of((values - top).exp().sum(dim=1)) + top.squeeze(1)
+
+
+def log_outside(scores: torch.Tensor, grouping: Grouping) -> torch.Tensor | None:
+    """Floats (n,), log of the mass outside of every column, without a graph; None where no token is outside."""
+    outside = grouping.outside
+    if outside.ids is None:
+        return log_sum(scores.detach().masked_fill(~outside.mask, -torch.inf))
+    if not len(outside.ids):
+        return None
+    return scores.detach().index_select(1, outside.ids).logsumexp(dim=1)
+
+
+def share_inside(scores: torch.Tensor, grouping: Grouping, whole: torch.Tensor) -> torch.Tensor:
+    """(n,), how much of the mass of all tokens is in a column; `whole` (n,) is the log of what is."""
+    outside = log_outside(scores, grouping)
+    return scores.new_ones(len(scores)) if outside is None else torch.sigmoid(whole - outside)
+
+
+@dataclass(frozen=True, eq=False)
+class Links:
+    """Weighted links from student tokens to columns, for projections that are no partition.
+
+    Attributes:
+        token: int64 (L,), the student token of each link.
+        log_weight: floats (L,), float64 unless they are learnt.
+    """
+
+    token: torch.Tensor
+    log_weight: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """How two vocabularies are made comparable: K columns that both have, each an outcome.
+
+    Attributes:
+        student: columns of the student's tokens, or of `links` where there are any.
+        teacher: columns of the teacher's tokens; as many.
+        links: weighted links, None where every token has weight 1 in its column.
+        weigh_by_kept: multiply a chunk's value by the teacher's mass that has a column.
+    """
+
+    student: Grouping
+    teacher: Grouping
+    links: Links | None
+    weigh_by_kept: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """What of two distributions is compared in sorted order.
+
+    Attributes:
+        student_silent: the student's tokens without a probability.
+        teacher_silent: the teacher's.
+        student_rest: the student's tokens whose probabilities are sorted and compared.
+        teacher_rest: the teacher's.
+        limit: how many ranks are compared at most; None for all, filled up with zeros.
+        common: int64 (M, 2), the pairs of the paper's common part; None without it.
+    """
+
+    student_silent: Tokens
+    teacher_silent: Tokens
+    student_rest: Tokens
+    teacher_rest: Tokens
+    limit: int | None
+    common: torch.Tensor | None
+
+
+Table = Outcomes | Ranks
+
+for _class in (Tokens, GroupIndex, Grouping, Links, Outcomes, Ranks):
+    # torch's trees then find the tensors, so that a module can hold them as buffers.
+    register_pytree_node(
+        _class,
+        lambda table: (list(vars(table).values()), type(table)),
+        lambda values, kind: cast("Callable[..., Any]", kind)(*values),
+    )
+
+
+def outcomes_of_bins(student_bin: torch.Tensor, teacher_bin: torch.Tensor, *, indexed: bool = True) -> Outcomes:
+    """The bins that both sides have tokens in, and one more outcome for all other tokens where both sides have some.
+
+    Args:
+        student_bin: integers (V_s,), -1 for tokens in no bin, -2 for tokens without a probability.
+        teacher_bin: integers (V_t,).
+        indexed: see `make_grouping`.
+
+    Example, with student bins [0, 1, 1, 2, -1] and teacher bins [1, 0, 3]: bins 0 and 1 are shared, and student tokens
+    3 and 4 and teacher token 2 are the rest. Outcomes stand at the place of their lowest student token:
+        >>> made = outcomes_of_bins(torch.tensor([0, 1, 1, 2, -1]), torch.tensor([1, 0, 3]))
+        >>> made.student.group.tolist(), made.teacher.group.tolist()
+        ([0, 1, 1, 3, 3], [1, 0, 3])
+    """
+    bins = [side.long() for side in (student_bin, teacher_bin)]
+    if indexed:
+        width = max(0, 1 + max((int(side.max()) for side in bins if len(side)), default=-1))
+    else:
+        bins, width = _dense(*bins)
+    has = [_flags(side, width) for side in bins]
+    shared = has[0] & has[1]
+    # The rest has number `width`, a masked token `width + 1`.
+    numbers = []
+    for side in bins:
+        counts = (side >= 0) & shared[side.clamp_min(0)] if width else torch.zeros_like(side, dtype=torch.bool)
+        numbers.append(torch.where(counts, side, torch.where(side == MASKED, width + 1, width)))
+    rest = torch.stack([(side == width).any() for side in numbers]).all()
+    counts = torch.cat([shared, rest[None], torch.zeros_like(rest)[None]])
+    masked = [side == MASKED for side in bins]
+    return _outcomes(numbers, masked, counts, indexed=indexed)
+
+
+def _flags(numbers: torch.Tensor, width: int) -> torch.Tensor:
+    """Bool (width,), which numbers occur."""
+    flags = torch.zeros(width + 1, dtype=torch.bool, device=numbers.device)
+    return flags.index_fill(0, torch.where(numbers < 0, width, numbers), value=True)[:-1]
+
+
+def _dense(student: torch.Tensor, teacher: torch.Tensor) -> tuple[list[torch.Tensor], int]:
+    """Bins renumbered below the number of tokens, so that nothing's shape depends on a value; negative ones stay."""
+    both = torch.cat([student, teacher])
+    order = both.argsort()
+    ordered = both[order]
+    steps = torch.nn.functional.pad((ordered[1:] != ordered[:-1]).long().cumsum(0), (1, 0))
+    dense = torch.where(both < 0, both, torch.zeros_like(both).index_copy(0, order, steps))
+    return [dense[: len(student)], dense[len(student) :]], len(both)
+
+
+def _outcomes(
+    numbers: list[torch.Tensor], masked: list[torch.Tensor], counts: torch.Tensor, *, indexed: bool
+) -> Outcomes:
+    """Outcomes from numbers that both sides' tokens have; `counts` says which numbers are outcomes.
+
+    Where most student tokens are the lowest of their outcome, each outcome's column is that token, so that neither the
+    student's logits nor their gradient need be gathered; else columns are counted through.
+    """
+    width = len(numbers[0])
+    tokens = torch.arange(width, device=counts.device)
+    column = torch.full_like(counts, width, dtype=torch.int64).scatter_reduce(0, numbers[0], tokens, "amin")
+    if indexed and 2 * (size := int(counts.sum())) < width:
+        column, width = counts.cumsum(0) - 1, size
+    column = torch.where(counts, column, -1)
+    sides = [
+        make_grouping(column[number], width, ~mask, indexed=indexed)
+        for number, mask in zip(numbers, masked, strict=True)
+    ]
+    return Outcomes(sides[0], sides[1], None, weigh_by_kept=False)
+
+
+def outcomes_of_links(
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    weights: torch.Tensor,
+    target: torch.Tensor,
+    student_live: torch.Tensor,
+    *,
+    indexed: bool = True,
+) -> Outcomes:
+    """The columns of W that some link reaches, and where the teacher's mass on other columns goes.
+
+    Args:
+        rows: integers (links,), student ids.
+        columns: integers (links,), teacher ids.
+        weights: floats (links,), above 0; those of a row sum to 1.
+        target: integers (V_t,): for a column that no link reaches the column to which the teacher's mass there moves;
+            -1 where it is dropped, -2 for tokens without a probability. Reached columns keep theirs.
+        student_live: bool (V_s,), False for the student's tokens without a probability.
+        indexed: see `make_grouping`.
+    """
+    rows, columns, target = rows.long(), columns.long(), target.long()
+    usable = (target[columns] != MASKED) & student_live[rows]
+    if indexed:
+        rows, columns, weights = rows[usable], columns[usable], weights[usable]
+        usable = torch.ones_like(rows, dtype=torch.bool)
+    width = len(target)
+    reached = _flags(torch.where(usable, columns, -1), width)
+    teacher = torch.where(reached, torch.arange(width, device=target.device), target)
+    teacher = torch.where((teacher >= 0) & reached[teacher.clamp_min(0)], teacher, width)
+    linked = _flags(torch.where(usable, rows, -1), len(student_live))
+    if indexed and bool((torch.bincount(rows) <= 1).all()) and bool((weights == 1).all()):
+        student = torch.full_like(student_live, width, dtype=torch.int64).index_copy(0, rows, columns)
+        # Tokens without a link have the number `width`, which is no outcome.
+        counts = torch.cat([reached, reached.new_zeros(1)])
+        made = _outcomes([student, teacher], [~student_live, target == MASKED], counts, indexed=True)
+        return replace(made, weigh_by_kept=True)
+    group = torch.where(usable, columns, -1)
+    teacher = torch.where(teacher == width, -1, teacher)
+    if indexed:
+        # W's columns are sparse among the teacher's tokens where the student's vocabulary is small.
+        number = torch.where(reached, reached.cumsum(0) - 1, -1)
+        width = int(reached.sum())
+        group, teacher = number[group], torch.where(teacher >= 0, number[teacher.clamp_min(0)], -1)
+    links = make_grouping(group, width, indexed=indexed)
+    # `outside` counts tokens, all else of this grouping counts links.
+    links = replace(links, outside=tokens_of(student_live & ~linked, indexed=indexed))
+    theirs = make_grouping(teacher, width, target != MASKED, indexed=indexed)
+    return Outcomes(links, theirs, Links(rows, weights.double().log()), weigh_by_kept=True)
+
+
+def outcomes_of_pairs(
+    pairs: torch.Tensor, student_live: torch.Tensor, teacher_live: torch.Tensor, *, indexed: bool = True
+) -> Outcomes:
+    """One outcome per pair and one for all other tokens.
+
+    Args:
+        pairs: integers (M, 2), student and teacher ids; no id twice on one side.
+        student_live: bool (V_s,), False for tokens without a probability.
+        teacher_live: bool (V_t,).
+        indexed: see `make_grouping`.
+    """
+    places = torch.arange(len(pairs), device=pairs.device)
+    bins = [
+        torch.where(live, -1, MASKED).index_copy(0, pairs[:, column].long(), places)
+        for column, live in enumerate((student_live, teacher_live))
+    ]
+    return outcomes_of_bins(bins[0], bins[1], indexed=indexed)
+
+
+def ranks_of_pairs(
+    pairs: torch.Tensor,
+    student_live: torch.Tensor,
+    teacher_live: torch.Tensor,
+    *,
+    limit: int | None,
+    with_common: bool,
+    indexed: bool = True,
+) -> Ranks:
+    """The tokens in no pair, to be compared in sorted order; with the pairs themselves for the paper's form."""
+    rest = [
+        live & ~_flags(pairs[:, column].long(), len(live)) for column, live in enumerate((student_live, teacher_live))
+    ]
+    sets = [tokens_of(mask, indexed=indexed) for mask in (~student_live, ~teacher_live, *rest)]
+    return Ranks(sets[0], sets[1], sets[2], sets[3], limit, pairs.long() if with_common else None)
+
+
+def ranks_of_all(student_live: torch.Tensor, teacher_live: torch.Tensor, *, indexed: bool = True) -> Ranks:
+    """Whole vocabularies in sorted order, the shorter filled up with zeros: ULD."""
+    sets = [tokens_of(mask, indexed=indexed) for mask in (~student_live, ~teacher_live, student_live, teacher_live)]
+    return Ranks(sets[0], sets[1], sets[2], sets[3], None, None)
+
+
+def live_tokens(mapping: Mapping, side: str) -> NDArray[np.bool_]:
+    """Which tokens have a probability: all but padding and holes."""
+    kinds = (mapping.student if side == "student" else mapping.teacher).kinds
+    return ~np.isin(kinds, [Kind.PADDING, Kind.HOLE])
+
+
+def both_live(mapping: Mapping) -> list[torch.Tensor]:
+    """The student's and the teacher's `live_tokens`, as tensors."""
+    return [torch.from_numpy(live_tokens(mapping, side)) for side in ("student", "teacher")]
+
+
+def mapping_bins(mapping: Mapping, *, indexed: bool = True) -> Outcomes:
+    """The mapping's bins: tokens that stand for each other by their first pieces."""
+    bins = (torch.from_numpy(part.astype(np.int64)) for part in mapping.bins())
+    masked = [torch.where(live, part, MASKED) for part, live in zip(bins, both_live(mapping), strict=True)]
+    return outcomes_of_bins(masked[0], masked[1], indexed=indexed)
+
+
+def mapping_links(mapping: Mapping, *, merge: str, unreached: str, indexed: bool = True) -> Outcomes:
+    """P-KL's projection: W's first pieces with weight 1 for merge="first", all of W for merge="mean".
+
+    The teacher's mass on a column t that it does not reach moves to f(g(t)), the first piece of the first piece, or is
+    dropped.
+    """
+    live = both_live(mapping)
+    first = mapping.first_pieces("student")
+    first = np.where((np.diff(mapping.matrix.indptr) > 0) & live[0].numpy(), first, -1)
+    if merge == "mean":
+        rows, columns, weights = mapping.matrix.rows, mapping.matrix.indices, mapping.matrix.data
+    else:
+        rows = np.flatnonzero(first >= 0).astype(np.int32)
+        columns, weights = first[rows], np.ones(len(rows), dtype=np.float32)
+    target = np.full(len(live[1]), -1, dtype=np.int64)
+    if unreached == "reroute":
+        back = mapping.first_pieces("teacher")
+        target = np.where(back >= 0, first[np.maximum(back, 0)], -1).astype(np.int64)
+    target[~live[1].numpy()] = MASKED
+    links = [torch.from_numpy(ids.astype(np.int64)) for ids in (rows, columns)]
+    return outcomes_of_links(
+        *links, torch.from_numpy(weights.copy()), torch.from_numpy(target), live[0], indexed=indexed
+    )
+
+
+def mapping_pairs(mapping: Mapping, *, threshold: float | None) -> torch.Tensor:
+    """int64 (M, 2): the strict common set for GOLD, the relaxed one for H-KL where a threshold is given."""
+    column, weight = mapping.matrix.top
+    if threshold is None:
+        marked = strict_common(mapping.matrix.owner, column)
+    else:
+        marked = relaxed_common(column, weight, threshold)
+    rows = np.flatnonzero(marked)
+    return torch.from_numpy(np.stack([rows, column[rows].astype(np.int64)], axis=1))
+
+
+class LinkWeights(torch.nn.Module):
+    """One parameter per link; a softmax over each row's links makes weights of them.
+
+    Rows with one link have nothing to learn: their weight is 1 whatever the parameter says.
+
+    Args:
+        mapping: whose W is the start.
+        outcomes: the projection's table.
+
+    Raises:
+        OptionError: no row has several links, or W has links that a loss cannot read, to tokens without a probability.
+
+    Source: X-Token (arXiv:2605.21699, 2026), which trains them at a learning rate of 1e-2.
+    """
+
+    row: torch.Tensor
+
+    def __init__(self, mapping: Mapping, outcomes: Outcomes) -> None:
+        super().__init__()
+        if outcomes.links is None:
+            raise OptionError(
+                "learn_w needs a mapping with a row of several links, but each row has one at most, whose weight is 1; "
+                "leave learn_w out"
+            )
+        links = outcomes.links
+        if len(links.token) != len(mapping.matrix.data):
+            raise OptionError(
+                "W has links to padding, which cannot be learnt; build the mapping without those overrides"
+            )
+        self.mapping = mapping
+        self.scores = torch.nn.Parameter(links.log_weight.float())
+        self.register_buffer("row", links.token.clone(), persistent=False)
+
+    def forward(self) -> torch.Tensor:
+        """Floats (links,): log weights, each row's weights sum to 1."""
+        rows = self.mapping.matrix.shape[0]
+        top = (
+            self.scores.detach().new_full((rows,), -torch.inf).scatter_reduce(0, self.row, self.scores.detach(), "amax")
+        )
+        above = self.scores - top[self.row]
+        return above - above.new_zeros(rows).index_add(0, self.row, above.exp()).log()[self.row]
+
+    def export(self) -> Mapping:
+        """The mapping with the weights as they are now, of provenance `learned`."""
+        weights = self().detach().double().exp().cpu().numpy()
+        sums = np.bincount(self.mapping.matrix.rows, weights, minlength=self.mapping.matrix.shape[0])
+        # A weight that was trained down to nothing still is a link: W holds weights above 0.
+        data = np.maximum((weights / sums[self.mapping.matrix.rows]).astype(np.float32), np.finfo(np.float32).tiny)
+        return replace(self.mapping, matrix=replace(self.mapping.matrix, data=data), provenance="learned")
