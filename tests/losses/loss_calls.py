@@ -103,11 +103,11 @@ def assert_same(one: Called, other: Called, *, rtol: float, atol: float) -> None
 class Outcome:
     """What comparing some rows gave: the formula's numbers, and the gradient of the student's logits."""
 
-    compared: Compared
+    numbers: Compared
     gradient: torch.Tensor | None
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.compared, name)
+        return getattr(self.numbers, name)
 
 
 def by_autograd(

@@ -58,12 +58,12 @@ def test_it_is_the_formula(name: str, temperature: float, best: bool, dtype: tor
     coefficient = torch.tensor([1.0, 0.0, 2.5], dtype=dtype)
     options = {"temperature": temperature, "top_k": count if best else None}
     truth = by_autograd(student, teacher, outcomes, coefficient=coefficient, **options)
-    buffers = Buffers()
+    options["buffers"] = Buffers()
     before = student.clone(), teacher.clone()
     # Twice, since buffers hold what was there before.
     for _ in range(2):
         place = torch.full_like(student, 9.0)
-        made = cpu.compare_outcomes(student, teacher, outcomes, buffers, coefficient=coefficient, out=place, **options)
+        made = cpu.compare_outcomes(student, teacher, outcomes, coefficient=coefficient, out=place, **options)
         assert made is not None
         rtol = 1e-10 if dtype == torch.float64 else 1e-4
         for field in ("value", "gradient", "dropped", "empty"):
@@ -75,7 +75,7 @@ def test_it_is_the_formula(name: str, temperature: float, best: bool, dtype: tor
         assert torch.equal(made.compared, truth.compared)
     assert torch.equal(student, before[0])
     assert torch.equal(teacher, before[1])
-    silent = cpu.compare_outcomes(student, teacher, outcomes, buffers, coefficient=None, out=None, **options)
+    silent = cpu.compare_outcomes(student, teacher, outcomes, coefficient=None, out=None, **options)
     torch.testing.assert_close(silent.value, truth.value, rtol=rtol, atol=rtol)
 
 
@@ -84,10 +84,10 @@ def test_an_impossible_outcome_or_an_empty_row_is_left_to_the_formula() -> None:
     options = {"temperature": 1.0, "top_k": None, "coefficient": None, "out": None}
     student, teacher = torch.randn(2, 40), torch.randn(2, 30)
     whole = [row.index_fill(1, torch.arange(row.shape[1]), -torch.inf) for row in (student, teacher)]
-    assert cpu.compare_outcomes(whole[0], teacher, outcomes, Buffers(), **options) is None
-    assert cpu.compare_outcomes(student, whole[1], outcomes, Buffers(), **options) is None
+    assert cpu.compare_outcomes(whole[0], teacher, outcomes, buffers=Buffers(), **options) is None
+    assert cpu.compare_outcomes(student, whole[1], outcomes, buffers=Buffers(), **options) is None
     one = student.masked_fill(outcomes.student.group == 3, -torch.inf)
-    assert cpu.compare_outcomes(one, teacher, outcomes, Buffers(), **options) is None
+    assert cpu.compare_outcomes(one, teacher, outcomes, buffers=Buffers(), **options) is None
 
 
 @pytest.mark.parametrize("width", [1, 40, 5000])

@@ -21,7 +21,7 @@ Z, T, SPANS, LABELS = CASE.student_logits, CASE.teacher_logits, CASE.spans, CASE
 ROWS, LENGTH, WIDTH = Z.shape
 
 VALUES: list[tuple[dict[str, Any], str]] = [
-    ({"kind": "kl"}, "kind must be one of auto, p-kl, .*, but it is 'kl'"),
+    ({"kind": "kl"}, "kind must be one of auto, partition-kl, .*, but it is 'kl'"),
     ({"temperature": 0.0}, "temperature must be a finite number above 0, but it is 0.0"),
     ({"temperature": -1.0}, "temperature must be"),
     ({"temperature": NAN}, "temperature must be"),
@@ -81,7 +81,7 @@ def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], me
 def test_every_kind_stands_by_itself_and_says_what_it_is(kind: str) -> None:
     loss = XTokenLoss(CASE.mapping, kind, temperature=2.0)
     assert loss.kind == kind
-    assert repr(loss) == f"XTokenLoss(kind={kind!r}, temperature=2.0)"
+    assert repr(loss) == f"XTokenLoss({kind}, student <- teacher, temperature=2.0)"
 
 
 def test_auto_takes_the_mappings_recommendation_and_checks_it() -> None:

@@ -1,4 +1,4 @@
-"""The comparison by Triton's kernels is the formula with autograd; without a GPU the kernels run in Triton's interpreter."""
+"""The comparison by Triton's kernels is the formula with autograd; without a GPU Triton's interpreter runs them."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ outcomes has faster ways, `cpu` and `triton`, which write the same gradient in p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -298,6 +298,21 @@ class Result:
     gradients: list[torch.Tensor | None]
 
 
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What stays the same from block to block; `result` and `gradients` are filled."""
+
+    student: Source
+    teacher: Source
+    objective: Objective
+    path: str
+    chunk_weight: torch.Tensor
+    label_weight: torch.Tensor | None
+    gradients: Gradients | None
+    result: Result
+    buffers: cpu.Buffers = field(default_factory=cpu.Buffers)
+
+
 @torch.no_grad()
 def run(
     student: Source,
@@ -353,54 +368,51 @@ def _run(
     path: str,
 ) -> Result:
     dtype, device = compute_dtype(student.states), student.states.device
-    result = Result(*(torch.zeros(len(chunk_weight), dtype=dtype, device=device) for _ in range(5)), None, [None] * 4)  # type: ignore[arg-type]
-    result.cross_entropy = torch.zeros((), dtype=dtype, device=device)
+    numbers = [torch.zeros(len(chunk_weight), dtype=dtype, device=device) for _ in range(5)]
+    result = Result(*numbers, torch.zeros((), dtype=dtype, device=device), [None] * 4)
     links = None
     if wanted[3]:
         objective, links = _with_leaf(objective)
     lift = _lift(student, chunk_weight, label_weight)
     if lift is not None:
         chunk_weight, label_weight = chunk_weight * lift, None if label_weight is None else label_weight * lift
-    student_runs, teacher_runs = (
-        [getattr(block, side) for block in blocks] for side in ("student_rows", "teacher_rows")
-    )
-    runs = list(zip(_firsts(student_runs), _firsts(teacher_runs), strict=True))
+    firsts = _firsts([block.student_rows for block in blocks]), _firsts([block.teacher_rows for block in blocks])
     gradients = None
     if any(wanted):
-        covered = sum(len(block.student_rows) for block, (first, _) in zip(blocks, runs, strict=True) if first >= 0)
-        gradients = new_gradients(
-            student, weight=wanted[1], bias=wanted[2], covered=covered == len(student.states), links=links
-        )
-    buffers = cpu.Buffers()
+        covered = sum(len(block.student_rows) for block, first in zip(blocks, firsts[0], strict=True) if first >= 0)
+        written = covered == len(student.states)
+        gradients = new_gradients(student, weight=wanted[1], bias=wanted[2], covered=written, links=links)
+    pass_ = _Pass(student, teacher, objective, path, chunk_weight, label_weight, gradients, result)
     with torch.autocast(device.type, enabled=False):
-        for block, firsts in zip(blocks, runs, strict=True):
-            rows = torch.from_numpy(block.student_rows).to(device, non_blocking=True)
-            scores = student.read(rows, dtype, firsts[0])
-            gradient = place = None
-            if gradients is not None:
-                place = gradients.place(len(rows), firsts[0], dtype)
-                gradient = torch.empty_like(scores) if place is None else place
-                # The formulas write the rows of level one, whatever was there.
-                gradient[block.level_one if objective.terms else 0 :] = 0
-            if block.parts:
-                sides = scores, *_teacher_rows(teacher, block, firsts[1], dtype)
-                _compare_chunks(block, *sides, objective, path, chunk_weight, gradient, gradients, buffers, result)
-                for levels in block.levels:
-                    _compare_levels(levels, *sides, objective, chunk_weight, gradient, result)
-            if block.labels is not None and label_weight is not None:
-                _add_cross_entropy(scores, block.labels, label_weight, gradient, result)
-            if gradients is not None and gradient is not None and place is None:
-                gradients.add(rows, scores, gradient)
+        for block, student_first, teacher_first in zip(blocks, *firsts, strict=True):
+            _run_block(block, student_first, teacher_first, pass_)
     if gradients is not None:
         result.gradients = gradients.all(lift)
     return result
 
 
-def _teacher_rows(
-    teacher: Source, block: Block, first: int, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    rows = torch.from_numpy(block.teacher_rows).to(teacher.states.device, non_blocking=True)
-    return teacher.read(rows, dtype, first), teacher.log_rest(rows, dtype)
+def _run_block(block: Block, student_first: int, teacher_first: int, pass_: _Pass) -> None:
+    """Reads a block's rows, calls the formulas, and adds up values and gradients."""
+    student, teacher, gradients = pass_.student, pass_.teacher, pass_.gradients
+    dtype, device = pass_.result.value.dtype, student.states.device
+    rows = torch.from_numpy(block.student_rows).to(device, non_blocking=True)
+    scores = student.read(rows, dtype, student_first)
+    gradient = place = None
+    if gradients is not None:
+        place = gradients.place(len(rows), student_first, dtype)
+        gradient = torch.empty_like(scores) if place is None else place
+        # The formulas write the rows of level one, whatever was there.
+        gradient[block.level_one if pass_.objective.terms else 0 :] = 0
+    if block.parts:
+        others = torch.from_numpy(block.teacher_rows).to(device, non_blocking=True)
+        teachers = Rows(teacher.read(others, dtype, teacher_first), log_rest=teacher.log_rest(others, dtype))
+        _compare_chunks(block, scores, teachers, pass_, gradient)
+        for levels in block.levels:
+            _compare_levels(levels, scores, teachers, pass_, gradient)
+    if block.labels is not None and pass_.label_weight is not None:
+        _add_cross_entropy(scores, block.labels, pass_.label_weight, gradient, pass_.result)
+    if gradients is not None and gradient is not None and place is None:
+        gradients.add(rows, scores, gradient)
 
 
 def _with_leaf(objective: Objective) -> tuple[Objective, torch.Tensor]:
@@ -432,68 +444,52 @@ def _firsts(rows: list[Ids]) -> list[int]:
 
 
 def _compare_chunks(
-    block: Block,
-    scores: torch.Tensor,
-    teachers: torch.Tensor,
-    rest: torch.Tensor | None,
-    objective: Objective,
-    path: str,
-    chunk_weight: torch.Tensor,
-    gradient: torch.Tensor | None,
-    gradients: Gradients | None,
-    buffers: cpu.Buffers,
-    result: Result,
+    block: Block, scores: torch.Tensor, teachers: Rows, pass_: _Pass, gradient: torch.Tensor | None
 ) -> None:
     """Level one of a block: the values of its chunks, and the gradient of their rows."""
     for part in block.parts:
-        weight = chunk_weight[part.chunks]
+        student, teacher = Rows(scores[part.student]), Rows(teachers.scores[part.teacher])
+        if teachers.log_rest is not None:
+            teacher = replace(teacher, log_rest=teachers.log_rest[part.teacher])
+        if part.student_size is not None and part.teacher_size is not None:
+            student, teacher = _merged(student, part.student_size), _merged(teacher, part.teacher_size)
         place = None if gradient is None else gradient[part.student]
-        own = scores[part.student], teachers[part.teacher]
-        sizes = [
-            None if size is None else torch.from_numpy(size).to(scores.device, non_blocking=True)
-            for size in (part.student_size, part.teacher_size)
-        ]
-        student, teacher = (
-            Rows(rows, None if size is None else _owners(size, len(rows)), size)
-            for rows, size in zip(own, sizes, strict=True)
-        )
-        teacher = replace(teacher, log_rest=None if rest is None else rest[part.teacher])
-        for number, term in enumerate(objective.terms):
-            found = _fast(term, student, teacher, objective, path, weight, place if number == 0 else None, buffers)
+        for number, term in enumerate(pass_.objective.terms):
+            found = None
+            if number == 0:
+                found = _fast(term, student, teacher, pass_, pass_.chunk_weight[part.chunks], place)
             if found is None:
-                found = _differentiate(
-                    term, student, teacher, objective, path, weight, place, gradients, adds=number > 0
-                )
+                weight = pass_.chunk_weight[part.chunks]
+                found = _differentiate(term, student, teacher, pass_, weight, place, adds=number > 0)
+            result = pass_.result
             result.value[part.chunks] += found.value
             if number == 0:
                 for name in ("agrees", "dropped", "empty", "compared"):
                     getattr(result, name)[part.chunks] = getattr(found, name).to(scores.dtype)
 
 
-def _owners(size: torch.Tensor, rows: int) -> torch.Tensor:
-    return torch.arange(len(size), device=size.device).repeat_interleave(size, output_size=rows)
+def _merged(rows: Rows, size: Ids) -> Rows:
+    """The rows as those of chunks of these sizes."""
+    device = rows.scores.device
+    chunk = np.repeat(np.arange(len(size)), size)
+    sizes, chunks = (torch.from_numpy(one).to(device, non_blocking=True) for one in (size, chunk))
+    return replace(rows, chunk=chunks, size=sizes)
 
 
 def _fast(
-    term: Term,
-    student: Rows,
-    teacher: Rows,
-    objective: Objective,
-    path: str,
-    weight: torch.Tensor,
-    place: torch.Tensor | None,
-    buffers: cpu.Buffers,
+    term: Term, student: Rows, teacher: Rows, pass_: _Pass, weight: torch.Tensor, place: torch.Tensor | None
 ) -> Compared | None:
     """Outcomes compared in place, where rows are chunks and every outcome is possible; None where this is not so."""
-    outcomes = term.table
-    common = isinstance(outcomes, Outcomes) and outcomes.links is None and outcomes.student.count > 0
-    if path == "reference" or not common or student.chunk is not None or teacher.log_rest is not None:
+    outcomes, objective = term.table, pass_.objective
+    if pass_.path == "reference" or not isinstance(outcomes, Outcomes) or outcomes.links is not None:
         return None
-    assert isinstance(outcomes, Outcomes)
+    if not outcomes.student.count or student.chunk is not None or teacher.log_rest is not None:
+        return None
     coefficient = None if place is None else weight
-    options = {"temperature": objective.temperature, "coefficient": coefficient, "out": place}
-    if path == "cpu":
-        return cpu.compare_outcomes(student.scores, teacher.scores, outcomes, buffers, top_k=objective.top_k, **options)
+    options: dict[str, Any] = {"temperature": objective.temperature, "coefficient": coefficient, "out": place}
+    if pass_.path == "cpu":
+        options |= {"top_k": objective.top_k, "buffers": pass_.buffers}
+        return cpu.compare_outcomes(student.scores, teacher.scores, outcomes, **options)
     # The kernels step through rows; those of transposed logits lie apart.
     in_rows = all(one is None or one.stride(1) == 1 for one in (student.scores, teacher.scores, place))
     if not in_rows or (objective.top_k is not None and objective.top_k < outcomes.student.count):
@@ -505,16 +501,19 @@ def _differentiate(
     term: Term,
     student: Rows,
     teacher: Rows,
-    objective: Objective,
-    path: str,
+    pass_: _Pass,
     weight: torch.Tensor,
     place: torch.Tensor | None,
-    gradients: Gradients | None,
     *,
     adds: bool,
 ) -> Compared:
     """Calls a formula; autograd makes the gradient, which is written to its place or added to what is there."""
-    options = {"temperature": objective.temperature, "top_k": objective.top_k, "looks": path != "reference"}
+    objective, gradients = pass_.objective, pass_.gradients
+    options = {
+        "temperature": objective.temperature,
+        "top_k": objective.top_k,
+        "looks": pass_.path == "cpu",
+    }
     if place is None or gradients is None:
         return term.formula(student, teacher, term.table, **options)
     leaf = student.scores.detach().requires_grad_()
@@ -535,27 +534,20 @@ def _differentiate(
 
 
 def _compare_levels(
-    levels: Levels,
-    scores: torch.Tensor,
-    teachers: torch.Tensor,
-    rest: torch.Tensor | None,
-    objective: Objective,
-    chunk_weight: torch.Tensor,
-    gradient: torch.Tensor | None,
-    result: Result,
+    levels: Levels, scores: torch.Tensor, teachers: Rows, pass_: _Pass, gradient: torch.Tensor | None
 ) -> None:
     """Some of C-KL's levels of a block: their values are added to their chunks', their gradient to their rows'."""
-    here = levels.tensors(scores.device)
+    here, objective = levels.tensors(scores.device), pass_.objective
     assert objective.student_silent is not None
     assert objective.teacher_silent is not None
     student = Reads(scores, objective.student_silent, wanted=gradient is not None)
-    teacher = Reads(teachers, objective.teacher_silent, rest)
+    teacher = Reads(teachers.scores, objective.teacher_silent, teachers.log_rest)
     with torch.set_grad_enabled(gradient is not None):
         value = level_values(student, teacher, here, temperature=objective.temperature)
-        total = (value * chunk_weight[here.chunk]).sum()
+        total = (value * pass_.chunk_weight[here.chunk]).sum()
     if gradient is not None:
         student.add_gradient(total, gradient)
-    result.value.index_add_(0, here.chunk, value.detach())
+    pass_.result.value.index_add_(0, here.chunk, value.detach())
 
 
 def _add_cross_entropy(

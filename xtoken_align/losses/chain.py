@@ -1,10 +1,10 @@
-"""C-KL below level one: the chain rule along the pieces of a token that one side writes in one and the other in several.
+"""C-KL below level one: the chain rule along the pieces of a token that one side writes whole and the other in pieces.
 
-Say the student has `12` as one token, and the teacher writes `1` `2`. After both sides' common text the student's tokens
-that begin with `1`, which are `1`, `12`, `13`, ..., are a distribution over what follows the piece `1`: the end, `2`,
-`3`, ... The teacher's logits after `1` are one too. A *level* compares the two: one side is *restricted* to its tokens
-that begin with a prefix, the other has *spoken* the prefix and says the next piece. The level after `12` follows, at
-which the student that never says `123` is told how often the number goes on.
+Say the student has `12` as one token, and the teacher writes `1` `2`. The student's tokens that begin with `1`, which
+are `1`, `12`, `13`, `123`, ..., are a distribution over what follows the piece `1`: the end, `2`, `3`, ... The
+teacher's logits after `1` are one too. A *level* compares the two: one side is *restricted* to its tokens that begin
+with a prefix, the other has *spoken* the prefix and says the next piece. The level after `12` follows, at which a
+student that never says `123` learns how often the number goes on.
 """
 
 from __future__ import annotations

@@ -215,7 +215,7 @@ def sorted_distance(student: torch.Tensor, teacher: torch.Tensor, limit: int | N
     if limit is not None:
         return distance
     # What either side has beyond the other's width is compared with zeros.
-    return distance + values[:, shared:].sum(dim=1) + (teacher.sum(dim=1) - others.sum(dim=1)).clamp_min(0)
+    return distance + values[:, shared:].abs().sum(dim=1) + (teacher.sum(dim=1) - others.sum(dim=1)).clamp_min(0)
 
 
 def _descending(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -267,7 +267,7 @@ def masked_sorted_distance(
     width = min(ours.shape[1], theirs.shape[1])
     difference = (ours[:, :width] - theirs[:, :width]).abs()
     if limit is None:
-        return difference.sum(dim=1) + ours[:, width:].sum(dim=1) + theirs[:, width:].sum(dim=1)
+        return difference.sum(dim=1) + ours[:, width:].abs().sum(dim=1) + theirs[:, width:].sum(dim=1)
     shared = torch.minimum(masks[0].sum(), masks[1].sum()).clamp_max(limit)
     return difference.mul(torch.arange(width, device=shared.device) < shared).sum(dim=1)
 

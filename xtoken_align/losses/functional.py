@@ -182,7 +182,7 @@ def _tempered_rows(rows: Rows, silent: Tokens, temperature: float, *, looks: boo
 def _of_rows(
     student_logits: torch.Tensor,
     teacher_logits: torch.Tensor,
-    terms: Callable[[bool], tuple[Term, ...]],
+    terms: Callable[..., tuple[Term, ...]],
     *,
     temperature: float,
     weight: torch.Tensor | None,
@@ -216,10 +216,10 @@ def _of_rows(
         sides = Rows(student_logits.to(dtype)), Rows(teacher_logits.detach().to(dtype))
         values = factors * sum(
             term.formula(*sides, term.table, temperature=temperature, top_k=top_k, looks=False).value
-            for term in terms(False)
+            for term in terms(indexed=False)
         )
         return values if reduction == "none" else values.sum()
-    objective = Objective(terms(implementation != "reference"), temperature, top_k, implementation)
+    objective = Objective(terms(indexed=implementation != "reference"), temperature, top_k, implementation)
     sizes = block_sizes(student_logits.device, student_logits.shape[1], teacher_logits.shape[1])
     arguments = (
         Source(states=student_logits.detach(), width=student_logits.shape[1]),

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch._compile import _disable_dynamo
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_map_only
 
 from ..errors import OptionError
 from ..mapping.mapping import Mapping
@@ -113,10 +113,10 @@ def _everything(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
 
 
 KINDS = {
-    "p-kl": Kind(_projection, ("top_k", "unreached"), partial_teachers=True),
-    "h-kl": Kind(_pairs, ("normalize", "threshold", "uncommon_top_k")),
     "partition-kl": Kind(_bins, partial_teachers=True, bins=True),
     "c-kl": Kind(_bins, merges=("first",), partial_teachers=True, bins=True),
+    "p-kl": Kind(_projection, ("top_k", "unreached"), partial_teachers=True),
+    "h-kl": Kind(_pairs, ("normalize", "threshold", "uncommon_top_k")),
     "gold": Kind(_pairs, ("normalize", "uncommon_top_k")),
     "uld": Kind(_everything, agreement=False),
     "alm": Kind(lambda *_: (), merges=("first",), agreement=False),
@@ -193,6 +193,13 @@ class LossOptions:
             )
 
 
+@dataclass(frozen=True)
+class _Buffer:
+    """Stands in a table for a tensor that the module holds as a buffer."""
+
+    name: str
+
+
 class XTokenLoss(torch.nn.Module):
     """Distils a teacher with another tokenizer.
 
@@ -261,11 +268,7 @@ class XTokenLoss(torch.nn.Module):
         terms = KINDS[options.kind].terms(mapping, options)
         silent = [torch.from_numpy(np.flatnonzero(~mask)) for mask in live]
         self._formulas = tuple(term.formula for term in terms)
-        leaves, self._tree = tree_flatten([tuple(term.table for term in terms), *silent])
-        self._leaves = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        self._places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        for place in self._places:
-            self.register_buffer(f"_table_{place}", leaves[place], persistent=False)
+        self._tables = tree_map_only(torch.Tensor, self._as_buffer, [tuple(term.table for term in terms), *silent])
         self._bins = _bin_numbers(terms) if KINDS[options.kind].bins else None
         self._chain = chain_tables(mapping) if options.kind == "c-kl" else None
         self.scale = DynamicScale() if options.scale == "dynamic" and options.compat is None else None
@@ -280,6 +283,11 @@ class XTokenLoss(torch.nn.Module):
 
         super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def _as_buffer(self, tensor: torch.Tensor) -> _Buffer:
+        name = f"_table_{len(self._buffers)}"
+        self.register_buffer(name, tensor, persistent=False)
+        return _Buffer(name)
 
     @property
     def kind(self) -> str:
@@ -298,10 +306,7 @@ class XTokenLoss(torch.nn.Module):
 
     def objective(self) -> Objective:
         """What is compared, with the tables where the module is."""
-        leaves = list(self._leaves)
-        for place in self._places:
-            leaves[place] = getattr(self, f"_table_{place}")
-        tables, *silent = tree_unflatten(leaves, self._tree)
+        tables, *silent = tree_map_only(_Buffer, lambda buffer: getattr(self, buffer.name), self._tables)
         return Objective(
             tuple(map(Term, self._formulas, tables)),
             self.options.temperature,
@@ -365,8 +370,8 @@ class XTokenLoss(torch.nn.Module):
         if isinstance(teacher, TopK) and not KINDS[self.kind].partial_teachers:
             able = [kind for kind in KINDS if KINDS[kind].partial_teachers]
             raise OptionError(
-                f"{self.kind} needs the teacher's whole distribution, but the teacher is a TopK; use one of "
-                f"{', '.join(able)}"
+                f"{self.kind} needs the teacher's whole distribution, but the teacher is a TopK; use "
+                f"{', '.join(able[:-1])} or {able[-1]}"
             )
         own_labels = None if labels is None or not self.options.ce_weight else _next_labels(labels.numpy(force=True))
         label_count = 0 if own_labels is None else int((own_labels != IGNORED).sum())

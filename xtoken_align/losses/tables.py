@@ -197,6 +197,10 @@ def log_masses(scores: torch.Tensor, grouping: Grouping, out: torch.Tensor | Non
     members = scores.index_select(1, index.member)
     slot = index.slot.expand(members.shape)
     top = heads.detach().scatter_reduce(1, slot, members.detach(), "amax").clamp_min_(lowest)
+    if not torch.is_grad_enabled():
+        # The same in place: on a CPU new memory costs more than the arithmetic.
+        total = heads.sub_(top).exp_().scatter_add_(1, slot, members.sub_(top.gather(1, slot)).exp_())
+        return masses.index_copy_(1, index.shared, top.add_(total.log_()))
     total = (heads - top).exp().scatter_add(1, slot, (members - top.gather(1, slot)).exp())
     return masses.index_copy_(1, index.shared, top + log_of(total))
 
