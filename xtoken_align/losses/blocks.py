@@ -368,8 +368,11 @@ def _run(
     path: str,
 ) -> Result:
     dtype, device = compute_dtype(student.states), student.states.device
-    numbers = [torch.zeros(len(chunk_weight), dtype=dtype, device=device) for _ in range(5)]
-    result = Result(*numbers, torch.zeros((), dtype=dtype, device=device), [None] * 4)
+    per_chunk = {
+        name: torch.zeros(len(chunk_weight), dtype=dtype, device=device)
+        for name in ("value", "agrees", "dropped", "empty", "compared")
+    }
+    result = Result(**per_chunk, cross_entropy=torch.zeros((), dtype=dtype, device=device), gradients=[None] * 4)
     links = None
     if wanted[3]:
         objective, links = _with_leaf(objective)
@@ -605,7 +608,7 @@ class _Attached(torch.autograd.Function):
             )
         if ctx.rows_of is not None:
             slope = slope[ctx.rows_of].unsqueeze(1)
-        scaled = []
+        scaled: list[torch.Tensor | None] = []
         for gradient, kept in zip(ctx.made.take(), ctx.inputs, strict=True):
             if gradient is None or kept is None:
                 scaled.append(None)

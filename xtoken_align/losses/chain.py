@@ -206,7 +206,8 @@ class Levels:
 
     def rows(self, *, of_student: bool) -> Ids:
         """The rows that these levels read on one side."""
-        return self.restricted if of_student == self.restricted_student else self.spoken
+        rows: Ids = self.restricted if of_student == self.restricted_student else self.spoken
+        return rows
 
     def of_chunks(self, first: int, last: int) -> Levels:
         """The levels of chunks first to last."""
@@ -229,14 +230,12 @@ class Levels:
 
     def tensors(self, device: torch.device) -> Levels:
         """The same as tensors."""
-        arrays = {name: value for name, value in vars(self).items() if name != "restricted_student"}
-        return replace(
-            self,
-            **{
-                name: torch.from_numpy(np.ascontiguousarray(value)).to(device, non_blocking=True)
-                for name, value in arrays.items()
-            },
-        )
+        arrays: dict[str, Any] = {
+            name: torch.from_numpy(np.ascontiguousarray(value)).to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if name != "restricted_student"
+        }
+        return replace(self, **arrays)
 
     def _cut(self, first: int, last: int) -> Levels:
         """Levels first to last, with outcomes and tokens that count from their own first ones."""

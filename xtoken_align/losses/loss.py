@@ -65,9 +65,6 @@ class LossOutput:
     metrics: dict[str, Metric] = field(default_factory=dict)
 
 
-Count = int | float | torch.Tensor
-
-
 @dataclass(frozen=True)
 class Kind:
     """What a kind of loss is made of.
@@ -312,7 +309,8 @@ class XTokenLoss(torch.nn.Module):
             self.options.temperature,
             self.options.top_k,
             self.options.implementation,
-            *silent,
+            student_silent=silent[0],
+            teacher_silent=silent[1],
             widths=self.mapping.matrix.shape,
         )
 

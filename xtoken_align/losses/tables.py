@@ -495,9 +495,13 @@ def mapping_links(mapping: Mapping, *, merge: str, unreached: str, indexed: bool
         back = mapping.first_pieces("teacher")
         target = np.where(back >= 0, first[np.maximum(back, 0)], -1).astype(np.int64)
     target[~live[1].numpy()] = MASKED
-    links = [torch.from_numpy(ids.astype(np.int64)) for ids in (rows, columns)]
     return outcomes_of_links(
-        *links, torch.from_numpy(weights.copy()), torch.from_numpy(target), live[0], indexed=indexed
+        torch.from_numpy(rows.astype(np.int64)),
+        torch.from_numpy(columns.astype(np.int64)),
+        torch.from_numpy(weights.copy()),
+        torch.from_numpy(target),
+        live[0],
+        indexed=indexed,
     )
 
 

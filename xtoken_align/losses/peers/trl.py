@@ -552,8 +552,8 @@ def on_spans(
     matched = None
     if kind == "gold":
         matrix = mapping.matrix
-        links = (torch.from_numpy(array) for array in (matrix.rows, matrix.indices, matrix.data))
-        matched = find_pairs(*links, matrix.shape).common.to(student.device)
+        rows, columns, weights = (torch.from_numpy(array) for array in (matrix.rows, matrix.indices, matrix.data))
+        matched = find_pairs(rows, columns, weights, matrix.shape).common.to(student.device)
     return uld_on_groups(
         student,
         teacher,
