@@ -1,10 +1,11 @@
 """Measures the losses, forward and backward, against an ordinary KL, plain PyTorch forms and TRL's ULD loss.
 
-    python benchmarks/losses.py [--quick] [--only logits plain fused peers] [--device cuda] [--threads N] [--out FILE]
+    python benchmarks/losses.py [--quick] [--only logits small plain fused peers] [--device cuda] [--threads N]
 
 Vocabularies are real (Llama-3 and Qwen3), logits drawn with a fixed seed, C-KL's chunks those of real text. On the CPU
 a figure counts processor time and memory beyond what was there before; on a GPU its own clock and allocator. Every
-ratio is of runs that took turns. Exits with 1 where a budget is missed; `--quick` measures small sizes without budgets.
+ratio is of runs that took turns: the median, with the least and the largest in brackets. Exits with 1 where a budget is
+missed; `--quick` measures small sizes without budgets.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from time import perf_counter
 import numpy as np
 import torch
 from align import Figure, texts_of
-from meter import Contender, Meter, compare
+from meter import Contender, Meter, Ratio, compare
 from torch.nn.functional import kl_div
 
 from xtoken_align import Mapping, align_ids, align_texts, build, read_vocab
@@ -33,10 +34,28 @@ from xtoken_align.spans.spans import Spans
 WIDTH = 256
 """Of the hidden states."""
 ROWS = {
-    "cpu": {"logits": 512, "plain": 128, "fused": 2048, "peers": 128},
-    "cuda": {"logits": 2048, "plain": 2048, "fused": 2048, "peers": 2048},
+    "cpu": {"logits": 512, "small": 128, "plain": 128, "fused": 2048, "peers": 128},
+    "cuda": {"logits": 2048, "small": 512, "plain": 2048, "fused": 2048, "peers": 2048},
 }
 """How many rows each part compares: on a GPU so many that starting its work is no part of the figure."""
+
+
+@dataclass(frozen=True)
+class Measured(Figure):
+    """A figure with the least and the largest of the runs whose median it is."""
+
+    least: float | None = None
+    largest: float | None = None
+
+    def line(self) -> str:
+        """The figure's line in the table."""
+        spread = "" if self.least is None else f"  ({self.least:.2f} to {self.largest:.2f})"
+        return super().line() + spread
+
+
+def measured(what: str, ratio: Ratio, budget: float | None = None, *, at_least: bool = False) -> Measured:
+    """The figure of a ratio."""
+    return Measured(what, ratio.median, "times", budget, at_least, least=ratio.least, largest=ratio.largest)
 
 
 @dataclass(frozen=True)
@@ -124,14 +143,11 @@ def text_of(chunks: int) -> Spans:
     return align_ids(*cut, student=student, teacher=teacher)
 
 
-def logits_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[Figure]:
-    """From logits, against an ordinary KL."""
+def contenders(pair: Pair, rows: int) -> dict[str, tuple[Contender, float | None]]:
+    """The losses from logits, with their budgets against an ordinary KL."""
     student, teacher = pair.logits(rows, "student"), pair.logits(rows, "teacher")
-    base = ordinary(pair, rows)
-    bins = pair.bins()
-    links = links_of(pair.mapping, pair.device)
-    spans = text_of(rows)
-    functions = {
+    bins, links, spans = pair.bins(), links_of(pair.mapping, pair.device), text_of(rows)
+    functions: dict[str, tuple[Contender, float | None]] = {
         "Partition-KL": (Contender(lambda: partition_kl(student, teacher, *bins), [student]), 1.2),
         "P-KL, top 8192": (Contender(lambda: p_kl(student, teacher, *links, top_k=8192), [student]), 1.0),
         "P-KL, all columns": (Contender(lambda: p_kl(student, teacher, *links), [student]), 1.6),
@@ -147,10 +163,29 @@ def logits_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[F
     own = torch.arange(student.shape[1], device=pair.device)
     same = pair.logits(rows, "teacher", width=student.shape[1])
     functions["a same-tokenizer teacher"] = (Contender(lambda: partition_kl(student, same, own, own), [student]), 1.1)
-    for name, (contender, budget) in functions.items():
+    return functions
+
+
+def logits_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[Figure]:
+    """From logits, against an ordinary KL."""
+    base = ordinary(pair, rows)
+    for name, (contender, budget) in contenders(pair, rows).items():
         time, memory = compare(meter, contender, base, runs)
-        yield Figure(f"{name}, {rows} rows: time against an ordinary KL", time, "times", budget)
-        yield Figure(f"{name}, {rows} rows: memory against an ordinary KL", memory, "times")
+        yield measured(f"{name}, {rows} rows: time against an ordinary KL", time, budget)
+        yield measured(f"{name}, {rows} rows: memory against an ordinary KL", memory)
+
+
+def small_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[Figure]:
+    """A small batch against an ordinary KL of its size, and how far that is from the figure of four times the rows."""
+    names = ("Partition-KL", "P-KL, top 8192", "C-KL on text", "H-KL on text")
+    few, many = contenders(pair, rows), contenders(pair, 4 * rows)
+    bases = ordinary(pair, rows), ordinary(pair, 4 * rows)
+    for name in names:
+        small, _ = compare(meter, few[name][0], bases[0], runs)
+        large, _ = compare(meter, many[name][0], bases[1], runs)
+        yield measured(f"{name}, {rows} rows: time against an ordinary KL", small)
+        share = Ratio(*(one / large.median for one in (small.median, small.least, small.largest)))
+        yield measured(f"{name}, {rows} rows: that against {4 * rows} rows'", share, 1.15)
 
 
 def plain_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[Figure]:
@@ -166,8 +201,8 @@ def plain_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[Fi
         ),
     ):
         time, memory = compare(meter, Contender(plain, [student]), Contender(ours, [student]), runs)
-        yield Figure(f"{name}, {rows} rows: the plain form's time against ours", time, "times", 1.0, at_least=True)
-        yield Figure(f"{name}, {rows} rows: the plain form's memory against ours", memory, "times", 1.0, at_least=True)
+        yield measured(f"{name}, {rows} rows: the plain form's time against ours", time, 1.0, at_least=True)
+        yield measured(f"{name}, {rows} rows: the plain form's memory against ours", memory, 1.0, at_least=True)
 
 
 def fused_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[Figure]:
@@ -195,8 +230,8 @@ def fused_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[Fi
 
         inputs = [hidden, head]
         time, memory = compare(meter, Contender(fused, inputs), Contender(plain, inputs), runs)
-        yield Figure(f"{kind} fused, {rows} chunks: time against logits", time, "times", 1.1)
-        yield Figure(f"{kind} fused, {rows} chunks: memory against logits", memory, "times", 1 / 8)
+        yield measured(f"{kind} fused, {rows} chunks: time against logits", time, 1.1)
+        yield measured(f"{kind} fused, {rows} chunks: memory against logits", memory, 1 / 8)
         cost = meter.run(fused, inputs)
         yield Figure(f"{kind} fused, {rows} chunks: memory beyond inputs and gradients", cost.memory / 1e6, "MB")
         if meter.device.type == "cuda":
@@ -213,8 +248,8 @@ def peers_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[Fi
     ours["Partition-KL"] = lambda: partition_kl(student, teacher, *bins)
     for name, work in ours.items():
         time, memory = compare(meter, theirs, Contender(work, [student]), runs)
-        yield Figure(f"TRL's ULD loss against our {name}, {rows} rows: time", time, "times", 3.0, at_least=True)
-        yield Figure(f"TRL's ULD loss against our {name}, {rows} rows: memory", memory, "times", 2.0, at_least=True)
+        yield measured(f"TRL's ULD loss against our {name}, {rows} rows: time", time, 3.0, at_least=True)
+        yield measured(f"TRL's ULD loss against our {name}, {rows} rows: memory", memory, 2.0, at_least=True)
 
 
 def trl_uld(pair: Pair, rows: int) -> Contender:
@@ -280,7 +315,13 @@ def bandwidth_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterato
     yield Figure(f"Partition-KL, {rows} rows: share of the memory bandwidth's limit", least / taken, "")
 
 
-PARTS = {"logits": logits_figures, "plain": plain_figures, "fused": fused_figures, "peers": peers_figures}
+PARTS = {
+    "logits": logits_figures,
+    "small": small_figures,
+    "plain": plain_figures,
+    "fused": fused_figures,
+    "peers": peers_figures,
+}
 
 
 def main() -> int:

@@ -80,10 +80,23 @@ class Contender:
     inputs: list[torch.Tensor]
 
 
-def compare(meter: Meter, ours: Contender, theirs: Contender, runs: int) -> tuple[float, float]:
-    """Median ratios of time and of memory, run by run in turn, after one run of each that does not count."""
+@dataclass(frozen=True)
+class Ratio:
+    """How two contenders compare: the median of the runs' ratios, and the least and the largest."""
+
+    median: float
+    least: float
+    largest: float
+
+
+def compare(meter: Meter, ours: Contender, theirs: Contender, runs: int) -> tuple[Ratio, Ratio]:
+    """Ratios of time and of memory, run by run in turn, after one run of each that does not count."""
     pairs = [(meter.run(ours.work, ours.inputs), meter.run(theirs.work, theirs.inputs)) for _ in range(runs + 1)][1:]
     return (
-        statistics.median(one.seconds / other.seconds for one, other in pairs),
-        statistics.median(one.memory / other.memory for one, other in pairs),
+        _ratio([one.seconds / other.seconds for one, other in pairs]),
+        _ratio([one.memory / other.memory for one, other in pairs]),
     )
+
+
+def _ratio(ratios: list[float]) -> Ratio:
+    return Ratio(statistics.median(ratios), min(ratios), max(ratios))
