@@ -382,9 +382,8 @@ def _run(
     firsts = _firsts([block.student_rows for block in blocks]), _firsts([block.teacher_rows for block in blocks])
     gradients = None
     if any(wanted):
-        covered = sum(len(block.student_rows) for block, first in zip(blocks, firsts[0], strict=True) if first >= 0)
-        written = covered == len(student.states)
-        gradients = new_gradients(student, weight=wanted[1], bias=wanted[2], covered=written, links=links)
+        written = [block.student_rows for block, first in zip(blocks, firsts[0], strict=True) if first >= 0]
+        gradients = new_gradients(student, written, weight=wanted[1], bias=wanted[2], links=links)
     pass_ = _Pass(student, teacher, objective, path, chunk_weight, label_weight, gradients, result)
     with torch.autocast(device.type, enabled=False):
         for block, student_first, teacher_first in zip(blocks, *firsts, strict=True):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..errors import OptionError
 from .tables import log_of
@@ -346,16 +348,34 @@ def student_inputs(student: Student) -> list[torch.Tensor | None]:
 
 
 def new_gradients(
-    source: Source, *, weight: bool, bias: bool, covered: bool, links: torch.Tensor | None = None
+    source: Source,
+    written: Sequence[NDArray[np.int64]],
+    *,
+    weight: bool,
+    bias: bool,
+    links: torch.Tensor | None = None,
 ) -> Gradients:
-    """Zeros to add to; the head's where it is trained. Where a `place` covers every row nothing is set to 0."""
+    """Zeros to add to; the head's where it is trained.
+
+    Args:
+        source: the student.
+        written: the rows of logits that are written whole at their `place`, which need not be set to 0.
+        weight: whether the head's gradient is wanted.
+        bias: whether that of its bias is.
+        links: W's log weights as a leaf, where they are learnt.
+    """
     dtype = compute_dtype(source.states)
     # Of logits the gradient is as large as they are; bfloat16 has the range of float32, so nothing of it becomes 0.
     kept = torch.bfloat16 if source.weight is None and source.states.dtype == torch.bfloat16 else dtype
-    written = covered and source.weight is None and kept == dtype
+    if source.weight is None and kept == dtype and written:
+        states = torch.empty_like(source.states, dtype=kept)
+        others = np.setdiff1d(np.arange(len(states)), np.concatenate(written), assume_unique=True)
+        states[torch.from_numpy(others).to(states.device)] = 0
+    else:
+        states = torch.zeros_like(source.states, dtype=kept)
     return Gradients(
         source,
-        (torch.empty_like if written else torch.zeros_like)(source.states, dtype=kept),
+        states,
         torch.zeros_like(source.weight, dtype=dtype) if weight and source.weight is not None else None,
         torch.zeros_like(source.bias, dtype=dtype) if bias and source.bias is not None else None,
         links,

@@ -212,11 +212,16 @@ def log_of(total: torch.Tensor) -> torch.Tensor:
 
 
 def log_sum(values: torch.Tensor) -> torch.Tensor:
-    """Logsumexp of each row (n, V) to (n,), -inf with a gradient of 0 where every value is."""
+    """Logsumexp of each row (n, V) to (n,), -inf with a gradient of 0 where every value is.
+
+    Three plain passes are faster than torch's own on a CPU. Values without a graph are overwritten: on a CPU new memory
+    costs more than the arithmetic.
+    """
     if not values.shape[1]:
         return values.new_full((len(values),), -torch.inf)
     top = values.detach().amax(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).min)
-    return log_of((values - top).exp().sum(dim=1)) + top.squeeze(1)
+    parts = (values - top).exp() if values.requires_grad else values.sub_(top).exp_()
+    return log_of(parts.sum(dim=1)) + top.squeeze(1)
 
 
 def log_outside(scores: torch.Tensor, grouping: Grouping) -> torch.Tensor | None:
