@@ -335,6 +335,10 @@ def run(
         wanted: whether the gradient of states, head, bias and links is.
     """
     path = _path(objective.implementation, student.states.device, compute_dtype(student.states))
+    single = any(part.student_size is None for block in blocks for part in block.parts)
+    if not (single and teacher.rest is None and any(_is_common(term.table) for term in objective.terms)):
+        # Nothing that the kernels could do, so there is nothing to wait for.
+        path = "reference" if path == "triton" else path
     result = _run(student, teacher, objective, blocks, chunk_weight, label_weight, wanted, path)
     # Where an outcome is impossible the kernels give no finite number. That is looked at once, since looking waits for
     # the device.
@@ -342,6 +346,11 @@ def run(
         del result
         return _run(student, teacher, objective, blocks, chunk_weight, label_weight, wanted, "reference")
     return result
+
+
+def _is_common(table: Table) -> bool:
+    """Whether it is of outcomes that `cpu` and `triton` can compare in place."""
+    return isinstance(table, Outcomes) and table.links is None and table.student.count > 0
 
 
 def _path(implementation: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -483,10 +492,11 @@ def _fast(
 ) -> Compared | None:
     """Outcomes compared in place, where rows are chunks and every outcome is possible; None where this is not so."""
     outcomes, objective = term.table, pass_.objective
-    if pass_.path == "reference" or not isinstance(outcomes, Outcomes) or outcomes.links is not None:
+    if pass_.path == "reference" or not _is_common(outcomes):
         return None
-    if not outcomes.student.count or student.chunk is not None or teacher.log_rest is not None:
+    if student.chunk is not None or teacher.log_rest is not None:
         return None
+    assert isinstance(outcomes, Outcomes)
     coefficient = None if place is None else weight
     options: dict[str, Any] = {"temperature": objective.temperature, "coefficient": coefficient, "out": place}
     if pass_.path == "cpu":
