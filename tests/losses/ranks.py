@@ -40,9 +40,8 @@ Found = dict[str, torch.Tensor]
 def rows_of(spans: Spans, rows: Any) -> Spans:
     """Some rows of a batch."""
     parts = {one.name: getattr(spans, one.name) for one in fields(spans)}
-    return replace(
-        spans, **{name: None if part is None or name == "_predictions" else part[rows] for name, part in parts.items()}
-    )
+    arrays = {name: part[rows] for name, part in parts.items() if not name.startswith("_")}
+    return replace(spans, _predictions=None, **arrays)
 
 
 @cache

@@ -55,7 +55,9 @@ def expectation(world: ToyWorld, student: torch.Tensor, teacher: torch.Tensor) -
     for row, probability in enumerate(world.texts.values()):
         one = slice(row, row + 1)
         arrays = {
-            name: value[one] for name, value in vars(world.spans).items() if name not in {"_predictions", "weight"}
+            name: value[one]
+            for name, value in vars(world.spans).items()
+            if name != "weight" and not name.startswith("_")
         }
         weight = world.spans.weight[one].copy()
         weight[0, int(weight[0].argmax()) + 1 :] = 0
