@@ -257,7 +257,7 @@ def minimise(world: World, values: Values | None, *, with_text: bool) -> dict[st
 
         search.step(total)
         seen.append(world.distance(table.detach()))
-    return {"distance": seen[1], "grows": seen[1] > max(1.05 * seen[0], 0.5)}
+    return {"distance": round(seen[1], 6), "grows": seen[1] > max(1.05 * seen[0], 0.5)}
 
 
 def line(name: str, cells: dict[str, dict[str, Any]]) -> str:
