@@ -64,7 +64,7 @@ def draw(sides: Sides, statistics: SpanStatistics, *, limit: int | None) -> None
         statistics: of the whole text.
         limit: chunks and gaps that are drawn, None for all.
     """
-    console = stdout_console()
+    console = stdout_console(least=1)  # the drawing fits any width
     sorts = ", ".join(f"{count:,} {name}" for name, count in _counts(statistics).items() if count)
     has_gaps = statistics.student_gaps or statistics.teacher_gaps
     gaps = f"; in no chunk: {_gaps(statistics)}" if has_gaps else ""

@@ -110,11 +110,18 @@ def _console(stream: Any, width: int | None = None) -> Console:
     return PrintableConsole(file=file, width=width, markup=False, highlight=False, emoji=False)
 
 
-def stdout_console() -> Console:
-    """A console for data; 100 columns in a pipe, unless COLUMNS says otherwise."""
+def stdout_console(*, least: int = 80) -> Console:
+    """A console for data; 100 columns in a pipe, unless COLUMNS says otherwise.
+
+    Args:
+        least: columns that it has even so. A table that is given fewer cuts its figures and versions off, and a line
+            that the terminal breaks is still whole.
+    """
     columns = os.environ.get("COLUMNS", "")
     width = int(columns) if columns.isdecimal() and int(columns) else 100
-    return _console(sys.stdout, None if sys.stdout.isatty() else width)
+    console = _console(sys.stdout, None if sys.stdout.isatty() else width)
+    console.width = max(console.width, least)
+    return console
 
 
 def stderr_console() -> Console:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import mappings, print_json, stdout_console, visible
+from .console import direction, mappings, print_json, stdout_console, visible
 
 if TYPE_CHECKING:
     from ..compare.diff import Diff
@@ -57,7 +57,9 @@ def _render(found: Diff, limit: int) -> None:
     if not found.differs:
         say(f"{found.old} and {found.new}: no training run could tell them apart.")
         return
-    say(f"{found.old} -> {found.new}\n")
+    for when, mapping in (("Before", found.comparison.old), ("Now", found.comparison.new)):
+        say(f"{when}: {direction(mapping.student.name, mapping.teacher.name)}, version {mapping.version}.")
+    say()
     for line in _headline(found):
         say(line)
     if found.classes:

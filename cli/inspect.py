@@ -209,7 +209,7 @@ def command(mapping: str, files: tuple[str, ...], **options: Any) -> None:
 
 def _listed(mapping: Mapping, options: dict[str, Any]) -> list[Unmatched] | None:
     """The listed tokens, None where none are asked for."""
-    narrowing = options["classes"], options["reasons"], options["pattern"], options["tsv"]
+    narrowing = options["classes"], options["reasons"], options["pattern"], options["tsv"], options["limit"] is not None
     if not options["unmatched"] and not any(narrowing):
         return None
     return mapping.unmatched(

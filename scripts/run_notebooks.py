@@ -35,7 +35,7 @@ def main(names: list[str]) -> None:
         # What a kernel says of itself is the machine's.
         notebook.metadata.pop("language_info", None)
         path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-        print(f"{path.name}: {path.stat().st_size / 1e3:,.0f} kB")  # noqa: T201 - a script says what it did
+        print(f"{path.name}: {path.stat().st_size / 1e3:,.0f} kB")
 
 
 if __name__ == "__main__":

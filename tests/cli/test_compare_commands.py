@@ -45,9 +45,10 @@ def test_diff_leads_with_what_a_training_run_would_notice(place: Path) -> None:
     done = run(place, "diff", "student--old", "student--new")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert lines[2] == "Paper's rule: p-kl before, h-kl now."
-    assert lines[3] == "Numerals digits_2: 0 of 1 exact before, 1 of 1 now."
-    assert lines[4].startswith("Rows: 2 by another rule, 0 with other weights, 0 new, 0 gone, 257 the same;")
+    assert lines[0].startswith("Before: Student student learns from teacher old, version ")
+    assert lines[3] == "Paper's rule: p-kl before, h-kl now."
+    assert lines[4] == "Numerals digits_2: 0 of 1 exact before, 1 of 1 now."
+    assert lines[5].startswith("Rows: 2 by another rule, 0 with other weights, 0 new, 0 gone, 257 the same;")
     assert "'the'  exact -> decompose, L1 2.000: 'the' -> 'th'+'e'" in done.stdout
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,11 @@ class Store:
                     f"learns from teacher {student}: name it, or build the other way: xtoken-align build {teacher} "
                     f"{student}"
                 )
-            known = ", ".join(self.names()) or "none"
+            known = list(self.names())
+            nearest = "".join(f" (did you mean {near}?)" for near in get_close_matches(pair, known, n=1))
             raise StoreError(
-                f"no mapping is called {pair!r}: it is no file, and the store {self.root} has {known}; name one of "
-                "these or the path of a file, or build it"
+                f"no mapping is called {pair!r}{nearest}: it is no file, and the store {self.root} has "
+                f"{', '.join(known) or 'none'}; name one of these or the path of a file, or build it"
             )
         if wanted in ("", "latest"):
             return files[-1]
