@@ -203,7 +203,7 @@ def sorted_distance(student: torch.Tensor, teacher: torch.Tensor, limit: int | N
     Example:
         >>> student = torch.tensor([[0.1, 0.7]], requires_grad=True)
         >>> distance = sorted_distance(student, torch.tensor([[0.5, 0.3, 0.2]]), None)
-        >>> round(float(distance), 4), torch.autograd.grad(distance, student)[0].tolist()
+        >>> round(distance.item(), 4), torch.autograd.grad(distance, student)[0].tolist()
         (0.6, [[-1.0, 1.0]])
     """
     shared = min(student.shape[1], teacher.shape[1])

@@ -583,7 +583,7 @@ def _predictions(spans: Spans, student_ids: torch.Tensor | None, teacher_ids: to
     host = spans.numpy()
     if student_ids is None and teacher_ids is None:
         return host.predictions()
-    ids = {
+    ids: dict[str, Any] = {
         name: given.numpy(force=True).astype(np.int64)
         for name, given in (("student_ids", student_ids), ("teacher_ids", teacher_ids))
         if given is not None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import slow_loss as loops
+import slow_parts
 import torch
 from slow_loss import slow_loss
 from tiny import Tiny, kl
@@ -161,3 +164,10 @@ def test_logits_of_another_width_are_refused() -> None:
             PAIR.spans([0], [0]),
             kind="uld",
         )
+
+
+@pytest.mark.parametrize("module", [loops, slow_parts], ids=lambda module: module.__name__)
+def test_the_examples_of_the_slow_losses_run(module: Any) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed
