@@ -6,20 +6,17 @@ import os
 import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .coverage.classes import classify
-from .coverage.coverage import Coverage, measure
+from .coverage.coverage import measure
 from .errors import OptionError, XTokenWarning
 from .mapping.mapping import Mapping, Side
-from .matrix import Matrix, assemble_matrix, relaxed_common, strict_common
+from .matrix import assemble_matrix
 from .read import as_vocab
-from .rules.override import Override, parse_overrides, read_overrides, with_overrides
+from .rules.override import Override, with_overrides
 from .rules.pieces import Pair
-from .rules.rules import RuleOptions, rule_options, run_rules
+from .rules.rules import rule_options, run_rules
 from .vocab.vocab import Vocab
 
 
@@ -70,7 +67,7 @@ def build(
         decay=decay,
         top_k=top_k,
         reverse_pass=reverse_pass,
-        overrides=_overrides(overrides),
+        overrides=overrides,
     )
     pair = Pair(as_vocab(student), as_vocab(teacher))
     matrix = assemble_matrix(run_rules(pair, options), (len(pair.student), len(pair.teacher)))
@@ -92,58 +89,28 @@ def build(
         student=Side.of(pair.student),
         teacher=Side.of(pair.teacher),
         matrix=matrix,
-        options=_plain(options),
+        options=options.to_dict(),
         student_pieces=student_pieces,
         teacher_pieces=pair.teacher_pieces,
-        measured=_coverage(pair, matrix, lossy=len(student_pieces.lossy)),
+        measured=measure(
+            matrix,
+            kinds=pair.student.kinds,
+            classes=classify(pair.student.kinds, pair.student.surfaces.list),
+            lossy=len(student_pieces.lossy),
+            identical=pair.identical,
+        ),
         created=_created(),
         notes=notes,
     )
 
 
-def plain_options(
-    *,
-    overrides: str | os.PathLike[str] | Sequence[Override | dict[str, Any]] = (),
-    **options: Any,
-) -> dict[str, Any]:
+def plain_options(**options: Any) -> dict[str, Any]:
     """The options of `build` as a mapping records them: what is given, and the defaults of the rest.
 
     Raises:
         OptionError, OverrideError: as `build`.
     """
-    return _plain(rule_options(overrides=_overrides(overrides), **options))
-
-
-def _overrides(given: str | os.PathLike[str] | Sequence[Override | dict[str, Any]]) -> tuple[Override, ...]:
-    if isinstance(given, (str, os.PathLike)):
-        return read_overrides(Path(given))
-    return parse_overrides(list(given)) if given else ()
-
-
-def _coverage(pair: Pair, matrix: Matrix, *, lossy: int) -> Coverage:
-    column, weight = matrix.top
-    return measure(
-        kinds=pair.student.kinds,
-        classes=classify(pair.student.kinds, pair.student.surfaces.list),
-        owner=matrix.owner,
-        links_per_row=np.diff(matrix.indptr).astype(np.int64),
-        common_strict=strict_common(matrix.owner, column),
-        common_relaxed=relaxed_common(column, weight),
-        lossy=lossy,
-        identical=pair.identical,
-    )
-
-
-def _plain(options: RuleOptions) -> dict[str, Any]:
-    return {
-        "rules": list(options.rules),
-        # As Python's own types: 1 and 1.0 are one value and would be two texts in the hashed metadata.
-        "lead": float(options.decay.lead),
-        "decay": float(options.decay.decay),
-        "top_k": int(options.decay.top_k),
-        "reverse_pass": options.reverse_pass,
-        "overrides": [entry.to_dict() for entry in options.overrides],
-    }
+    return rule_options(**options).to_dict()
 
 
 def _created() -> str | None:

@@ -30,7 +30,7 @@ def write_atomically(path: Path, content: bytes, *, overwrite: bool = True) -> N
     """
     try:
         target = Path(os.path.realpath(path))
-        _check_target(target, overwrite)
+        _check_target(target, overwrite=overwrite)
         # Named apart from the target, whose own name may already be as long as the file system allows.
         temporary = target.with_name(TEMPORARY_PATTERN.replace("*", secrets.token_hex(8)))
         try:
@@ -38,7 +38,10 @@ def write_atomically(path: Path, content: bytes, *, overwrite: bool = True) -> N
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            _publish(temporary, target, overwrite)
+            if overwrite:
+                temporary.replace(target)
+            else:
+                _publish_new(temporary, target)
         finally:
             # Runs on KeyboardInterrupt too; after a rename there is nothing left to remove.
             temporary.unlink(missing_ok=True)
@@ -50,7 +53,7 @@ def write_atomically(path: Path, content: bytes, *, overwrite: bool = True) -> N
         raise StoreError(f"cannot write {path} ({reason}): choose another place or make this one writable") from error
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def _check_target(target: Path, *, overwrite: bool) -> None:
     """Refuses what a rename would replace although it is no regular file, such as a device."""
     if not target.exists():
         return
@@ -62,20 +65,17 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
-def _publish(temporary: Path, target: Path, overwrite: bool) -> None:
-    """Gives a finished file its name; without `overwrite`, only if no other process has taken the name since."""
-    if not overwrite:
-        try:
-            # Unlike a rename, a link fails if the name exists.
-            os.link(temporary, target)
-        except FileExistsError:
-            raise
-        except OSError:
-            # A file system without links (exFAT): a second look is the best that it offers.
-            _check_target(target, overwrite)
-        else:
-            return
-    temporary.replace(target)
+def _publish_new(temporary: Path, target: Path) -> None:
+    """Gives a finished file its name, if no other process has taken the name since."""
+    try:
+        # Unlike a rename, a link fails if the name exists.
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without links (exFAT): a second look is the best that it offers.
+        _check_target(target, overwrite=False)
+        temporary.replace(target)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .errors import OptionError, VocabularyError, XTokenWarning
 from .readers.parsed import MAX_ID, Declared, Encoder, Parsed
@@ -91,21 +90,33 @@ def assemble(
     for note in notes:
         warnings.warn(note, XTokenWarning, stacklevel=3)
 
+    # `[PADn]` fillers are no tokens of the file; tokens above the logit width are, though nothing can predict them.
+    declared = parsed.declared != Declared.ABSENT
+    inside = min(ids, width)
+    token_count = int((declared[:inside] & (kinds[:inside] != Kind.PADDING)).sum() + declared[inside:].sum())
+    # Every id below the width has a raw string, "" where the file says nothing.
+    strings = [*parsed.raw[:width], *[""] * (width - len(parsed.raw))]
+    raw: Sequence[str]
+    if parsed.token_bytes is None:
+        raw = tuple(text or "" for text in strings)
+    else:
+        raw = RankStrings(strings, [*parsed.token_bytes[:width], *[None] * (width - len(parsed.token_bytes))])
+
     def make_encoder() -> Encoder:
         # Text may become text and byte ids alone; ids above the logit width have no kind and never come out.
         speakable = np.zeros(ids, dtype=np.bool_)
-        speakable[: min(ids, width)] = kinds[:ids] <= Kind.BYTE
+        speakable[:inside] = kinds[:inside] <= Kind.BYTE
         return parsed.make_encoder(speakable)
 
     vocab = Vocab(
         name=name,
         source=source,
         revision=revision,
-        raw=_raw(parsed, width),
+        raw=raw,
         surfaces=ByteStrings.of(surfaces),
         kinds=kinds,
         roles=decide_roles(parsed, kinds),
-        sizes=Sizes(base=parsed.base_size, with_added=_token_count(parsed, kinds), ids=ids, logits=width),
+        sizes=Sizes(base=parsed.base_size, with_added=token_count, ids=ids, logits=width),
         make_encoder=make_encoder,
         disagreeing=disagreeing_ids(parsed, kinds, surfaces),
         joins_words=parsed.spelling.word_pieces,
@@ -137,17 +148,3 @@ def _width(parsed: Parsed, ids: int, logits: int | None, name: str, notes: list[
             "above are left out"
         )
     return parsed.width
-
-
-def _token_count(parsed: Parsed, kinds: NDArray[np.uint8]) -> int:
-    """How many tokens the file declares; `[PADn]` fillers are none, tokens above the logit width are."""
-    declared = parsed.declared != Declared.ABSENT
-    count = min(len(declared), len(kinds))
-    return int((declared[:count] & (kinds[:count] != Kind.PADDING)).sum() + declared[count:].sum())
-
-
-def _raw(parsed: Parsed, width: int) -> Sequence[str]:
-    strings = [*parsed.raw[:width], *[""] * (width - len(parsed.raw))]
-    if parsed.token_bytes is None:
-        return tuple(text or "" for text in strings)
-    return RankStrings(strings, [*parsed.token_bytes[:width], *[None] * (width - len(parsed.token_bytes))])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_matrices import matrix_of
 
 from xtoken_align.coverage import CLASSES, EMPTY_REASONS, Coverage, classify, measure
 from xtoken_align.errors import ArtifactError, OptionError
@@ -25,31 +26,27 @@ ROWS = st.lists(
         st.integers(0, len(CLASSES) - 1),
         st.integers(0, len(RULES) - 1),
         st.integers(1, 3),
-        st.booleans(),
     ),
     max_size=40,
 )
 
 
-def measured(rows: list[tuple[Kind, int, int, int, bool]], **options: Any) -> Coverage:
-    kinds, classes, owner, links, common = ([row[column] for row in rows] for column in range(5))
+def measured(rows: list[tuple[Kind, int, int, int]], **options: Any) -> Coverage:
+    kinds, classes, owner, links = ([row[column] for row in rows] for column in range(4))
     return measure(
+        matrix_of([(rule, count) for rule, count in zip(owner, links, strict=True)]),
         kinds=np.array(kinds, np.uint8),
         classes=np.array(classes, np.uint8),
-        owner=np.array(owner, np.uint8),
-        links_per_row=np.where(np.array(owner, np.int64) == 0, 0, np.array(links, np.int64)),
-        common_strict=np.array(common, np.bool_),
-        common_relaxed=np.array(common, np.bool_),
         **{"lossy": 0, "identical": False, **options},
     )
 
 
 def one(class_name: str, rule: str, links: int = 1, kind: Kind = Kind.TEXT) -> Coverage:
-    return measured([(kind, CLASSES.index(class_name), RULE_NUMBER[rule], links, False)])
+    return measured([(kind, CLASSES.index(class_name), RULE_NUMBER[rule], links)])
 
 
 @given(ROWS)
-def test_the_ways_add_up_to_the_total_in_every_class(rows: list[tuple[Kind, int, int, int, bool]]) -> None:
+def test_the_ways_add_up_to_the_total_in_every_class(rows: list[tuple[Kind, int, int, int]]) -> None:
     coverage = measured(rows)
 
     assert tuple(coverage.classes) == CLASSES
@@ -60,7 +57,7 @@ def test_the_ways_add_up_to_the_total_in_every_class(rows: list[tuple[Kind, int,
 
 @given(ROWS)
 def test_rules_reasons_and_cells_count_the_same_rows_as_the_classes(
-    rows: list[tuple[Kind, int, int, int, bool]],
+    rows: list[tuple[Kind, int, int, int]],
 ) -> None:
     coverage = measured(rows)
     empty = sum(row.empty for row in coverage.classes.values())
@@ -73,7 +70,7 @@ def test_rules_reasons_and_cells_count_the_same_rows_as_the_classes(
 
 
 @given(ROWS)
-def test_a_coverage_survives_json(rows: list[tuple[Kind, int, int, int, bool]]) -> None:
+def test_a_coverage_survives_json(rows: list[tuple[Kind, int, int, int]]) -> None:
     coverage = measured(rows, lossy=3)
 
     assert Coverage.from_metadata(json.loads(json.dumps(coverage.to_metadata()))) == coverage

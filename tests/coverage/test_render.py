@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from rich.console import Console
+from small_matrices import matrix_of
 
 from xtoken_align.coverage import CLASSES, Coverage, measure
 from xtoken_align.coverage.render import coverage_table, rules_line, summary
@@ -14,15 +15,11 @@ from xtoken_align.vocab.kinds import Kind
 
 def coverage_of(*groups: tuple[str, str, int], kind: Kind = Kind.TEXT, lossy: int = 0) -> Coverage:
     """Counts groups of (class, owning rule, rows)."""
-    size = sum(count for *_, count in groups)
-    owner = np.array([RULE_NUMBER[rule] for _, rule, count in groups for _ in range(count)], np.uint8)
+    owner = [RULE_NUMBER[rule] for _, rule, count in groups for _ in range(count)]
     return measure(
-        kinds=np.full(size, kind, np.uint8),
+        matrix_of([(rule, 1) for rule in owner]),
+        kinds=np.full(len(owner), kind, np.uint8),
         classes=np.array([CLASSES.index(name) for name, _, count in groups for _ in range(count)], np.uint8),
-        owner=owner,
-        links_per_row=(owner > 0).astype(np.int64),
-        common_strict=owner == RULE_NUMBER["exact"],
-        common_relaxed=owner == RULE_NUMBER["exact"],
         lossy=lossy,
         identical=False,
     )

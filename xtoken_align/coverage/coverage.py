@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..cards import WAY_COLOURS, card, data_frame
 from ..errors import ArtifactError, MissingExtraError
+from ..matrix import Matrix, relaxed_common, strict_common
 from ..rules.links import EXACT_RULES, NEAR_RULES, RULE_NUMBER, RULES, SPLIT_RULES, WAYS
 from ..visible import printable
 from ..vocab.kinds import Kind
@@ -132,49 +133,41 @@ class Coverage:
         Raises:
             ArtifactError: a field is missing or is not what it should be; the message names it.
         """
-        classes = _field(stored, "classes", dict, "a table")
-        cells = _field(stored, "by_class_and_rule", dict, "a table")
-        advice = _field(stored, "recommendation", dict, "a table")
         columns = [column.name for column in fields(ClassRow)]
         counts = {
-            name: ClassRow(**{column: _count(_field(classes, name, dict, "a table"), column) for column in columns})
-            for name in _ordered(classes, CLASSES)
+            name: ClassRow(**{column: _field(row, column, int) for column in columns})
+            for name, row in _table(stored, "classes", CLASSES, dict).items()
         }
-        # A file's JSON is sorted by key; the order in which people read the tables is the order of the names here.
+        cells = _table(stored, "by_class_and_rule", CLASSES, dict)
+        advice = _field(stored, "recommendation", dict)
         return cls(
             classes=counts,
-            rules=_counts(stored, "rules", RULES),
-            empty=_counts(stored, "empty", tuple(EMPTY_REASONS)),
-            lossy=_count(stored, "lossy"),
-            by_class_and_rule={name: _counts(cells, name, RULES) for name in _ordered(cells, CLASSES)},
+            rules=_table(stored, "rules", RULES, int),
+            empty=_table(stored, "empty", tuple(EMPTY_REASONS), int),
+            lossy=_field(stored, "lossy", int),
+            by_class_and_rule={name: _table(cells, name, RULES, int) for name in cells},
             recommendation=Recommendation.from_metadata(
-                {key: _field(advice, key, str, "a string") for key in ("loss", "default", "because")}, counts
+                {key: _field(advice, key, str) for key in ("loss", "default", "because")}, counts
             ),
         )
 
 
 def measure(
+    matrix: Matrix,
     *,
     kinds: NDArray[np.uint8],
     classes: NDArray[np.uint8],
-    owner: NDArray[np.uint8],
-    links_per_row: NDArray[np.int64],
-    common_strict: NDArray[np.bool_],
-    common_relaxed: NDArray[np.bool_],
     lossy: int,
     identical: bool,
     critical: Sequence[str] = DEFAULT_CRITICAL,
     has_decompositions: bool = True,
 ) -> Coverage:
-    """Counts a mapping's rows. All arrays have one entry per student id, up to the student's logit width.
+    """Counts a mapping's rows.
 
     Args:
-        kinds: values of `Kind`.
-        classes: positions in `CLASSES`, from `classify`.
-        owner: number of the rule that owns each row, 0 for an empty row.
-        links_per_row: number of links in each row.
-        common_strict: from `strict_common`.
-        common_relaxed: from `relaxed_common`.
+        matrix: W as arrays.
+        kinds: uint8 (student width,), values of `Kind`.
+        classes: uint8 (student width,), positions in `CLASSES`, from `classify`.
         lossy: how many rows are marked lossy.
         identical: whether the two vocabularies are equal.
         critical: names of the classes by which the paper's rule decides.
@@ -186,29 +179,31 @@ def measure(
     Raises:
         OptionError: `critical` names an unknown class.
     """
-    shape = (len(CLASSES), len(RULES))
-    # cells[class, rule] counts the rows of a class that a rule owns; class 4 and rule 8 stand at 4 * 12 + 8 in `flat`.
-    flat = np.bincount(np.ravel_multi_index((classes, owner), shape), minlength=shape[0] * shape[1])
-    cells = flat.reshape(shape)
-    overridden = owner == RULE_NUMBER["override"]
-    single = _per_class(classes, overridden & (links_per_row <= 1))
-    columns = {
-        "total": cells.sum(axis=1),
-        "exact": _owned_by(EXACT_RULES, cells),
-        "near": _owned_by(NEAR_RULES, cells) + single,
-        "split": _owned_by(SPLIT_RULES, cells) + _per_class(classes, overridden) - single,
-        "empty": _owned_by(("none",), cells),
-        "common_strict": _per_class(classes, common_strict),
-        "common_relaxed": _per_class(classes, common_relaxed),
-    }
-    rows = {
-        name: ClassRow(**{column: int(counts[number]) for column, counts in columns.items()})
+    # Four numerals of class 5, owned by the rules exact, digits, digits and none: their row of `cells` has 1 under
+    # exact, 2 under digits and 1 under none. A cell is one number, class * rules + rule, and `bincount` counts these.
+    owner = matrix.owner
+    cells = np.bincount(classes.astype(np.int64) * len(RULES) + owner, minlength=len(CLASSES) * len(RULES))
+    cells = cells.reshape(len(CLASSES), len(RULES))
+    columns = {"total": cells.sum(axis=1)}
+    for way, owners in (("exact", EXACT_RULES), ("near", NEAR_RULES), ("split", SPLIT_RULES), ("empty", ("none",))):
+        columns[way] = cells[:, [RULE_NUMBER[rule] for rule in owners]].sum(axis=1)
+    # An override is near with one link and split with more.
+    overridden, single = owner == RULE_NUMBER["override"], np.diff(matrix.indptr) <= 1
+    column, weight = matrix.top
+    for way, rows in (
+        ("near", overridden & single),
+        ("split", overridden & ~single),
+        ("common_strict", strict_common(owner, column)),
+        ("common_relaxed", relaxed_common(column, weight)),
+    ):
+        columns[way] = columns.get(way, 0) + np.bincount(classes[rows], minlength=len(CLASSES))
+    by_class = {
+        name: ClassRow(**{way: int(counts[number]) for way, counts in columns.items()})
         for number, name in enumerate(CLASSES)
     }
-    # An override is near with one link and split with more; the reason for an empty row follows from its token's kind.
     empty_kinds = np.bincount(kinds[owner == 0], minlength=len(Kind))
     return Coverage(
-        classes=rows,
+        classes=by_class,
         rules={rule: int(cells[:, number].sum()) for rule, number in RULE_NUMBER.items() if rule != "none"},
         empty={reason: int(empty_kinds[list(members)].sum()) for reason, members in EMPTY_REASONS.items()},
         lossy=int(lossy),
@@ -217,46 +212,32 @@ def measure(
             for name, owned in zip(CLASSES, cells[:, 1:].tolist(), strict=True)
             if any(owned)
         },
-        recommendation=recommend(rows, identical=identical, critical=critical, has_decompositions=has_decompositions),
+        recommendation=recommend(
+            by_class, identical=identical, critical=critical, has_decompositions=has_decompositions
+        ),
     )
 
 
-def _per_class(classes: NDArray[np.uint8], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """int64 (classes,), how many of the chosen rows are of each class."""
-    return np.bincount(classes[chosen], minlength=len(CLASSES))
+_EXPECTED = {dict: "a table", int: "a count", str: "a string"}
 
 
-def _owned_by(rules: Sequence[str], cells: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64 (classes,), how many rows of each class the rules own together."""
-    counts: NDArray[np.int64] = cells[:, [RULE_NUMBER[rule] for rule in rules]].sum(axis=1)
-    return counts
-
-
-def _ordered(table: Mapping[str, Any], order: Sequence[str]) -> list[str]:
-    """The table's keys: those in `order` first and in it, then what a newer version may have added."""
-    return [name for name in order if name in table] + [name for name in table if name not in order]
-
-
-def _counts(stored: Mapping[str, Any], key: str, order: Sequence[str]) -> dict[str, int]:
-    table = _field(stored, key, dict, "a table")
-    return {name: _count(table, name) for name in _ordered(table, order)}
-
-
-def _count(stored: Mapping[str, Any], key: str) -> int:
-    value = _field(stored, key, int, "a count")
-    if isinstance(value, bool) or value < 0:
-        raise _malformed(key, "a count", value)
-    return int(value)
-
-
-def _field(stored: Mapping[str, Any], key: str, kind: type, expected: str) -> Any:
-    """The value of a key, if it is of the kind that is expected."""
+def _field(stored: Mapping[str, Any], key: str, kind: type) -> Any:
+    """The value of a key, if it is of the kind that is expected; a count is at least 0, and not True or False."""
     value = stored.get(key)
-    if not isinstance(value, kind):
-        raise _malformed(key, expected, value)
+    if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):
+        came = "nothing" if value is None else repr(value)[:40]
+        raise ArtifactError(
+            f"the coverage's field {key!r} should be {_EXPECTED[kind]}, got {came}; rebuild the mapping"
+        )
     return value
 
 
-def _malformed(key: str, expected: str, value: object) -> ArtifactError:
-    came = "nothing" if value is None else repr(value)[:40]
-    return ArtifactError(f"the coverage's field {key!r} should be {expected}, got {came}; rebuild the mapping")
+def _table(stored: Mapping[str, Any], key: str, order: Sequence[str], kind: type) -> dict[str, Any]:
+    """The table under a key, its values of one kind; names that a newer version may have added come last.
+
+    A file's JSON is sorted by key, and people read tables in the order of the names here: `byte`, `code`, `special`
+    become `special`, `byte`, `code`.
+    """
+    table = _field(stored, key, dict)
+    names = dict.fromkeys((*(name for name in order if name in table), *table))
+    return {name: _field(table, name, kind) for name in names}

@@ -6,10 +6,13 @@ tokens, so every link weighs 1; `digits`, `decompose`, `bytes` and `reverse` spl
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +22,7 @@ from ..vocab.kinds import Kind
 from ..vocab.roles import in_order
 from ..vocab.vocab import Vocab
 from .links import OPTIONAL_RULES, RULE_NUMBER, RULES, Decay, Links, from_pieces, one_to_one
-from .override import Override, find_overridden
+from .override import Override, find_overridden, parse_overrides, read_overrides
 from .pieces import Pair, is_utf8
 
 SELECTABLE = tuple(rule for rule in RULES if rule not in ("none", "reverse"))
@@ -50,6 +53,18 @@ class RuleOptions:
             raise OptionError(f"no rule is named: name at least one of {', '.join(SELECTABLE)}")
         object.__setattr__(self, "rules", tuple(rule for rule in SELECTABLE if rule in self.rules))
 
+    def to_dict(self) -> dict[str, Any]:
+        """The options as a mapping records them; part of its content hash."""
+        return {
+            "rules": list(self.rules),
+            # As Python's own types: 1 and 1.0 are one value and would be two texts in the hashed metadata.
+            "lead": float(self.decay.lead),
+            "decay": float(self.decay.decay),
+            "top_k": int(self.decay.top_k),
+            "reverse_pass": self.reverse_pass,
+            "overrides": [entry.to_dict() for entry in self.overrides],
+        }
+
 
 def rule_options(
     *,
@@ -60,16 +75,22 @@ def rule_options(
     decay: float = 0.1,
     top_k: int = 4,
     reverse_pass: bool = False,
-    overrides: Sequence[Override] = (),
+    overrides: str | os.PathLike[str] | Sequence[Override | dict[str, Any]] = (),
 ) -> RuleOptions:
     """Options from the flat arguments of `build`.
 
     Raises:
         OptionError: an unknown rule, or a number out of its range.
+        OverrideError: an override file cannot be read, or an entry is malformed.
     """
+    rows: tuple[Override, ...] = ()
+    if isinstance(overrides, (str, os.PathLike)):
+        rows = read_overrides(Path(overrides))
+    elif overrides:
+        rows = parse_overrides(list(overrides))
     chosen = tuple(rules) if rules is not None else DEFAULT_RULES
-    chosen += ("case",) * case + ("nfkc",) * nfkc + ("override",) * bool(overrides)
-    return RuleOptions(chosen, Decay(lead, decay, top_k), reverse_pass, tuple(overrides))
+    chosen += ("case",) * case + ("nfkc",) * nfkc + ("override",) * bool(rows)
+    return RuleOptions(chosen, Decay(lead, decay, top_k), reverse_pass, rows)
 
 
 def run_rules(pair: Pair, options: RuleOptions) -> list[Links]:

@@ -21,30 +21,6 @@ CJK_RUN = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 PROSE_RUN = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
 
 
-def _words(
-    digits: str, *, contractions: str = f"{CONTRACTIONS}|", letters: str = r"\p{L}", spaces: str = SPACES
-) -> str:
-    """The shape that Llama-3 and Qwen share: they differ in how many digits make a piece and in what a letter is."""
-    others = r"[^\s\p{L}\p{N}]" if letters == r"\p{L}" else r"[^\s\p{L}\p{M}\p{N}]"
-    run = letters if letters == r"\p{L}" else f"[{letters}]"
-    return rf"{contractions}[^\r\n\p{{L}}\p{{N}}]?{run}+|{digits}| ?{others}+[\r\n]*|{spaces}"
-
-
-def _cased_words(digits: str, *, contractions: str = f"{CONTRACTIONS}?") -> str:
-    """The shape that o200k and Tekken share: a piece is one capitalised or upper-case word with its marks."""
-    upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-    lead = r"[^\r\n\p{L}\p{N}]?"
-    return (
-        rf"{lead}{upper}*{lower}+{contractions}|{lead}{upper}+{lower}*{contractions}"
-        rf"|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}"
-    )
-
-
-def _falling_runs() -> str:
-    """Jais-2 splits white space into runs of powers of two, the longest first."""
-    return "|".join([rf"\s{{{2**power}}}(?!\S)" for power in range(9, 1, -1)] + [r"\s{1,2}(?!\S)", r"\s{1}"])
-
-
 # DeepSeek-LLM lists the cased letters of its time one by one; a later Unicode table would not give the same set.
 _DEEPSEEK_LETTERS = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376"
@@ -73,8 +49,26 @@ _TIKTOKEN_SPACES = r"\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 _PHRASE = r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+"
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_QWEN2 = _words(r"\p{N}")
-_O200K = _cased_words(r"\p{N}{1,3}")
+
+# Llama-3 and Qwen share this shape: contractions, words, digits, punctuation, spaces. They differ in how many digits
+# make a piece, and Qwen3.5 counts marks as letters.
+_WORDS = rf"{_LEAD}?\p{{L}}+"
+_PUNCTUATION = rf" ?{_OTHER}+[\r\n]*"
+_MARKED_WORDS = rf"{_LEAD}?[\p{{L}}\p{{M}}]+"
+_MARKED_PUNCTUATION = r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+_LLAMA3 = rf"{CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_PUNCTUATION}"
+_QWEN2 = rf"{CONTRACTIONS}|{_WORDS}|\p{{N}}|{_PUNCTUATION}|{SPACES}"
+
+# o200k and Tekken share this one: a word has one capital or is all in capitals. `HelloWORLD` is `Hello`, `WORLD`.
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CAPITALISED, _CAPITALS = rf"{_LEAD}?{_UPPER}*{_LOWER}+", rf"{_LEAD}?{_UPPER}+{_LOWER}*"
+_CASED_WORDS = rf"{_CAPITALISED}|{_CAPITALS}"
+_CASED_WORDS_CONTRACTED = rf"{_CAPITALISED}{CONTRACTIONS}?|{_CAPITALS}{CONTRACTIONS}?"
+_CASED_REST = rf" ?{_OTHER}+[\r\n/]*|{SPACES}"
+_O200K = rf"{_CASED_WORDS_CONTRACTED}|\p{{N}}{{1,3}}|{_CASED_REST}"
+
+# Jais-2 splits white space into runs of powers of two, the longest first: 512, 256, ..., 4, then 2 or 1.
+_FALLING_RUNS = "|".join([rf"\s{{{2**power}}}(?!\S)" for power in range(9, 1, -1)] + [r"\s{1,2}(?!\S)", r"\s{1}"])
 
 FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -85,22 +79,20 @@ FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
         "gpt2": (GPT2,),
         "digits-gpt2": (r"\p{N}", GPT2),
-        "llama3": (_words(r"\p{N}{1,3}"),),
-        "minicpm5": (r"\p{N}{1,3}", _words(r"\p{N}+")),
-        "jais2": (_words(r"\p{N}{1,3}", spaces=rf"\s*[\r\n]+|{_falling_runs()}"),),
+        "llama3": (rf"{_LLAMA3}|{SPACES}",),
+        "minicpm5": (r"\p{N}{1,3}", rf"{CONTRACTIONS}|{_WORDS}|\p{{N}}+|{_PUNCTUATION}|{SPACES}"),
+        "jais2": (rf"{_LLAMA3}|\s*[\r\n]+|{_FALLING_RUNS}",),
         "qwen2": (_QWEN2,),
-        "qwen35": (_words(r"\p{N}", letters=r"\p{L}\p{M}"),),
-        "ufakzeka": (_words(r"\p{N}", contractions=""),),
+        "qwen35": (rf"{CONTRACTIONS}|{_MARKED_WORDS}|\p{{N}}|{_MARKED_PUNCTUATION}|{SPACES}",),
+        "ufakzeka": (rf"{_WORDS}|\p{{N}}|{_PUNCTUATION}|{SPACES}",),
         "laguna": (r"[^\n]+|[\n]+", _QWEN2),
-        "seed-coder": (
-            rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{SPACES}",
-        ),
+        "seed-coder": (rf"{CONTRACTIONS}|{_WORDS}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{SPACES}",),
         "exaone-moe": (rf"{CONTRACTIONS}|{_PHRASE}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?|{_LINE_SPACES}",),
         "bailingmoe": (rf"{_SHORT_CONTRACTIONS}|{_LEAD}?+\p{{L}}+|\p{{N}}| ?{_OTHER}++[\r\n]*|{_LINE_SPACES}",),
         "o200k": (_O200K,),
-        "tekken": (_cased_words(r"\p{N}", contractions=""),),
+        "tekken": (rf"{_CASED_WORDS}|\p{{N}}|{_CASED_REST}",),
         "tiny-aya": (r"\d{1,3}(?=(?:\d{3})*\b)", _O200K),
-        "youtu": (_YOUTU_RUNS, _cased_words(r"\p{N}")),
+        "youtu": (_YOUTU_RUNS, rf"{_CASED_WORDS_CONTRACTED}|\p{{N}}|{_CASED_REST}"),
         "deepseek-llm": (
             r"[\r\n]",
             rf"\s?[{_DEEPSEEK_LETTERS}]+",

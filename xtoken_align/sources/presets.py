@@ -56,19 +56,15 @@ class Preset:
     package: str | None
 
 
+@dataclass(eq=False)
 class _Presets(Mapping[str, Preset]):
     """Presets by alias, each made when it is first asked for.
 
     Expanding the fillers of all generations takes 10 ms, several times what reading the file does.
     """
 
-    def __init__(self) -> None:
-        # importlib.resources would do the same after importing zipfile and tempfile.
-        entries = json.loads(pkgutil.get_data(__name__, "presets.json") or b"")
-        self._entries: dict[str, dict[str, Any]] = {
-            name: entry for alias, entry in entries.items() for name in (alias, *entry.get("also", ()))
-        }
-        self._presets: dict[str, Preset] = {}
+    _entries: dict[str, dict[str, Any]]
+    _presets: dict[str, Preset] = field(default_factory=dict)
 
     def __getitem__(self, alias: str) -> Preset:
         if alias not in self._presets:
@@ -103,7 +99,9 @@ class _Presets(Mapping[str, Preset]):
 @cache
 def presets() -> _Presets:
     """Returns every preset by alias, in the order of `presets.json`; names that share an entry follow its first."""
-    return _Presets()
+    # importlib.resources would do the same after importing zipfile and tempfile.
+    entries = json.loads(pkgutil.get_data(__name__, "presets.json") or b"")
+    return _Presets({name: entry for alias, entry in entries.items() for name in (alias, *entry.get("also", ()))})
 
 
 def preset_for_hash(sha256: str) -> Preset | None:

@@ -51,15 +51,8 @@ def load(
     for side, given in ((mapping.student, student), (mapping.teacher, teacher)):
         if given is not None:
             role = "student" if side is mapping.student else "teacher"
-            check_fits(side, _vocab(given), role)
+            check_fits(side, as_vocab(given), role)
     return mapping
-
-
-def _vocab(given: Any) -> Vocab:
-    # Loading alone needs no readers, which take longer to import than a mapping to load.
-    from ..read import as_vocab
-
-    return as_vocab(given)
 
 
 def locate_mapping(name_or_path: str | os.PathLike[str], *, store: str | os.PathLike[str] | None = None) -> Path:
