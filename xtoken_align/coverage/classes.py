@@ -11,17 +11,12 @@ import string
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import compress
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..vocab.kinds import Kind
-
-if TYPE_CHECKING:
-    import regex
 
 _SCRIPTS = {
     "latin": r"\p{Script=Latin}",
@@ -92,6 +87,8 @@ _TRAITS = {
 """What a character is, as patterns of the `regex` package (its V1 set operations); bit i stands for entry i."""
 
 _BIT = {name: 1 << position for position, name in enumerate(_TRAITS)}
+_ANY_SCRIPT = sum(_BIT[name] for name in (*_SCRIPTS, "unlisted"))
+_BEYOND_ASCII = sum(_BIT[name] for name in ("wide_white", "wide_digit", "beyond"))
 _CODE_SPACE = 0x110000
 
 
@@ -138,12 +135,10 @@ def _classify_texts(joined: str, length: NDArray[np.int64]) -> NDArray[np.uint8]
     """
     # ` 12`, `a` and `é!` are ` 12aé!`: lengths 3 1 2, starts 0 3 4. The characters' traits are space,
     # digit, digit, ascii_letter, beyond + latin, punct; per text {space, digit} {ascii_letter} {beyond, latin, punct}.
-    points = _code_points(joined)
+    points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")
     starts = np.cumsum(length) - length
-    seen = np.zeros(_CODE_SPACE, np.bool_)
-    seen[points] = True
-    alphabet = np.flatnonzero(seen).astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
-    of_character = _trait_table(alphabet)[points]
+    traits_of = _trait_table(points)
+    of_character = traits_of[points]
     traits = np.bitwise_or.reduceat(of_character, starts)
     # Many classes look past one leading space: `rest` is {digit}, {ascii_letter}, {beyond, latin, punct}.
     has_space = points[starts] == ord(" ")
@@ -151,9 +146,9 @@ def _classify_texts(joined: str, length: NDArray[np.int64]) -> NDArray[np.uint8]
     rest = np.bitwise_or.reduceat(of_character, starts)
 
     bare_digits = _only(traits, "digit")
-    scripts = traits & _union(*_SCRIPTS, "unlisted")
+    scripts = traits & _ANY_SCRIPT
     neutral = (traits & _BIT["neutral"]) != 0
-    one_unlisted = (scripts == _BIT["unlisted"]) & ~_several_unlisted(alphabet, points, starts)
+    one_unlisted = (scripts == _BIT["unlisted"]) & ~_several_unlisted(traits_of, points, starts)
     lines = {
         "partial_utf8": (traits & _BIT["invalid"]) != 0,
         **{f"digits_{count}": bare_digits & (length == count) for count in (1, 2, 3)},
@@ -164,7 +159,7 @@ def _classify_texts(joined: str, length: NDArray[np.int64]) -> NDArray[np.uint8]
         "ascii_punct_1": _only(rest, "punct") & (length - has_space == 1),
         "ascii_punct": _only(traits, "punct", "space", "ascii_white", "wide_white"),
         "ascii_word": _only(rest, "ascii_letter"),
-        "code": (traits & _union("wide_white", "wide_digit", "beyond")) == 0,
+        "code": (traits & _BEYOND_ASCII) == 0,
         **{name: scripts == _BIT[name] for name in _SCRIPTS},
         "other": ((scripts == 0) & neutral) | one_unlisted,
         "symbol": scripts == 0,
@@ -173,53 +168,49 @@ def _classify_texts(joined: str, length: NDArray[np.int64]) -> NDArray[np.uint8]
     return np.select(list(lines.values()), [np.uint8(_NUMBER[name]) for name in lines], np.uint8(_NUMBER["mixed"]))
 
 
-def _union(*names: str) -> int:
-    """The bits of several traits."""
-    return sum(_BIT[name] for name in names)
-
-
 def _only(traits: NDArray[np.uint32], *names: str) -> NDArray[np.bool_]:
     """Which texts have some of the named traits and no other."""
-    allowed = _union(*names)
+    # Bits beyond the allowed ones would change the union: with digit allowed, {digit} passes, {digit, punct} does not.
+    allowed = sum(_BIT[name] for name in names)
     only: NDArray[np.bool_] = (traits != 0) & ((traits | allowed) == allowed)
     return only
 
 
-def _code_points(text: str) -> NDArray[np.uint32]:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-
-
-@cache
-def _compiled(name: str) -> regex.Pattern[str]:
+def _trait_table(points: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """uint32 (all code points,), the traits of the characters that occur in `points`, 0 for all others."""
     import regex  # late: reading a report needs the names of the classes alone
 
-    return regex.compile(_TRAITS[name], regex.V1)
-
-
-def _trait_table(alphabet: str) -> NDArray[np.uint32]:
-    """uint32 (code points,), the traits of the characters of `alphabet`, 0 for all others.
-
-    A vocabulary of 128 thousand tokens has some 5 thousand characters, so the patterns run over those alone.
-    """
+    # A vocabulary of 128 thousand tokens has some 5 thousand characters: the patterns run over each of them once.
+    seen = np.zeros(_CODE_SPACE, np.bool_)
+    seen[points] = True
+    alphabet = np.flatnonzero(seen).astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
     table = np.zeros(_CODE_SPACE, np.uint32)
     for name, bit in _BIT.items():
-        table[_code_points("".join(_compiled(name).findall(alphabet)))] |= bit
+        with_trait = "".join(regex.findall(_TRAITS[name], alphabet, regex.V1))
+        table[np.frombuffer(with_trait.encode("utf-32-le", "surrogatepass"), "<u4")] |= bit
     return table
 
 
-def _several_unlisted(alphabet: str, points: NDArray[np.uint32], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _several_unlisted(
+    traits_of: NDArray[np.uint32], points: NDArray[np.uint32], starts: NDArray[np.int64]
+) -> NDArray[np.bool_]:
     """Says which texts hold letters of two scripts without a class.
 
     The `regex` package can test a script but not name one, so the first word of a letter's Unicode name stands for it
     (GEORGIAN, ETHIOPIC). That takes some ancient scripts together (OLD PERSIAN, OLD TURKIC), and so all letters that
     are younger than Python's own table of names.
+
+    Args:
+        traits_of: from `_trait_table`.
+        points: uint32 (characters,), the texts one after another.
+        starts: int64 (texts,), where each begins.
     """
     # `აბ` has the script GEORGIAN twice, `აሀ` also ETHIOPIC: numbers 2 2 and 2 1, whose lowest and highest differ.
-    letters = _compiled("unlisted").findall(alphabet)
-    words = [unicodedata.name(letter, "").partition(" ")[0] for letter in letters]
+    letters = np.flatnonzero(traits_of & _BIT["unlisted"])
+    words = [unicodedata.name(chr(letter), "").partition(" ")[0] for letter in letters.tolist()]
     number = {word: position for position, word in enumerate(sorted(set(words)), start=1)}
     table = np.zeros(_CODE_SPACE, np.uint16)
-    table[_code_points("".join(letters))] = [number[word] for word in words]
+    table[letters] = [number[word] for word in words]
     script = table[points]
     highest: NDArray[np.uint16] = np.maximum.reduceat(script, starts)
     lowest: NDArray[np.uint16] = np.minimum.reduceat(np.where(script == 0, np.iinfo(np.uint16).max, script), starts)

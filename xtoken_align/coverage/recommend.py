@@ -105,39 +105,34 @@ def recommend(
         >>> advice.paper_rule.loss, advice.paper_rule.because
         ('p-kl', 'only 0 of 100 numerals of 2 digits are tokens of the teacher too')
     """
-    rule = paper_rule(rows, identical=identical, critical=critical)
-    if has_decompositions:
-        return Recommendation("c-kl", _reason(rows, identical=identical), rule)
-    reason = (
-        "this mapping does not say how each side writes the other's tokens, which c-kl needs; partition-kl compares "
-        "groups of tokens that begin alike"
-    )
-    return Recommendation("partition-kl", reason, rule)
-
-
-def _reason(rows: Mapping[str, ClassRow], *, identical: bool) -> str:
-    """Why C-KL, by the first that fits of what it is good for."""
     # Numerals of other scripts are words to most tokenizers.
     numerals = sum(row.split for name, row in rows.items() if name.startswith("digits") and name != "digits_other")
     split = sum(row.split for row in rows.values())
-    if identical:
-        return "the two vocabularies are equal, and c-kl then is an ordinary KL, token by token"
-    if split + sum(row.exact + row.near for row in rows.values()) == 0:
-        return "the two vocabularies have no token in common, so that no loss can teach much; c-kl uses what there is"
-    if numerals:
-        return (
-            f"the teacher writes {numerals:,} of the student's numerals in several tokens, and c-kl compares these "
+    mapped = split + sum(row.exact + row.near for row in rows.values())
+    loss = "c-kl"
+    # Of what C-KL is good for, the first that fits is the reason.
+    if not has_decompositions:
+        loss = "partition-kl"
+        reason = (
+            "this mapping does not say how each side writes the other's tokens, which c-kl needs; partition-kl "
+            "compares groups of tokens that begin alike"
+        )
+    elif identical:
+        reason = "the two vocabularies are equal, and c-kl then is an ordinary KL, token by token"
+    elif not mapped:
+        reason = "the two vocabularies have no token in common, so that no loss can teach much; c-kl uses what there is"
+    elif split:
+        count, what = (numerals, "numerals") if numerals else (split, "tokens")
+        reason = (
+            f"the teacher writes {count:,} of the student's {what} in several tokens, and c-kl compares these piece "
+            "by piece"
+        )
+    else:
+        reason = (
+            "the teacher has each of the student's tokens, and c-kl compares what the teacher writes in fewer tokens "
             "piece by piece"
         )
-    if split:
-        return (
-            f"the teacher writes {split:,} of the student's tokens in several tokens, and c-kl compares these piece by "
-            "piece"
-        )
-    return (
-        "the teacher has each of the student's tokens, and c-kl compares what the teacher writes in fewer tokens piece "
-        "by piece"
-    )
+    return Recommendation(loss, reason, paper_rule(rows, identical=identical, critical=critical))
 
 
 def paper_rule(rows: Mapping[str, ClassRow], *, identical: bool, critical: Sequence[str]) -> PaperRule:
@@ -151,7 +146,15 @@ def paper_rule(rows: Mapping[str, ClassRow], *, identical: bool, critical: Seque
 
     Source: X-Token (arXiv:2605.21699, 2026), section 4.
     """
-    deciding = {name: rows[name] for name in _known(critical) if name in rows and rows[name].total}
+    critical = (critical,) if isinstance(critical, str) else tuple(dict.fromkeys(critical))
+    unknown = [name for name in critical if name not in CLASSES]
+    if unknown:
+        raise OptionError(
+            f"expected names of token classes as critical, got {', '.join(map(repr, unknown))}; "
+            f"choose among {', '.join(CLASSES)}"
+        )
+    # With 0 of 100 `digits_2`, 60 of 64 `ascii_punct_1` and no `digits_3`, two classes decide, and one of them is lost.
+    deciding = {name: rows[name] for name in critical if name in rows and rows[name].total}
     lost = {name: row for name, row in deciding.items() if 2 * row.common_strict < row.total}
     total = sum(row.total for row in rows.values())
     common = sum(row.common_strict for row in rows.values())
@@ -163,40 +166,26 @@ def paper_rule(rows: Mapping[str, ClassRow], *, identical: bool, critical: Seque
             f"none of the student's {total:,} tokens is a token of the teacher too",
             f"none of the {total} student ids is in the strict common set",
         )
-    if lost:
-        return PaperRule("p-kl", f"only {_counted(lost)}", f"{_counted_in_file(lost)} (half is needed)")
-    if deciding:
-        return PaperRule("h-kl", _counted(deciding), f"{_counted_in_file(deciding)} (half is enough)")
-    return PaperRule(
-        "h-kl",
-        f"{common:,} of the student's {total:,} tokens are tokens of the teacher too, and no critical class has any",
-        f"no critical class has tokens, and {common} of {total} ids are in the strict common set",
-    )
-
-
-def _known(critical: Sequence[str]) -> tuple[str, ...]:
-    names = (critical,) if isinstance(critical, str) else tuple(dict.fromkeys(critical))
-    unknown = [name for name in names if name not in CLASSES]
-    if unknown:
-        raise OptionError(
-            f"expected names of token classes as critical, got {', '.join(map(repr, unknown))}; "
-            f"choose among {', '.join(CLASSES)}"
+    if not deciding:
+        return PaperRule(
+            "h-kl",
+            f"{common:,} of the student's {total:,} tokens are tokens of the teacher too, and no critical class has "
+            "any",
+            f"no critical class has tokens, and {common} of {total} ids are in the strict common set",
         )
-    return names
+    in_words, in_file = _counted(lost or deciding)
+    if lost:
+        return PaperRule("p-kl", f"only {in_words}", f"{in_file} (half is needed)")
+    return PaperRule("h-kl", in_words, f"{in_file} (half is enough)")
 
 
-def _counted(rows: Mapping[str, ClassRow]) -> str:
-    parts = [
-        f"{row.common_strict:,} of {row.total:,} {_CLASS_WORDS.get(name, f'{name} tokens')}"
-        for name, row in rows.items()
-    ]
-    return f"{_and(parts)} are tokens of the teacher too"
-
-
-def _counted_in_file(rows: Mapping[str, ClassRow]) -> str:
-    parts = [f"{row.common_strict} of {row.total} {name}" for name, row in rows.items()]
-    return f"{_and(parts)} tokens are in the strict common set"
-
-
-def _and(parts: Sequence[str]) -> str:
-    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
+def _counted(rows: Mapping[str, ClassRow]) -> tuple[str, str]:
+    """How many tokens of each class are common, in plain words and as mapping files say it: `3 of 9 greek and ...`."""
+    words, names = [], []
+    for name, row in rows.items():
+        words.append(f"{row.common_strict:,} of {row.total:,} {_CLASS_WORDS.get(name, f'{name} tokens')}")
+        names.append(f"{row.common_strict} of {row.total} {name}")
+    in_words, in_file = (
+        f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0] for parts in (words, names)
+    )
+    return f"{in_words} are tokens of the teacher too", f"{in_file} tokens are in the strict common set"
