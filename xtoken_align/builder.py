@@ -69,7 +69,7 @@ def build(
         reverse_pass=reverse_pass,
         overrides=overrides,
     )
-    pair = Pair(as_vocab(student), as_vocab(teacher))
+    pair = Pair.of(as_vocab(student), as_vocab(teacher))
     matrix = assemble_matrix(run_rules(pair, options), (len(pair.student), len(pair.teacher)))
     if not len(matrix.data):
         warnings.warn(

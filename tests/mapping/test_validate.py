@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from xtoken_align.errors import ArtifactError
 from xtoken_align.mapping.file import hashed_metadata, read_archive, write_archive
-from xtoken_align.mapping.validate import load_checked, validate
+from xtoken_align.mapping.mapping import load_mapping
+from xtoken_align.mapping.validate import validate
 from xtoken_align.rules.links import RULE_NUMBER, RULES
 from xtoken_align.vocab.kinds import Kind
 
@@ -33,12 +34,18 @@ def replaced(array: NDArray[Any], index: int, value: float) -> NDArray[Any]:
     return copy
 
 
+def read_and_validate(path: Path) -> tuple[Arrays, Metadata]:
+    arrays, metadata = read_archive(path)
+    validate(arrays, metadata)
+    return arrays, metadata
+
+
 def test_a_sound_mapping_is_accepted(arrays: Arrays, metadata: Metadata) -> None:
     validate(arrays, metadata)
 
 
 def test_a_sound_file_is_loaded(saved: Path, arrays: Arrays, metadata: Metadata) -> None:
-    loaded_arrays, loaded_metadata = load_checked(saved)
+    loaded_arrays, loaded_metadata = read_and_validate(saved)
     assert loaded_metadata == metadata
     for name, array in arrays.items():
         np.testing.assert_array_equal(loaded_arrays[name], array, strict=True)
@@ -235,7 +242,7 @@ def test_an_error_in_a_file_names_the_file(tmp_path: Path, arrays: Arrays, metad
     arrays["data"] = replaced(arrays["data"], 0, -1)
     write_archive(tmp_path / "a.npz", arrays, seal(metadata))
     with pytest.raises(ArtifactError) as caught:
-        load_checked(tmp_path / "a.npz")
+        load_mapping(tmp_path / "a.npz")
     assert str(caught.value).startswith(f"{tmp_path / 'a.npz'}: data: ")
 
 
@@ -252,7 +259,7 @@ def test_a_mutated_file_loads_as_it_was_or_is_refused(
     for _ in range(MUTATIONS):
         saved.write_bytes(mutate(content, rng))
         try:
-            loaded_arrays, loaded_metadata = load_checked(saved)
+            loaded_arrays, loaded_metadata = read_and_validate(saved)
         except ArtifactError:
             refused += 1
             continue

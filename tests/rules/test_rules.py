@@ -76,7 +76,7 @@ def test_whole_numbers_and_fractions_of_one_value_make_one_mapping() -> None:
 @settings(max_examples=80, deadline=None)
 def test_no_row_is_given_by_two_rules(student: Vocab, teacher: Vocab, rules: set[str]) -> None:
     seen: set[int] = set()
-    for links in run_rules(Pair(student, teacher), rule_options(rules=sorted(rules))):
+    for links in run_rules(Pair.of(student, teacher), rule_options(rules=sorted(rules))):
         rows = set(links.rows.tolist())
         assert not rows & seen
         seen |= rows

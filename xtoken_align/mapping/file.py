@@ -51,11 +51,6 @@ class Member:
     rank: int
     limit: int
 
-    @property
-    def file_name(self) -> str:
-        """The member's name in the zip file."""
-        return f"{self.name}.npy"
-
 
 ARRAYS = (
     Member("format", "|S3", 0, 1),
@@ -81,7 +76,8 @@ ARRAYS = (
 """Every array of schema 1, under scipy's names where `scipy.sparse.load_npz` reads them."""
 
 METADATA = Member("metadata", "|u1", 1, MAX_METADATA_BYTES)
-_MEMBERS = {member.file_name: member for member in (*ARRAYS, METADATA)}
+_MEMBERS = {f"{member.name}.npy": member for member in (*ARRAYS, METADATA)}
+"""Every member of the zip file by its name there."""
 
 
 def damaged(field: str, expected: str, found: object) -> ArtifactError:
@@ -361,14 +357,14 @@ def read_archive(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, object]
             raise damaged(missing, "this member", "none")
         for unknown in sorted(opened.infos.keys() - _MEMBERS.keys()):
             raise damaged(f"{unknown!r:.60}", "no member of this name", "one")
-        for member in _MEMBERS.values():
-            _check_info(opened, member)
+        for file_name in _MEMBERS:
+            _check_info(opened, file_name)
         total = sum(info.file_size for info in opened.infos.values())
         allowed = min(MAX_TOTAL_BYTES, max(UNFOLDS_FREELY, MAX_EXPANSION * opened.size))
         if total > allowed:
             expected = f"a file of {opened.size:,} bytes to unfold into {allowed:,} at most"
             raise damaged("zip directory", expected, f"{total:,}")
-        arrays = {member.name: _read_member(opened, member) for member in ARRAYS}
+        arrays = {member.name: _read_member(opened, f"{member.name}.npy") for member in ARRAYS}
         # The seal comes last: whoever has a damaged file should hear first which member is damaged.
         if opened.sealed and not _seal_fits(opened):
             raise damaged("seal", "the digest of this file's bytes", "another: a byte that no array needs has changed")
@@ -462,10 +458,11 @@ def _seal_fits(opened: _Opened) -> bool:
 
 
 def _metadata(opened: _Opened) -> dict[str, object]:
-    if METADATA.file_name not in opened.infos:
-        raise damaged(METADATA.file_name, "this member", "none: the file is no mapping of xtoken-align")
-    _check_info(opened, METADATA)
-    text = _read_member(opened, METADATA)
+    file_name = f"{METADATA.name}.npy"
+    if file_name not in opened.infos:
+        raise damaged(file_name, "this member", "none: the file is no mapping of xtoken-align")
+    _check_info(opened, file_name)
+    text = _read_member(opened, file_name)
     try:
         metadata = json.loads(text.tobytes().decode("utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
@@ -485,9 +482,9 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return unique
 
 
-def _check_info(opened: _Opened, member: Member) -> None:
+def _check_info(opened: _Opened, name: str) -> None:
     """Checks what the directory says of a member against the table and the file's size."""
-    name, info = member.file_name, opened.infos[member.file_name]
+    member, info = _MEMBERS[name], opened.infos[name]
     limit = MAX_HEADER_BYTES + member.limit * np.dtype(member.dtype).itemsize
     if info.flag_bits & _ENCRYPTED_OR_PATCHED:
         raise damaged(name, "a plain member", "an encrypted or patched one")
@@ -501,33 +498,33 @@ def _check_info(opened: _Opened, member: Member) -> None:
         raise damaged(name, "a stored member to have one size", "two sizes")
 
 
-def _read_member(opened: _Opened, member: Member) -> NDArray[Any]:
+def _read_member(opened: _Opened, name: str) -> NDArray[Any]:
     """Inflates a member into its array, chunk by chunk; its last byte makes zipfile compare the checksum."""
-    info = opened.infos[member.file_name]
+    member, info = _MEMBERS[name], opened.infos[name]
     try:
         with opened.archive.open(info) as stream:
-            header_bytes, count = _read_header(stream, member)
+            header_bytes, count = _read_header(stream, name)
             data_bytes = count * np.dtype(member.dtype).itemsize
             if header_bytes + data_bytes != info.file_size:
-                raise damaged(member.file_name, f"{header_bytes + data_bytes:,} bytes for its shape", info.file_size)
+                raise damaged(name, f"{header_bytes + data_bytes:,} bytes for its shape", info.file_size)
             data = np.empty(data_bytes, dtype=np.uint8)
             done = 0
             while done < data_bytes:
                 chunk = stream.read(min(_CHUNK_BYTES, data_bytes - done))
                 if not chunk:
-                    raise damaged(member.file_name, f"{data_bytes:,} bytes of elements", f"{done:,}")
+                    raise damaged(name, f"{data_bytes:,} bytes of elements", f"{done:,}")
                 data[done : done + len(chunk)] = np.frombuffer(chunk, dtype=np.uint8)
                 done += len(chunk)
     except _ZIP_DAMAGE as error:
-        raise damaged(member.file_name, "an intact member", f"damage ({error})") from error
+        raise damaged(name, "an intact member", f"damage ({error})") from error
     array = data.view(member.dtype)
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     return native if member.rank else native.reshape(())
 
 
-def _read_header(stream: IO[bytes], member: Member) -> tuple[int, int]:
+def _read_header(stream: IO[bytes], name: str) -> tuple[int, int]:
     """Returns the header's size in bytes and the number of elements, having checked dtype, order and rank."""
-    name = member.file_name
+    member = _MEMBERS[name]
     magic, text_bytes = _NPY_PREFIX.unpack(stream.read(_NPY_PREFIX.size))
     header_bytes = _NPY_PREFIX.size + text_bytes
     if magic != _NPY_1_0 or header_bytes > MAX_HEADER_BYTES:

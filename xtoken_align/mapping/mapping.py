@@ -25,10 +25,10 @@ from ..vocab.byte_strings import ByteStrings
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Sizes, Vocab
 from .bins import BinSizes, measure_bins, split_into_bins
-from .file import SCHEMA, content_hash, write_archive
+from .file import SCHEMA, content_hash, read_archive, write_archive
 from .find import Link, Row, find_tokens
 from .unmatched import REASON_OF_KIND, UnmatchedTokens, unmatched_tokens
-from .validate import load_checked
+from .validate import validate
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -402,9 +402,10 @@ def load_mapping(path: Path) -> Mapping:
         ArtifactError: it is damaged, foreign or from a newer schema.
         StoreError: there is no readable file at `path`.
     """
-    arrays, stored = load_checked(path)
+    arrays, stored = read_archive(path)
     metadata: dict[str, Any] = dict(stored)
     try:
+        validate(arrays, metadata)
         measured, bin_sizes = Coverage.from_metadata(metadata["coverage"]), BinSizes.from_dict(metadata["bins"])
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error

@@ -110,36 +110,39 @@ class Pieces:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A student and a teacher, with what the rules ask of both, each computed once."""
+    """A student and a teacher, with what the rules ask of both.
+
+    Attributes:
+        student: the student's vocabulary.
+        teacher: the teacher's vocabulary.
+        identical: whether both mean and produce the same text ids.
+        student_equal: int32 (student width,), the lowest teacher id of the same kind with an equal surface, -1 for
+            none.
+        student_pieces: every student token as the teacher writes it.
+        teacher_pieces: every teacher token as the student writes it.
+    """
 
     student: Vocab
     teacher: Vocab
+    identical: bool
+    student_equal: NDArray[np.int32]
+    student_pieces: Pieces
+    teacher_pieces: Pieces
 
-    @cached_property
-    def identical(self) -> bool:
-        """Whether both mean and produce the same text ids."""
-        return self.student.fingerprint == self.teacher.fingerprint
-
-    @cached_property
-    def student_equal(self) -> NDArray[np.int32]:
-        """int32 (student width,), the lowest teacher id of the same kind with an equal surface, -1 for none."""
-        return equal_surfaces(self.student, self.teacher)
-
-    @cached_property
-    def student_pieces(self) -> Pieces:
-        """Every student token as the teacher writes it; in two identical vocabularies each is its own piece."""
-        if self.identical:
-            ids = self.student.speakable_ids
-            return Pieces.of(len(self.student), ids, ids.astype(np.int32))
-        return decompose(self.student, self.teacher, self.student_equal)
-
-    @cached_property
-    def teacher_pieces(self) -> Pieces:
-        """Every teacher token as the student writes it."""
-        if self.identical:
-            ids = self.teacher.speakable_ids
-            return Pieces.of(len(self.teacher), ids, ids.astype(np.int32))
-        return decompose(self.teacher, self.student, equal_surfaces(self.teacher, self.student))
+    @classmethod
+    def of(cls, student: Vocab, teacher: Vocab) -> Pair:
+        """Compares two vocabularies and writes the tokens of each in the other."""
+        student_equal = equal_surfaces(student, teacher)
+        if student.fingerprint == teacher.fingerprint:
+            # Each token is its own piece, also where the encoder would never produce it.
+            student_pieces, teacher_pieces = (
+                Pieces.of(len(vocab), vocab.speakable_ids, vocab.speakable_ids.astype(np.int32))
+                for vocab in (student, teacher)
+            )
+            return cls(student, teacher, True, student_equal, student_pieces, teacher_pieces)  # noqa: FBT003
+        student_pieces = decompose(student, teacher, student_equal)
+        teacher_pieces = decompose(teacher, student, equal_surfaces(teacher, student))
+        return cls(student, teacher, False, student_equal, student_pieces, teacher_pieces)  # noqa: FBT003
 
 
 def equal_surfaces(tokens: Vocab, by: Vocab) -> NDArray[np.int32]:
