@@ -223,7 +223,7 @@ _EXPECTED = {dict: "a table", int: "a count", str: "a string"}
 
 def _field(stored: Mapping[str, Any], key: str, kind: type) -> Any:
     """The value of a key, if it is of the kind that is expected; a count is at least 0, and not True or False."""
-    value = stored.get(key)
+    value: Any = stored.get(key)
     if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):
         came = "nothing" if value is None else repr(value)[:40]
         raise ArtifactError(

@@ -70,7 +70,7 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
 def _check_fields(parent: Mapping[str, Any], kinds: Mapping[str, type], field: str) -> None:
     """Checks that the values of some keys are strings, objects, or the SHA-256 that some strings must be."""
     for key, kind in kinds.items():
-        value = parent.get(key)
+        value: Any = parent.get(key)
         if not isinstance(value, kind):
             raise damaged(f"{field}.{key}", "a string" if kind is str else "a JSON object", f"{value!r:.60}")
         if key in ("content_hash", "fingerprint") and not _SHA256.fullmatch(value):
