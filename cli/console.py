@@ -148,6 +148,20 @@ def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """Yields a function that says that one more of `total` is done; the bar is shown where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.progress import Progress
+
+    # Redirected, what is printed on stdout would come out with the bar on stderr.
+    with Progress(console=stderr_console(), redirect_stdout=False, redirect_stderr=False) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
+
+
 def visible(surface: bytes) -> str:
     """A surface for a terminal: text with control characters and edge spaces made visible, else its bytes.
 

@@ -138,3 +138,13 @@ def test_a_new_file_has_the_permissions_that_the_user_asks_for(tmp_path: Path) -
     finally:
         os.umask(old)
     assert (tmp_path / "a.npz").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    write_atomically(file, b"one")
+    file.chmod(0o600)
+    write_atomically(file, b"two")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.read_bytes() == b"two"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def write_atomically(path: Path, content: bytes, *, overwrite: bool = True) -> N
         temporary = target.with_name(TEMPORARY_PATTERN.replace("*", secrets.token_hex(8)))
         try:
             with temporary.open("xb") as file:
+                # A file that only its owner may read stays one when it is replaced.
+                with suppress(OSError):
+                    temporary.chmod(stat.S_IMODE(target.stat().st_mode))
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

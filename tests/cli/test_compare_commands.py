@@ -101,6 +101,19 @@ def test_verify_without_names_checks_the_whole_store_and_fails_for_one_bad_file(
     assert "student--new" in done.stdout
 
 
+def test_verify_shares_a_large_store_out_and_keeps_its_order(place: Path) -> None:
+    (file,) = (place / "store" / "student--old").glob("*.npz")
+    for number in range(60):
+        copy = place / "store" / f"copy-{number:02}" / file.name
+        copy.parent.mkdir()
+        copy.write_bytes(file.read_bytes() if number != 30 else b"damaged")
+    done = run(place, "verify", "--json")
+    results = [result for result in json.loads(done.stdout) if "copy-" in result["mapping"]]
+    assert [Path(result["mapping"]).parent.name for result in results] == [f"copy-{number:02}" for number in range(60)]
+    assert [result["ok"] for result in results] == [number != 30 for number in range(60)]
+    assert done.returncode == 1
+
+
 def test_gc_keeps_the_newest_version(place: Path) -> None:
     assert run(place, "build", "old.tiktoken", "student.tiktoken", "-q", "--decay", "0.2").returncode == 0
     assert len(list((place / "store" / "student--old").glob("*.npz"))) == 2

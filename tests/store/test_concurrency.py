@@ -49,6 +49,27 @@ for _ in range(50):
 print(len(list(Path(sys.argv[1]).glob("*/*.npz"))), len(list(Path(sys.argv[1]).glob("*/.*.tmp"))))
 """
 )
+ASKED = (
+    BUILD
+    + """
+from xtoken_align.store import load
+build = load.build
+def counted(**options):
+    print("built")
+    return build(**options)
+load.build = counted
+print(load.get_or_build(student=student, teacher=teacher, store=sys.argv[1]).version)
+"""
+)
+LISTED = (
+    BUILD
+    + """
+from xtoken_align.store.load import get_or_build
+from xtoken_align.store.store import collect, entries
+for _ in range(60):
+    {work}
+"""
+)
 TESTS = str(Path(__file__).parents[1])
 
 
@@ -80,3 +101,20 @@ def test_a_build_that_is_killed_at_any_moment_leaves_only_whole_mappings(tmp_pat
     collect(Store(tmp_path), keep=10)
     assert not list(tmp_path.glob("*/.*.tmp"))
     assert len(list(tmp_path.glob("*/*.npz"))) == whole
+
+
+def test_sixteen_processes_that_ask_for_one_pair_at_once_build_it_once(tmp_path: Path) -> None:
+    processes = [start(ASKED, tmp_path) for _ in range(16)]
+    ends = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 16, [stderr for _, stderr in ends]
+    lines = [line for stdout, _ in ends for line in stdout.split()]
+    assert lines.count("built") == 1
+    assert len(set(lines)) == 2
+
+
+def test_lists_and_requests_beside_a_clearing_out_find_what_is_there_or_build_it(tmp_path: Path) -> None:
+    works = ("entries(store)", "get_or_build(student=student, teacher=teacher, store=sys.argv[1])",
+             "collect(store, keep=0)")  # fmt: skip
+    processes = [start(LISTED.format(work=work), tmp_path) for work in works]
+    ends = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3, [stderr for _, stderr in ends]

@@ -12,7 +12,9 @@ import pytest
 from small_vocabs import make_vocab
 
 from xtoken_align import Mapping, Store, Vocab, build, get_or_build, load
-from xtoken_align.errors import MismatchError, StoreError, XTokenWarning
+from xtoken_align.builder import plain_options
+from xtoken_align.errors import ArtifactError, MismatchError, StoreError, XTokenWarning
+from xtoken_align.store import load as load_module
 from xtoken_align.store.load import locate_mapping
 from xtoken_align.vocab.kinds import Kind
 
@@ -62,6 +64,14 @@ def test_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_odd_names_are_refused_like_unknown_ones(name: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         load(name, store=tmp_path)
+
+
+def test_a_version_asked_for_is_the_one_that_is_loaded(mapping: Mapping, tmp_path: Path) -> None:
+    path = Store(tmp_path).save(mapping)
+    other = path.rename(path.with_name("0123456789ab.npz"))
+    for name in ("pupil--master@0123456789ab", "pupil--master@01", "pupil--master", str(other)):
+        with pytest.raises(ArtifactError, match=f"expected version 0123456789ab by its name, found {mapping.version}"):
+            load(name, store=tmp_path)
 
 
 @pytest.mark.parametrize("address", ["hf://", "hf://user", "hf://user/repo", "hf://user//file", "hf:///repo/file"])
@@ -194,3 +204,19 @@ def test_a_damaged_file_is_built_anew(tmp_path: Path) -> None:
     assert get_or_build(**pair(), store=tmp_path).content_hash == mapping.content_hash
     assert Store(tmp_path).find("s--t") == file
     assert file.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("stored", [{}, {"student": 3}, {"student": {"fingerprint": 1}}, {"student": {"sizes": []}}])
+def test_metadata_that_lacks_its_parts_does_not_stop_a_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(load_module, "read_metadata", lambda _: {"options": plain_options(), **stored})
+    built = get_or_build(student=STUDENT, teacher=TEACHER, store=tmp_path)
+    assert get_or_build(student=STUDENT, teacher=TEACHER, store=tmp_path).content_hash == built.content_hash
+
+
+def test_a_link_that_leads_nowhere_does_not_stop_a_build(mapping: Mapping, tmp_path: Path) -> None:
+    folder = tmp_path / "pupil--master"
+    folder.mkdir()
+    (folder / "0123456789ab.npz").symlink_to(tmp_path / "nowhere")
+    assert get_or_build(student=STUDENT, teacher=TEACHER, store=tmp_path).version == mapping.version

@@ -16,7 +16,7 @@ from small_vocabs import make_vocab
 from xtoken_align import Mapping, Store, build, files, load
 from xtoken_align.errors import OptionError, StoreError
 from xtoken_align.store import store as store_module
-from xtoken_align.store.store import ENVIRONMENT, collect, entries, holds, store_root
+from xtoken_align.store.store import ENVIRONMENT, checked_name, collect, entries, holds, store_root
 
 
 def small(**options: Any) -> Mapping:
@@ -62,6 +62,16 @@ def test_a_name_that_no_folder_could_have_is_refused(store: Store, name: str) ->
         with pytest.raises(StoreError, match="letters, digits"):
             store.save(small(), name=name)
     assert list(store.names()) == []
+
+
+@pytest.mark.parametrize("name", ["con", "NUL.txt", "com1", "Lpt9.a.b", "ends-in-a-dot.", "aux--"])
+def test_a_name_that_windows_does_not_allow_is_refused(store: Store, name: str) -> None:
+    if name == "aux--":
+        assert checked_name(name) == name
+        return
+    with pytest.raises(StoreError, match="Windows has no folder of this name"):
+        store.save(small(), name=name)
+    assert not store.root.exists()
 
 
 def test_names_find_the_newest_the_version_or_its_first_digits(store: Store) -> None:
@@ -275,3 +285,65 @@ def test_a_negative_number_of_versions_is_refused(tmp_path: Path) -> None:
 def test_an_absent_store_is_empty(tmp_path: Path) -> None:
     assert own(Store(tmp_path / "absent")) == []
     assert collect(Store(tmp_path / "absent"), keep=0) == []
+
+
+def test_a_link_that_leads_nowhere_is_no_version_and_stops_nothing(tmp_path: Path) -> None:
+    store, paths = filled(tmp_path, 1)
+    dangling = paths[0].with_name("0123456789ab.npz")
+    dangling.symlink_to(tmp_path / "nowhere")
+    assert store.versions("s--t") == own(store) == paths
+    assert store.find("s--t") == paths[0]
+
+
+def test_a_file_that_gc_removes_meanwhile_is_left_out_of_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, paths = filled(tmp_path, 3)
+    listed = store_module._listed
+    monkeypatch.setattr(
+        store_module, "_listed", lambda folder: [*listed(folder), folder / "aaaaaaaaaaaa.npz", folder / "gone"]
+    )
+    monkeypatch.setattr(store_module, "read_metadata", lambda path, read=store_module.read_metadata: vanish(path, read))
+
+    def vanish(path: Path, read: Any) -> Any:
+        if path == paths[1]:
+            path.unlink()
+        return read(path)
+
+    assert own(store) == [paths[0], paths[2]]
+
+
+def test_a_file_under_another_version_than_its_own_is_listed_as_wrong(tmp_path: Path) -> None:
+    store, paths = filled(tmp_path, 1)
+    other = paths[0].rename(paths[0].with_name("0123456789ab.npz"))
+    (entry,) = [entry for entry in entries(store) if entry.path == other]
+    assert entry.problem is not None
+    assert f"expected version 0123456789ab by its name, found {paths[0].stem}" in entry.problem
+
+
+def test_metadata_without_its_parts_is_listed_with_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, paths = filled(tmp_path, 1)
+    monkeypatch.setattr(store_module, "read_metadata", lambda _: {"content_hash": paths[0].stem, "provenance": "x"})
+    (entry,) = entries(store)
+    assert entry.problem is not None
+    assert "lacks 'student'" in entry.problem
+
+
+def test_mappings_under_a_name_of_their_own_are_collected_too(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    paths = [aged(store.save(mapping(decay), name="plain"), int(1000 * decay)) for decay in (0.1, 0.3)]
+    assert collect(store, keep=1, dry_run=True) == paths[:1]
+    assert collect(store, keep=1) == paths[:1]
+    assert collect(store, keep=0) == paths[1:]
+
+
+def test_what_a_link_in_the_store_leads_to_is_not_removed(tmp_path: Path) -> None:
+    outside = Store(tmp_path / "outside").save(mapping())
+    store = Store(tmp_path / "store")
+    store.root.mkdir()
+    (store.root / "s--t").symlink_to(outside.parent)
+    assert collect(store, keep=0) == []
+    assert outside.exists()
+    assert list(store.names()) == ["s--t"]

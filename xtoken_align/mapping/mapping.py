@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping as Table
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -38,6 +39,9 @@ Arrays = dict[str, NDArray[Any]]
 
 VERSION_DIGITS = 12
 """How many digits of the content hash are the version."""
+
+VERSIONED_NAME = re.compile(rf"[0-9a-f]{{{VERSION_DIGITS}}}\.npz")
+"""The name of a file that is called by its version, as all files of a store are."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -409,6 +413,7 @@ def load_mapping(path: Path) -> Mapping:
         measured, bin_sizes = Coverage.from_metadata(metadata["coverage"]), BinSizes.from_dict(metadata["bins"])
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
+    check_version(path, metadata["content_hash"])
     shape = (int(arrays["shape"][0]), int(arrays["shape"][1]))
     matrix = Matrix(shape, *(arrays[name] for name in ("indptr", "indices", "data", "position", "rule")))
     sides: dict[str, Side] = {}
@@ -433,6 +438,23 @@ def load_mapping(path: Path) -> Mapping:
     # What these properties would compute stands in the file, whose hash was checked.
     mapping.__dict__.update(arrays=arrays, content_hash=metadata["content_hash"], bin_sizes=bin_sizes)
     return mapping
+
+
+def check_version(path: Path, content_hash: str) -> None:
+    """Refuses a file that is called by a version and holds another: whoever pinned that version asked for this one.
+
+    Args:
+        path: the file; any name is right that is not of the form of a version.
+        content_hash: of what is in it.
+
+    Raises:
+        ArtifactError: the two differ.
+    """
+    if VERSIONED_NAME.fullmatch(path.name) and path.stem != content_hash[:VERSION_DIGITS]:
+        raise ArtifactError(
+            f"{path}: expected version {path.stem} by its name, found {content_hash[:VERSION_DIGITS]}; build or "
+            "download the mapping again"
+        )
 
 
 _DECOMPOSING_RULES = ("override", "identity", "exact", "digits", "decompose", "bytes")

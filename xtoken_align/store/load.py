@@ -18,7 +18,7 @@ from ..mapping.mapping import Mapping, Side, load_mapping
 from ..read import as_vocab
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
-from .store import Store
+from .store import Store, checked_name, locked
 
 _HUB = "hf://"
 
@@ -159,17 +159,29 @@ def get_or_build(
         "teacher": as_vocab(teacher),
     }
     wanted = plain_options(**options)
-    in_store = Store(store)
-    for path in reversed(in_store.versions(f"{sides['student'].name}--{sides['teacher'].name}")):
-        try:
-            if _fits(read_metadata(path), sides, wanted):
-                return load_mapping(path)
-        except MappingError:
-            # A damaged file does not stop training: the pair is built again.
-            continue
-    mapping = build(student=sides["student"], teacher=sides["teacher"], **options)
-    in_store.save(mapping)
+    in_store, name = Store(store), f"{sides['student'].name}--{sides['teacher'].name}"
+    mapping = _kept(in_store, name, sides, wanted)
+    if mapping is not None:
+        return mapping
+    folder = in_store.root / checked_name(name)
+    # Of many processes that ask at once, the first that has the lock builds, and the others find what it built.
+    with locked(folder):
+        mapping = _kept(in_store, name, sides, wanted)
+        if mapping is None:
+            mapping = build(student=sides["student"], teacher=sides["teacher"], **options)
+            mapping.save(folder / f"{mapping.version}.npz")
     return mapping
+
+
+def _kept(in_store: Store, name: str, sides: Table[str, Vocab], options: Table[str, Any]) -> Mapping | None:
+    """The newest mapping of a name that fits; a file that is damaged or gone meanwhile is none."""
+    for path in reversed(in_store.versions(name)):
+        try:
+            if _fits(read_metadata(path), sides, options):
+                return load_mapping(path)
+        except (MappingError, KeyError, TypeError):
+            continue
+    return None
 
 
 def _fits(metadata: Table[str, Any], sides: Table[str, Vocab], options: Table[str, Any]) -> bool:

@@ -16,12 +16,13 @@ from typing import Any
 from ..errors import MappingError, OptionError, StoreError
 from ..files import TEMPORARY_PATTERN
 from ..mapping.file import read_metadata
-from ..mapping.mapping import Mapping, load_mapping
+from ..mapping.mapping import VERSIONED_NAME, Mapping, check_version, load_mapping
 
 ENVIRONMENT = "XTOKEN_ALIGN_STORE"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_FILE_NAME = re.compile(r"[0-9a-f]{12}\.npz")
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*\.")
+"""Names that Windows keeps for devices, whatever ending they have, and names whose last dot it drops."""
 _LOCK_SECONDS = 300
 
 
@@ -81,8 +82,9 @@ class Store:
         for root in (shipped_root(), self.root):
             folder = root / name if root is not None else None
             if folder is not None and folder.is_dir():
-                files = [path for path in _listed(folder) if _FILE_NAME.fullmatch(path.name)]
-                paths += sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name))
+                files = [path for path in _listed(folder) if VERSIONED_NAME.fullmatch(path.name)]
+                dated = [(status.st_mtime_ns, path.name, path) for path in files if (status := _status(path))]
+                paths += [path for _, _, path in sorted(dated)]
         return paths
 
     def names(self) -> Iterator[str]:
@@ -157,10 +159,20 @@ def locked(folder: Path) -> Iterator[None]:
 def _listed(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
+    except FileNotFoundError:  # removed since it was listed
+        return []
     except OSError as error:
         raise StoreError(
             f"cannot read the store's folder {folder} ({error.strerror or error}): make it readable or choose another"
         ) from error
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What the system says of a file; None for a link that leads nowhere and a file that `gc` has just removed."""
+    try:
+        return path.stat()
+    except OSError:
+        return None
 
 
 def pair_name(mapping: Mapping) -> str:
@@ -176,6 +188,8 @@ def checked_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise StoreError(f"{name!r} cannot name a mapping: use up to 200 letters, digits, '.', '_' and '-'")
+    if _RESERVED.fullmatch(name):
+        raise StoreError(f"{name!r} cannot name a mapping: Windows has no folder of this name, choose another")
     return name
 
 
@@ -235,11 +249,15 @@ class Entry:
 
 def entries(store: Store) -> list[Entry]:
     """Every mapping file that the store offers, by name, oldest first; the shipped ones included."""
-    return [_entry(name, path) for name in sorted(store.names()) for path in store.versions(name)]
+    listed = (_entry(name, path) for name in sorted(store.names()) for path in store.versions(name))
+    return [entry for entry in listed if entry is not None]
 
 
-def _entry(name: str, path: Path) -> Entry:
-    status = path.stat()
+def _entry(name: str, path: Path) -> Entry | None:
+    """What is listed of a file, None if it is gone meanwhile."""
+    status = _status(path)
+    if status is None:
+        return None
     shipped = shipped_root()
     entry = Entry(
         name=name,
@@ -251,20 +269,24 @@ def _entry(name: str, path: Path) -> Entry:
     )
     try:
         metadata: Any = read_metadata(path)
+        check_version(path, metadata["content_hash"])
         return replace(
             entry,
             provenance=str(metadata["provenance"]),
             student=str(metadata["student"]["source"]),
             teacher=str(metadata["teacher"]["source"]),
         )
-    except (MappingError, KeyError, TypeError) as error:
-        return replace(entry, problem=str(error))
+    except MappingError as error:
+        return replace(entry, problem=str(error)) if path.exists() else None
+    except (KeyError, TypeError) as error:
+        return replace(entry, problem=f"{path}: its metadata lacks {error}; build or download the mapping again")
 
 
 def collect(store: Store, *, keep: int, dry_run: bool = False) -> list[Path]:
     """Removes all but the newest versions of every name, and what killed processes left half-written.
 
-    The shipped mappings stay.
+    The shipped mappings stay, and so does whatever a link in the store leads to. In a folder that is not named after a
+    pair, `student--teacher`, only files that are mappings are removed: it may be no folder of the store's.
 
     Args:
         store: the store.
@@ -281,24 +303,34 @@ def collect(store: Store, *, keep: int, dry_run: bool = False) -> list[Path]:
     if keep < 0:
         raise OptionError(f"keep is a number of versions from 0, got {keep}")
     gone: list[Path] = []
-    for folder in _folders(store):
+    for folder in _listed(store.root) if store.root.is_dir() else ():
+        if folder.is_symlink() or not folder.is_dir() or not _stale(store, folder, keep):
+            continue
+        if dry_run:
+            gone += _stale(store, folder, keep)
+            continue
+        # Looked for again under the lock: another process may have removed the same files.
         with locked(folder):
-            own = [path for path in store.versions(folder.name) if path.parent == folder]
-            stale = own[: max(len(own) - keep, 0)] + sorted(folder.glob(TEMPORARY_PATTERN))
-            for path in stale:
-                if not dry_run:
-                    _remove(path)
+            for path in _stale(store, folder, keep):
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise StoreError(f"cannot remove {path}: {error.strerror or error}") from error
                 gone.append(path)
     return gone
 
 
-def _folders(store: Store) -> Iterator[Path]:
-    if store.root.is_dir():
-        yield from (folder for folder in sorted(store.root.iterdir()) if folder.is_dir() and "--" in folder.name)
+def _stale(store: Store, folder: Path, keep: int) -> list[Path]:
+    """The files of a folder that `collect` removes."""
+    own = [path for path in store.versions(folder.name) if path.parent == folder]
+    stale = own[: max(len(own) - keep, 0)]
+    if "--" not in folder.name:
+        stale = [path for path in stale if _is_mapping(path)]
+    return stale + sorted(folder.glob(TEMPORARY_PATTERN))
 
 
-def _remove(path: Path) -> None:
+def _is_mapping(path: Path) -> bool:
     try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot remove {path}: {error.strerror or error}") from error
+        return bool(read_metadata(path))
+    except MappingError:
+        return False
