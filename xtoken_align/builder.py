@@ -69,6 +69,7 @@ def build(
         reverse_pass=reverse_pass,
         overrides=overrides,
     )
+    # From here on all is decided: rules make links, links make W, and W is counted.
     pair = Pair.of(as_vocab(student), as_vocab(teacher))
     matrix = assemble_matrix(run_rules(pair, options), (len(pair.student), len(pair.teacher)))
     if not len(matrix.data):
@@ -82,6 +83,7 @@ def build(
     student_pieces = with_overrides(pair, options.overrides) if options.overrides else pair.student_pieces
     notes: dict[str, Any] = {}
     for side, vocab in (("student", pair.student), ("teacher", pair.teacher)):
+        # Notes are not hashed: they help a person who audits the mapping, and no result depends on them.
         notes[f"{side}_duplicates"] = vocab.repeated_surfaces
         if vocab.disagreeing:
             notes[f"{side}_decoder_disagrees"] = list(vocab.disagreeing)

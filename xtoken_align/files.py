@@ -30,6 +30,7 @@ def write_atomically(path: Path, content: bytes, *, overwrite: bool = True) -> N
         StoreError: the file cannot be written there, or exists and may not be replaced.
     """
     try:
+        # A rename would put a file in the place of a link: the link is followed first.
         target = Path(os.path.realpath(path))
         _check_target(target, overwrite=overwrite)
         # Named apart from the target, whose own name may already be as long as the file system allows.

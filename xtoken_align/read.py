@@ -61,6 +61,7 @@ def read_vocab(
         )
     from .readers.converted import read_object
 
+    # `/models/Llama-3/` and `C:\models\Llama-3` are both `Llama-3`; a folder's full path is nobody's business.
     label = str(getattr(source, "name_or_path", "") or type(source).__name__)
     label = label.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
     return assemble(read_object(source), name=name or label.lower(), source=label, logits=logits)

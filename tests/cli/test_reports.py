@@ -7,6 +7,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_inspect_json_is_that_of_build_with_bins(invoke: Invoke, built: Path) ->
     assert report["bins"].keys() == {"count", "largest_student", "largest_teacher"}
     mapping = load(built)
     assert report["version"] == mapping.version
-    assert report["bins"] == mapping.bin_sizes.to_dict()
+    assert report["bins"] == asdict(mapping.bin_sizes)
 
 
 def test_inspect_lists_what_is_neither_exact_nor_near_numerals_first(invoke: Invoke, built: Path) -> None:

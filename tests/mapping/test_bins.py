@@ -76,7 +76,6 @@ def test_a_token_without_partner_is_in_no_bin() -> None:
 def test_sizes_are_counted_on_each_side_by_itself() -> None:
     sizes = measure_bins(np.array([0, 0, 1, -1], np.int32), np.array([0, 1, 1, 1, -1], np.int32))
     assert sizes == BinSizes(2, 2, 3)
-    assert sizes.to_dict() == {"count": 2, "largest_student": 2, "largest_teacher": 3}
     assert measure_bins(np.array([-1], np.int32), np.array([], np.int32)) == BinSizes(0, 0, 0)
 
 

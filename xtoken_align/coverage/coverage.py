@@ -221,7 +221,7 @@ def measure(
 _EXPECTED = {dict: "a table", int: "a count", str: "a string"}
 
 
-def _field(stored: Mapping[str, Any], key: str, kind: type) -> Any:
+def _field(stored: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
     """The value of a key, if it is of the kind that is expected; a count is at least 0, and not True or False."""
     value: Any = stored.get(key)
     if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):
@@ -232,7 +232,7 @@ def _field(stored: Mapping[str, Any], key: str, kind: type) -> Any:
     return value
 
 
-def _table(stored: Mapping[str, Any], key: str, order: Sequence[str], kind: type) -> dict[str, Any]:
+def _table(stored: Mapping[str, Any], key: str, order: Sequence[str], kind: type[Any]) -> dict[str, Any]:
     """The table under a key, its values of one kind; names that a newer version may have added come last.
 
     A file's JSON is sorted by key, and people read tables in the order of the names here: `byte`, `code`, `special`

@@ -69,6 +69,8 @@ class Recommendation:
             stored: the three strings.
             rows: class name -> counts of the same file.
         """
+        # A file keeps three strings, and plain words are made anew from its counts: if this version would write the
+        # same strings, its words explain them. What it would not write is shown as it is.
         ours = recommend(rows, identical=stored["loss"] == "identity")
         known = (stored["loss"], stored["because"]) == (ours.paper_rule.loss, ours.paper_rule.in_file)
         rule = ours.paper_rule if known else PaperRule(stored["loss"], stored["because"], stored["because"])

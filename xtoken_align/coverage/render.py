@@ -28,6 +28,7 @@ def coverage_table(coverage: Coverage) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_footer=True)
     rows = coverage.present()
+    # The footer, "all": each column's sum over the classes.
     every = ClassRow(**{way: sum(getattr(row, way) for row in rows.values()) for way in ("total", *WAYS)})
     table.add_column("class", "all", no_wrap=True)
     table.add_column("ids", f"{every.total:,}", justify="right", no_wrap=True)

@@ -46,6 +46,8 @@ def suggest_specials(mapping: Mapping) -> tuple[Suggestion, ...]:
     candidates = np.flatnonzero(teacher.kinds == Kind.SPECIAL).tolist()
     if not unmatched or not candidates:
         return ()
+    # rapidfuzz keeps the keys of a table: asked for the best of {15: "<s>", 16: "</s>"} for `<S>`, it answers with
+    # ("<s>", 66.7, 15).
     from rapidfuzz import fuzz, process
 
     names = {token_id: teacher.surfaces[token_id].decode("utf-8", "replace") for token_id in candidates}
@@ -156,8 +158,11 @@ def audit(mapping: Mapping, *, threshold: float = 0.6) -> Audit:
     """
     matrix = mapping.matrix
     column, weight = matrix.top
+    # Heaviest links to the columns 4 4 7 with the weights .9 .7 .5: at 0.6 the first is in the relaxed set, the second
+    # a collision, for its token is taken, and the third neither.
     relaxed = relaxed_common(column, weight, threshold)
     reached = np.zeros(matrix.shape[1], dtype=np.bool_)
+    # Padding and holes of the teacher are never spoken: whether a row reaches them says nothing.
     reached[matrix.indices] = True
     return Audit(
         specials=tuple(_specials(mapping)),
@@ -179,6 +184,7 @@ def _specials(mapping: Mapping) -> list[SpecialDecision]:
     decisions = []
     for token_id in np.flatnonzero(mapping.student.kinds == Kind.SPECIAL).tolist():
         row = mapping.row(token_id)
+        # Only an override gives a special token several links; the first piece stands for them.
         link = row.links[0] if row.links else None
         roles = _roles(mapping.student, token_id)
         decisions.append(
@@ -198,6 +204,7 @@ def _by(mapping: Mapping, token_id: int, teacher_id: int, surface: bytes, teache
     rule = RULES[mapping.matrix.owner[token_id]]
     if rule != "special":
         return rule
+    # `<|eot_id|>` to `<|im_end|>` are both `eot`: by role. `<pad>` to `<pad>` without a shared role: by string.
     shared = [role for role in _roles(mapping.student, token_id) if teacher_id in mapping.teacher.roles.get(role, ())]
     if shared:
         return f"role {shared[0]}"

@@ -7,7 +7,7 @@ misfit if its first student token and its first teacher token lie in different b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,9 @@ class BinSizes:
     largest_student: int
     largest_teacher: int
 
-    def to_dict(self) -> dict[str, int]:
-        """The JSON of the commands."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> BinSizes:
-        """The inverse of `to_dict`.
+        """Reads the counts of a file, the inverse of `dataclasses.asdict`.
 
         Raises:
             ArtifactError: a count is missing or is none.

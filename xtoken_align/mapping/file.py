@@ -112,6 +112,7 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
         array = arrays[member.name]
         if not isinstance(array, np.ndarray):
             raise damaged(member.name, "an array", f"a value of type {type(array).__name__}")
+        # Byte order aside: a machine with big-endian numbers has the same arrays, and writes them little-endian.
         if array.dtype.newbyteorder("<") != np.dtype(member.dtype) or array.ndim != member.rank:
             expected = f"{np.dtype(member.dtype)} of rank {member.rank}"
             raise damaged(member.name, expected, f"{array.dtype} of rank {array.ndim}")
@@ -177,6 +178,8 @@ def canonical_json(value: object) -> bytes:
 
 
 def _check_nesting(value: object) -> None:
+    # Level by level, not by recursion, which deep nesting would break: [[1], {"a": [2]}] has one list on the first
+    # level, a list and an object on the second, a list on the third.
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_NESTING):
         children = [parent.values() if isinstance(parent, dict) else parent for parent in level]
@@ -186,29 +189,12 @@ def _check_nesting(value: object) -> None:
     raise ValueError(f"more than {MAX_NESTING} levels of lists and objects")
 
 
-def hashed_metadata(metadata: Mapping[str, object]) -> dict[str, object]:
-    """Returns the part of a mapping's metadata that its content hash covers.
-
-    Args:
-        metadata: the whole metadata of a mapping.
-
-    Returns:
-        A copy without `UNHASHED_KEYS`, its two sides without `UNHASHED_SIDE_KEYS`.
-    """
-    hashed = {key: value for key, value in metadata.items() if key not in UNHASHED_KEYS}
-    for side in SIDES:
-        facts = hashed.get(side)
-        if isinstance(facts, Mapping):
-            hashed[side] = {key: value for key, value in facts.items() if key not in UNHASHED_SIDE_KEYS}
-    return hashed
-
-
 def content_hash(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, object]) -> str:
     """Computes the SHA-256 of a mapping's arrays and of the metadata that decides them.
 
     For each array, in the order of their names, the digest takes the name, the dtype, the shape and the elements as
-    little-endian bytes in C order; then the canonical JSON of `hashed_metadata`. Equal inputs have equal hashes on
-    every machine.
+    little-endian bytes in C order; then the canonical JSON of the metadata without `UNHASHED_KEYS`, its two sides
+    without `UNHASHED_SIDE_KEYS`. Equal inputs have equal hashes on every machine.
 
     Args:
         arrays: the file's arrays by member name, of plain (not object) dtypes.
@@ -220,6 +206,7 @@ def content_hash(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, obje
     Raises:
         ArtifactError: the metadata is nothing that JSON can hold.
     """
+    # One array of three uint8 1 2 3 named `rule` gives: ["rule","|u1",[3]], a newline, and the bytes 01 02 03.
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]
@@ -227,7 +214,12 @@ def content_hash(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, obje
         # The dtype and the shape fix the number of bytes that follow, so no two sets of arrays share one stream.
         digest.update(canonical_json([name, little.dtype.str, list(array.shape)]) + b"\n")
         digest.update(little.reshape(-1).view(np.uint8).data)
-    digest.update(canonical_json(hashed_metadata(metadata)))
+    hashed = {key: value for key, value in metadata.items() if key not in UNHASHED_KEYS}
+    for side in SIDES:
+        facts = hashed.get(side)
+        if isinstance(facts, Mapping):
+            hashed[side] = {key: value for key, value in facts.items() if key not in UNHASHED_SIDE_KEYS}
+    digest.update(canonical_json(hashed))
     return digest.hexdigest()
 
 
@@ -277,6 +269,7 @@ def write_archive(
             total += stream.tell()
             if total > MAX_TOTAL_BYTES:
                 raise damaged("arrays", f"at most {MAX_TOTAL_BYTES:,} bytes together", "more")
+            # A fixed time, system and permission, so that equal mappings are equal files on every machine.
             info = zipfile.ZipInfo(file_name, _TIMESTAMP)
             info.create_system = _UNIX
             info.external_attr = _PERMISSIONS
@@ -359,6 +352,8 @@ def read_archive(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, object]
             raise damaged(f"{unknown!r:.60}", "no member of this name", "one")
         for file_name in _MEMBERS:
             _check_info(opened, file_name)
+        # Sizes as the directory states them; a member that inflates into more than its stated size is refused as
+        # damaged.
         total = sum(info.file_size for info in opened.infos.values())
         allowed = min(MAX_TOTAL_BYTES, max(UNFOLDS_FREELY, MAX_EXPANSION * opened.size))
         if total > allowed:
@@ -430,6 +425,7 @@ def _check_end(file: IO[bytes]) -> tuple[int, bool]:
     comment_size = SEAL_BYTES if sealed else 0
     if size < _LOCATOR_BYTES + _END_RECORD.size + comment_size:
         raise damaged("zip directory", "a zip file", f"{size} bytes")
+    # zipfile also takes archives with other bytes before them, such as programs that unpack themselves.
     file.seek(0)
     if file.read(len(_FIRST_RECORD)) != _FIRST_RECORD:
         raise damaged("zip directory", "a zip file", "something else")
@@ -438,6 +434,7 @@ def _check_end(file: IO[bytes]) -> tuple[int, bool]:
     signature, *_, directory_size, _, stated_comment_size = _END_RECORD.unpack(record)
     if signature != _END_SIGNATURE or stated_comment_size != comment_size:
         raise damaged("zip directory", "the file's last bytes to end a zip file", "others: it is cut off or has grown")
+    # A locator stands there in ZIP64 files alone, whose directory may be larger than these fields can say.
     if directory_size > _MAX_DIRECTORY_BYTES or locator.startswith(_LOCATOR_SIGNATURE):
         raise damaged("zip directory", f"one of at most {_MAX_DIRECTORY_BYTES:,} bytes", "a larger one")
     return size, sealed

@@ -104,6 +104,7 @@ def find_tokens(kinds: NDArray[np.uint8], surfaces: ByteStrings, token: str | by
     for surface, kind in readings:
         if not surface:
             continue
+        # Of 128 thousand tokens some thousands have the right length; only their bytes are compared.
         candidates = np.flatnonzero((surfaces.lengths == len(surface)) & (kinds < Kind.PADDING))
         ids = [i for i in candidates.tolist() if surfaces[i] == surface and (kind is None or kinds[i] == kind)]
         if ids:
@@ -117,9 +118,11 @@ def _readings(token: str) -> Iterator[tuple[bytes, Kind | None]]:
     escape = _ESCAPE.fullmatch(token)
     if escape:
         yield bytes([int(escape[1], 16)]), Kind.BYTE
+    # GPT-2's byte table writes each byte as a visible character: `Ġthe` means ` the`, and `ä¸` the bytes E4 B8.
     by_table = bytes_of(token)
     if by_table is not None:
         yield by_table, None
+    # The markers of the other families: SentencePiece's `▁the`, CLIP's `the</w>`, BERT's `##ing`.
     if "▁" in token:
         yield token.replace("▁", " ").encode(), None
     if token.endswith("</w>"):

@@ -93,9 +93,12 @@ def unmatched_tokens(
     candidates = np.flatnonzero(split | (owner == 0))
     # Classifying a whole vocabulary takes a while: only the tokens that are split or empty are classified.
     class_of = classify(kinds[candidates], [surfaces[token_id] for token_id in candidates.tolist()])
+    # Ids 3 5 8 of the classes latin, digits_2, special have the reading orders 1 0 2: 5 3 8. Stable, so that ids ascend
+    # within a class.
     order = np.argsort(_READING_ORDER[class_of], kind="stable")
     tokens = UnmatchedTokens()
     for at in order.tolist():
+        # Counted after filtering: `limit` tokens that were asked for, not the first `limit` of all.
         if limit is not None and len(tokens) >= limit:
             break
         token_id, name = int(candidates[at]), CLASSES[class_of[at]]

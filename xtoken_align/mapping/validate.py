@@ -67,7 +67,7 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
         _check_side_metadata(metadata[side], f"metadata.{side}")
 
 
-def _check_fields(parent: Mapping[str, Any], kinds: Mapping[str, type], field: str) -> None:
+def _check_fields(parent: Mapping[str, Any], kinds: Mapping[str, type[Any]], field: str) -> None:
     """Checks that the values of some keys are strings, objects, or the SHA-256 that some strings must be."""
     for key, kind in kinds.items():
         value: Any = parent.get(key)
@@ -98,6 +98,7 @@ def _check_sizes(arrays: Arrays, metadata: Mapping[str, Any]) -> None:
     """Checks that the arrays are as long as the logit widths and the number of links say."""
     if arrays["format"].item() != b"csr":
         raise damaged("format", "csr", f"{arrays['format'].item()!r}")
+    # W has a row per student logit and a column per teacher logit, and each side a kind and two lengths per logit.
     widths = [metadata[side]["sizes"]["logits"] for side in SIDES]
     if arrays["shape"].tolist() != widths:
         raise damaged("shape", f"{widths}, the logit widths of the metadata", arrays["shape"].tolist())
@@ -151,6 +152,7 @@ def _check_side(arrays: Arrays, side: str, other: str) -> None:
     kind = arrays[f"{side}_kind"]
     if int(kind.max()) > max(Kind):
         raise damaged(f"{side}_kind", f"kinds from 0 to {max(Kind):d}", int(kind.max()))
+    # Lists as one array and lengths: lengths 2 0 1 need 3 values. A negative one would make others overlap.
     for lengths_name, values_name in (("surface_lengths", "surface_bytes"), ("piece_lengths", "piece_ids")):
         lengths, values = arrays[f"{side}_{lengths_name}"], arrays[f"{side}_{values_name}"]
         total = int(lengths.sum(dtype=np.int64))

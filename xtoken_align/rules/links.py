@@ -134,6 +134,7 @@ def from_pieces(rule: str, tokens: Sequence[int] | NDArray[np.int64], pieces: Pi
         weights_of[count, :count] = decay.weights(count)
     weights = weights_of[np.repeat(counts, counts), positions]
     weighted = weights > 0
+    # With decay 0 all pieces but the first weigh 0: such links are not made.
     return Links(
         RULE_NUMBER[rule],
         np.repeat(rows, counts)[weighted].astype(np.int32),

@@ -59,6 +59,7 @@ class Override:
         """float64 (teacher tokens,), summing to 1: the weights as given, else by decay over all of them."""
         if self.weights is not None:
             return normalised(np.array(self.weights, dtype=np.float64))
+        # Decay without `top_k`: whoever lists six tokens wants six links.
         return normalised(decay.lead * np.power(float(decay.decay), np.arange(len(self.teacher))))
 
     def to_dict(self) -> dict[str, object]:
@@ -123,6 +124,7 @@ def _parse(entry: Any, where: str) -> Override:
         return entry
     if not isinstance(entry, dict) or not {"student", "teacher"} <= entry.keys() <= {"student", "teacher", "weights"}:
         raise OverrideError(f"{where} is {short(entry):.200}: expected {_SHAPE}")
+    # `teacher: b` is short for `teacher: [b]`.
     teacher = entry["teacher"] if isinstance(entry["teacher"], list | tuple) else [entry["teacher"]]
     refs = tuple(_parse_ref(ref, where) for ref in teacher)
     weights = entry.get("weights")
@@ -194,6 +196,8 @@ class TokenFinder:
             if vocab.kinds[ref] >= Kind.PADDING:
                 raise OverrideError(f"{self._whose} has no token with the id {ref}: name an id that has one")
             return ref
+        # A string from a YAML file is a surface (` the`) before it is a raw string (`Ġthe`); text wins over byte
+        # tokens.
         surface = ref.encode("utf-8", "surrogatepass")
         for table in (vocab.lowest_text_id, vocab.lowest_byte_id):
             if surface in table:
@@ -205,6 +209,7 @@ class TokenFinder:
     @cached_property
     def _by_raw(self) -> dict[str, int]:
         """Raw string -> lowest id of a token."""
+        # In reverse, so that of two ids with one string the lower is written last and stays.
         ids = np.flatnonzero(self._vocab.kinds < Kind.PADDING).tolist()
         table = {self._vocab.raw[token_id]: token_id for token_id in reversed(ids)}
         table.pop("", None)
@@ -227,6 +232,8 @@ def with_overrides(pair: Pair, overrides: Sequence[Override]) -> Pieces:
         given[row] = list(compress(ids, used))
     lossy = set(pieces.lossy.tolist()) - given.keys()
     lossy |= {row for row, ids in given.items() if not spells(pair.teacher, ids, pair.student.surfaces[row])}
+    # Tokens 0 1 2 with the pieces 9 | 4 5 | 7 have the owners 0 1 1 2. If token 1 is overridden with 8, its entries go
+    # and one is added at the end: owners 0 2 1, pieces 9 7 8. `Pieces.of` puts them in the order of the tokens.
     owners = np.repeat(np.arange(len(pieces)), pieces.lengths)
     encoded = ~np.isin(owners, list(given))
     return Pieces.of(

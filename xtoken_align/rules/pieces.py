@@ -149,6 +149,7 @@ def equal_surfaces(tokens: Vocab, by: Vocab) -> NDArray[np.int32]:
     """For each text and byte token the lowest id of the same kind in `by` with an equal surface, -1 for none."""
     equal = np.full(len(tokens), -1, dtype=np.int32)
     surfaces = tokens.surfaces.list
+    # Kind by kind: the byte token `<0x41>` and the text `A` have one surface, and only bytes match bytes here.
     for kind, id_of in ((Kind.TEXT, by.lowest_text_id), (Kind.BYTE, by.lowest_byte_id)):
         ids = tokens.ids_of(kind)
         equal[ids] = [id_of.get(surfaces[token_id], -1) for token_id in ids.tolist()]
@@ -180,6 +181,7 @@ def decompose(tokens: Vocab, by: Vocab, equal: NDArray[np.int32]) -> Pieces:
     for token_id in np.flatnonzero((equal < 0) & (tokens.kinds == Kind.BYTE)).tolist():
         written[token_id] = _spell_bytes(surfaces[token_id], by, is_byte=True)
     written.update(zip(texts, by.encode_batch(list(texts.values())), strict=True))
+    # All texts in one call: encoders written in Rust work on a batch with all cores.
     # {4: [9, 8], 6: [7]} becomes owners 4 4 6 and ids 9 8 7.
     counts = np.fromiter(map(len, written.values()), dtype=np.int64, count=len(written))
     owners = np.repeat(np.fromiter(written, dtype=np.int64, count=len(written)), counts)

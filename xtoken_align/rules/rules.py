@@ -151,11 +151,13 @@ def override(pair: Pair, _: Open, options: RuleOptions) -> Links:
 
 def identity(pair: Pair, open_rows: Open, _: RuleOptions) -> Links:
     """Equal fingerprints: every text and byte id to itself, special and reserved ids by equal string."""
+    # Between two equal vocabularies an encoder's detours do not matter: id 7 is id 7, also where no text produces it.
     if not pair.identical:
         return one_to_one("identity", (), ())
     rows = pair.student.speakable_ids.tolist()
     columns = list(rows)
     for kind in (Kind.SPECIAL, Kind.RESERVED):
+        # Special and reserved ids are no part of the fingerprint, and may stand at other ids: by string, kind by kind.
         teacher_ids = _ids_by_string(pair.teacher, kind)
         for row in pair.student.ids_of(kind).tolist():
             column = teacher_ids.get(pair.student.raw[row])
@@ -185,6 +187,8 @@ def special(pair: Pair, open_rows: Open, _: RuleOptions) -> Links:
     columns: list[int] = []
     for row in np.flatnonzero(open_rows & (pair.student.kinds == Kind.SPECIAL)).tolist():
         column = teacher_ids.get(pair.student.raw[row])
+        # Llama-3's `<|eot_id|>` has the role `eot`; so has Qwen's `<|im_end|>`. No string is equal, and the role
+        # decides.
         role = next((role for role in shared_roles if row in student_roles[role]), None)
         if role is not None and column not in teacher_roles[role]:
             rank = student_roles[role].index(row)
@@ -249,6 +253,7 @@ _NUMERAL = re.compile(rb" ?[0-9]+")
 
 def digits(pair: Pair, open_rows: Open, options: RuleOptions) -> Links:
     """A numeral (at most one leading space, then ASCII digits only), split as the teacher splits it."""
+    # A rule of its own, though its links are those of `decompose`: numerals are what arithmetic is lost by.
     surfaces = pair.student.surfaces.list
     rows = [row for row in _open_text(pair, open_rows) if _NUMERAL.fullmatch(surfaces[row])]
     return from_pieces("digits", rows, pair.student_pieces, options.decay)
@@ -265,6 +270,7 @@ def bytes_(pair: Pair, open_rows: Open, options: RuleOptions) -> Links:
     """Byte tokens, and surfaces that are not UTF-8."""
     surfaces = pair.student.surfaces.list
     rows = [row for row in _open_text(pair, open_rows) if not is_utf8(surfaces[row])]
+    # `<0xE4>` and the surface E4 B8, a part of a Chinese character, are both written byte by byte.
     rows += np.flatnonzero(open_rows & (pair.student.kinds == Kind.BYTE)).tolist()
     return from_pieces("bytes", sorted(rows), pair.student_pieces, options.decay)
 

@@ -95,13 +95,15 @@ def download(repo_id: str, filename: str, revision: str | None = None) -> Path:
 def _fetch(repo_id: str, revision: str | None, *, local_files_only: bool) -> Path:
     from huggingface_hub import errors
 
+    # huggingface_hub calls a repository that is cached in part not cached: what a training framework fetched
+    # beforehand, weights and tokenizer without a README, is enough here.
     with _one_sentence(repo_id, revision, local_files_only=local_files_only):
         try:
             return Path(_download(repo_id, revision, local_files_only))
         except errors.LocalEntryNotFoundError as error:
             partial = getattr(error, "snapshot_path", None)
             if partial is not None and _has_vocabulary(Path(partial)):
-                return Path(partial)  # another program cached a part of the repository, and the part is enough
+                return Path(partial)
             raise
 
 

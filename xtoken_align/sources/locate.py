@@ -40,6 +40,7 @@ def package_file(source: str) -> Path:
             " without '..' or an empty part"
         )
     try:
+        # Only the top-level name: `find_spec` would import the parents of a dotted one.
         spec = find_spec(package)
     except ValueError:  # a module that was put into sys.modules by hand has no spec
         spec = None
@@ -95,6 +96,7 @@ def path_name(path: Path) -> str:
         The directory's name where the file's says nothing (`tokenizer.json`), else the file's without its suffixes.
     """
     directory = path if path.is_dir() else path.parent
+    # `/models/Llama-3/tokenizer.json` is `llama-3`, `/models/llama3.tiktoken` is `llama3`.
     if path == directory or path.name.lower() in _GENERIC:
         repository = directory.parent.parent.name  # models--user--repo/snapshots/<commit>: a commit is no name
         if directory.parent.name == "snapshots" and repository.startswith(_CACHED_REPOSITORY):
@@ -106,6 +108,8 @@ def path_name(path: Path) -> str:
 
 def safe_name(text: str) -> str:
     """Returns a text in lower case, reduced to what file names allow everywhere: a-z, 0-9, `.`, `_` and `-`."""
+    # `Mödel v2` becomes `model-v2`: NFKD takes the dots off the o, and ASCII drops them. A name that has no
+    # such letter, as in Chinese, is told from others by its hash.
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii").lower()
     name = re.sub(r"[^a-z0-9._-]+", "-", plain).strip("-. ")[:_LONGEST].rstrip("-. ")
     if not name:
@@ -160,6 +164,7 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> Lo
     if text and os.path.exists(path):  # noqa: PTH110
         _refuse_revision(text, "a local path", revision)
         return _at_path(Path(path))
+    # Before aliases and the Hub: whoever mistypes `./tokeniser.json` shall hear of a missing file, not of a repository.
     if not isinstance(source, str) or _looks_like_path(text):
         raise SourceError(f"no such file or directory: {text}; give an existing path, an alias or a Hub id (user/repo)")
     if text in presets():
@@ -202,6 +207,7 @@ def _at_hub(text: str, revision: str | None) -> Located:
     repo_id, at, typed = text.partition("@")
     if at and not typed:
         raise SourceError(f"{text!r} ends in '@' without a revision: write user/repo@revision, or leave the '@' out")
+    # `llama-3@main`: an alias with a revision came here because the whole text is no alias.
     if repo_id in presets():
         _refuse_revision(repo_id, "an alias", typed)
     if typed and revision not in (None, typed):
@@ -216,6 +222,7 @@ def _at_hub(text: str, revision: str | None) -> Located:
     try:
         path, commit = hub.snapshot(repo_id, typed or revision)
     except SourceError as error:
+        # `user/repo` was surely meant for the Hub; `lama3` may be a misspelt alias, so both are said.
         if "/" in repo_id:
             raise
         raise SourceError(
@@ -228,6 +235,7 @@ def _looks_like_path(text: str) -> bool:
     """Whether a text can only mean a path; such a text is never sent to the Hub."""
     if text.startswith(PREFIX):
         return False
+    # `user/repo@branch/with/slashes` is a Hub id: only what stands before the `@` is looked at.
     repo_id = text.partition("@")[0]
     several_slashes = repo_id.count("/") > 1 or repo_id.endswith("/")
     return bool(_PATH_START.match(text) or _FILE_SUFFIX.search(text) or several_slashes or "\\" in text)

@@ -127,6 +127,7 @@ def _added(entry: Mapping[str, Any]) -> tuple[AddedToken, ...]:
     for run in entry.get("tokens", ()):
         for token_id, text in enumerate(run["texts"], start=run["first"]):
             named[token_id] = AddedToken(id=token_id, text=text, special=run["special"])
+    # Fillers come after the named tokens, since which ids are free is known only then.
     for rule in entry.get("fillers", ()):
         free = [token_id for token_id in range(rule["first"], rule["last"] + 1) if token_id not in named]
         for number, token_id in enumerate(free, start=rule.get("number", 0)):

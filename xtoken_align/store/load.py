@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
 from collections.abc import Mapping as Table
 from pathlib import Path
 from typing import Any
@@ -106,7 +105,23 @@ def check_fits(side: Side, vocab: Vocab, role: str) -> None:
             f"the mapping's {role} is {side.name}, and {vocab.name} is not it ({relation.because}): build a mapping "
             "for this tokenizer"
         )
-    differences = list(_differences_beside_text(side, vocab))
+    differences: list[str] = []
+    widths = side.sizes.logits, vocab.sizes.logits
+    if widths[0] != widths[1]:
+        differences.append(f"their logit width ({widths[0]} there, {widths[1]} here)")
+    # Equal fingerprints say that text and byte ids agree, so that only ids of other kinds are compared: if id 7 is the
+    # special `<s>` there and a hole here, it is one of them.
+    shared = min(widths)
+    mapped, given = side.surfaces.list, vocab.surfaces.list
+    named = (side.kinds[:shared] > Kind.BYTE) | (vocab.kinds[:shared] > Kind.BYTE)
+    others = [i for i in np.flatnonzero(named).tolist() if mapped[i] != given[i] or side.kinds[i] != vocab.kinds[i]]
+    if others:
+        there, here = (surfaces[others[0]].decode("utf-8", "replace") for surfaces in (mapped, given))
+        differences.append(f"{len(others)} special or reserved ids (id {others[0]} is {there!r} there, {here!r} here)")
+    roles = sorted({*side.roles, *vocab.roles})
+    changed = [name for name in roles if tuple(side.roles.get(name, ())) != tuple(vocab.roles.get(name, ()))]
+    if changed:
+        differences.append(f"the roles {', '.join(changed)}")
     if differences:
         warnings.warn(
             f"the mapping's {role} {side.name} and the {role} in hand {vocab.name} have the same text but differ in "
@@ -114,23 +129,6 @@ def check_fits(side: Side, vocab: Vocab, role: str) -> None:
             XTokenWarning,
             stacklevel=3,
         )
-
-
-def _differences_beside_text(side: Side, vocab: Vocab) -> Iterator[str]:
-    widths = side.sizes.logits, vocab.sizes.logits
-    if widths[0] != widths[1]:
-        yield f"their logit width ({widths[0]} there, {widths[1]} here)"
-    shared = min(widths)
-    mapped, given = side.surfaces.list, vocab.surfaces.list
-    named = (side.kinds[:shared] > Kind.BYTE) | (vocab.kinds[:shared] > Kind.BYTE)
-    others = [i for i in np.flatnonzero(named).tolist() if mapped[i] != given[i] or side.kinds[i] != vocab.kinds[i]]
-    if others:
-        there, here = (surfaces[others[0]].decode("utf-8", "replace") for surfaces in (mapped, given))
-        yield f"{len(others)} special or reserved ids (id {others[0]} is {there!r} there, {here!r} here)"
-    roles = {name for table in (side.roles, vocab.roles) for name in table}
-    changed = sorted(name for name in roles if tuple(side.roles.get(name, ())) != tuple(vocab.roles.get(name, ())))
-    if changed:
-        yield f"the roles {', '.join(changed)}"
 
 
 def get_or_build(

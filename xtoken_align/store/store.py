@@ -40,6 +40,7 @@ def store_root(chosen: str | os.PathLike[str] | None = None) -> Path:
 
 def shipped_root() -> Path | None:
     """The folder of the mappings that ship with the package."""
+    # Found, not imported: a folder of data needs no code to run.
     spec = find_spec("xtoken_align.mappings")
     locations = spec.submodule_search_locations if spec is not None else None
     return Path(next(iter(locations))) if locations else None
@@ -71,6 +72,7 @@ class Store:
         """
         folder = self.root / checked_name(name or pair_name(mapping))
         path = folder / f"{mapping.version}.npz"
+        # Locked, so that of two processes that build the same pair the second finds the file of the first.
         with locked(folder):
             if force or not holds(path, mapping):
                 mapping.save(path)
@@ -79,9 +81,11 @@ class Store:
     def versions(self, name: str) -> list[Path]:
         """The files of a name, oldest first; those of the user's store come after the shipped ones."""
         paths: list[Path] = []
+        # The last is `@latest`, so a pair that the user built anew wins over the shipped one.
         for root in (shipped_root(), self.root):
             folder = root / name if root is not None else None
             if folder is not None and folder.is_dir():
+                # What else lies there is skipped: the lock, and unfinished files of a process that was killed.
                 files = [path for path in _listed(folder) if VERSIONED_NAME.fullmatch(path.name)]
                 dated = [(status.st_mtime_ns, path.name, path) for path in files if (status := _status(path))]
                 paths += [path for _, _, path in sorted(dated)]
@@ -104,6 +108,7 @@ class Store:
         Raises:
             StoreError: there is none, or several begin with the digits given.
         """
+        # `llama-3--qwen3@3f9c` is the pair `llama-3--qwen3` in the version whose hash begins with 3f9c.
         pair, _, wanted = name.partition("@")
         files = self.versions(pair) if _NAME.fullmatch(pair) else []
         if not files:
@@ -122,6 +127,7 @@ class Store:
             )
         if wanted in ("", "latest"):
             return files[-1]
+        # By version, not by file: a version may be both shipped and built, and that is one version, not two.
         matching = {path.stem: path for path in files if path.stem.startswith(wanted)}
         if len(matching) == 1:
             return next(iter(matching.values()))
@@ -267,6 +273,7 @@ def _entry(name: str, path: Path) -> Entry | None:
         modified=status.st_mtime,
         shipped=shipped is not None and path.is_relative_to(shipped),
     )
+    # A damaged file is listed with its problem, so that a list of many is not lost to one.
     try:
         metadata: Any = read_metadata(path)
         check_version(path, metadata["content_hash"])
@@ -323,6 +330,7 @@ def collect(store: Store, *, keep: int, dry_run: bool = False) -> list[Path]:
 def _stale(store: Store, folder: Path, keep: int) -> list[Path]:
     """The files of a folder that `collect` removes."""
     own = [path for path in store.versions(folder.name) if path.parent == folder]
+    # Oldest first: of the versions v1 v2 v3 v4, keeping 1 makes v1 v2 v3 stale.
     stale = own[: max(len(own) - keep, 0)]
     if "--" not in folder.name:
         stale = [path for path in stale if _is_mapping(path)]
