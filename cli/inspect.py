@@ -40,17 +40,16 @@ def _tokenizer(side: Side, role: str, source: str | None) -> Vocab:
     from ..sources.presets import presets
     from ..store.load import check_fits
 
-    # The commit of an alias's file is recorded as well, but an alias names a generation and takes no revision.
-    revision = None if source is not None or side.source in presets() else side.revision
+    needs = f"a corpus is weighed with the {role}'s tokenizer, and {side.source!r}"
+    # What a mapping's file names may be anyone's repository: nothing is fetched from there unless the user names it.
+    if source is None and side.source not in presets() and not Path(side.source).exists():
+        raise CorpusError(f"{needs}, which the mapping names, is no alias and no file here; name it with --{role}")
     try:
-        vocab = read_vocab(side.source if source is None else source, revision=revision)
+        vocab = read_vocab(side.source if source is None else source)
     except SourceError as error:
         if source is not None:
             raise
-        raise CorpusError(
-            f"a corpus is weighed with the {role}'s tokenizer, and {side.source!r} is not to be had from here "
-            f"({error}); name it with --{role}"
-        ) from error
+        raise CorpusError(f"{needs} is not to be had from here ({error}); name it with --{role}") from error
     check_fits(side, vocab, role)
     return vocab
 

@@ -25,7 +25,7 @@ _AT_ONCE = 8
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.pass_context
 def command(ctx: click.Context, mappings: tuple[str, ...], store: Path | None, as_json: bool) -> None:
-    """Check mapping files from end to end: form, bounds, row sums and content hash. Without names, the whole store.
+    """Check mapping files from end to end: form, bounds, row sums, hash and counts. Without names, the whole store.
 
     \b
     Examples:
@@ -75,9 +75,9 @@ def _checked(mappings: tuple[str, ...], store: Path | None) -> Iterator[dict[str
 
 def _check(name: str, store: Path | None) -> dict[str, Any]:
     from ..errors import XTokenError
-    from ..store.load import load
+    from ..store.load import verify
 
     try:
-        return {"mapping": name, "ok": True, "version": load(name, store=store).version}
+        return {"mapping": name, "ok": True, "version": verify(name, store=store).version}
     except XTokenError as error:
         return {"mapping": name, "ok": False, "problem": str(error)}

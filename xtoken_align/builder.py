@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from .coverage.classes import classify
-from .coverage.coverage import measure
 from .errors import OptionError, XTokenWarning
 from .mapping.mapping import Mapping, Side
 from .matrix import assemble_matrix
@@ -94,13 +92,6 @@ def build(
         options=options.to_dict(),
         student_pieces=student_pieces,
         teacher_pieces=pair.teacher_pieces,
-        measured=measure(
-            matrix,
-            kinds=pair.student.kinds,
-            classes=classify(pair.student.kinds, pair.student.surfaces.list),
-            lossy=len(student_pieces.lossy),
-            identical=pair.identical,
-        ),
         created=_created(),
         notes=notes,
     )

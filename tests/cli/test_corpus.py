@@ -10,7 +10,7 @@ import pytest
 from command_line import part
 from test_compare_commands import place, rank_file, run  # noqa: F401 - the fixture
 
-from xtoken_align import build
+from xtoken_align import build, load
 
 
 def test_everything_is_weighed_by_the_texts(place: Path) -> None:  # noqa: F811
@@ -36,6 +36,22 @@ def test_a_tokenizer_that_is_not_to_be_found_is_asked_for(place: Path) -> None: 
     assert done.returncode == 1
     assert "name it with --student" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_what_a_file_names_is_not_fetched_unasked(
+    place: Path,  # noqa: F811
+    role: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from xtoken_align.errors import CorpusError
+    from xtoken_align.sources import hub
+
+    (path,) = (place / "store" / "student--old").glob("*.npz")
+    side = replace(getattr(load(path), role), source="stranger/repository", revision="0" * 40)
+    monkeypatch.setattr(hub, "snapshot", lambda *_: pytest.fail("it asked the Hub"))
+    with pytest.raises(CorpusError, match=f"'stranger/repository'.* name it with --{role}"):
+        part("inspect")._tokenizer(side, role, None)
 
 
 def test_another_tokenizer_is_refused(place: Path) -> None:  # noqa: F811

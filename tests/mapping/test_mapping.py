@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_vocabs import make_vocab, vocabs
 
-from xtoken_align import Mapping, Vocab, build, load
+from xtoken_align import Mapping, Vocab, build, diff, load
 from xtoken_align.errors import ArtifactError, MappingError, StoreError
+from xtoken_align.losses import XTokenLoss
 from xtoken_align.mapping.file import content_hash, read_archive, write_archive
 from xtoken_align.mapping.mapping import Side, load_mapping
 from xtoken_align.rules.links import RULES
+from xtoken_align.store.load import verify
 from xtoken_align.vocab.kinds import Kind
 
 STUDENT = make_vocab(
@@ -275,6 +278,40 @@ def test_metadata_with_a_right_hash_and_wrong_contents_is_refused_by_field(
         load_mapping(path)
     assert field in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_what_decides_is_counted_anew_and_never_taken_from_a_file(tmp_path: Path) -> None:
+    honest = small()
+    stated = json.loads(json.dumps(honest.coverage().to_metadata()))
+    stated["recommendation"] = {"loss": "h-kl", "default": "h-kl", "because": "all is exact"}
+    stated["rules"]["exact"] = 10**400
+    stated["classes"].clear()
+    stated["by_class_and_rule"] = {"no class": {"no rule": 7}}
+    path = forged(
+        honest, tmp_path / "forged.npz", coverage=stated, bins={"count": 9, "largest_student": 9, "largest_teacher": 9}
+    )
+    loaded = load(path)
+    assert loaded.coverage() == honest.coverage()
+    assert loaded.bin_sizes == honest.bin_sizes
+    assert XTokenLoss(loaded, kind="auto").kind == XTokenLoss(honest, kind="auto").kind == "c-kl"
+    assert diff(loaded, honest).to_dict()["classes"] == {}
+    with pytest.raises(ArtifactError, match=re.escape(f"{path}: metadata.coverage.classes: expected what the rows")):
+        verify(path)
+
+
+def test_verify_compares_the_counts_of_a_file_with_its_rows(tmp_path: Path) -> None:
+    honest = small()
+    assert verify(honest.save(tmp_path / "honest.npz")).content_hash == honest.content_hash
+    sizes = {**asdict(honest.bin_sizes), "count": 77}
+    with pytest.raises(ArtifactError, match=r"metadata\.bins\.count: expected what the rows give"):
+        verify(forged(honest, tmp_path / "forged.npz", bins=sizes))
+
+
+@pytest.mark.parametrize(("note", "value"), [("student_duplicates", "x"), ("teacher_duplicates", True),
+                                            ("student_decoder_disagrees", 3)])  # fmt: skip
+def test_a_note_of_the_wrong_type_is_named(tmp_path: Path, note: str, value: object) -> None:
+    with pytest.raises(ArtifactError, match=rf"metadata\.notes\.{note}: expected a"):
+        load(forged(small(), tmp_path / "forged.npz", notes={note: value}))
 
 
 def test_what_says_who_and_when_is_outside_the_hash(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping as Table
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from .._version import __version__
 from ..cards import card
-from ..coverage.coverage import Coverage
+from ..coverage.classes import classify
+from ..coverage.coverage import Coverage, measure
 from ..errors import ArtifactError, MappingError
 from ..matrix import Matrix
 from ..rules.links import RULE_NUMBER, RULES
@@ -26,7 +27,7 @@ from ..vocab.byte_strings import ByteStrings
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Sizes, Vocab
 from .bins import BinSizes, measure_bins, split_into_bins
-from .file import SCHEMA, content_hash, read_archive, write_archive
+from .file import SCHEMA, content_hash, damaged, read_archive, write_archive
 from .find import Link, Row, find_tokens
 from .unmatched import REASON_OF_KIND, UnmatchedTokens, unmatched_tokens
 from .validate import validate
@@ -109,7 +110,8 @@ class Mapping:
         options: what decided the links, as plain values.
         student_pieces: every student token as the teacher writes it, all its pieces.
         teacher_pieces: every teacher token as the student writes it, all its pieces.
-        measured: rows counted by class, rule and reason.
+        measured: rows counted by class, rule and reason; by default they are counted when they are asked for. The
+            counts in a file are never shown: whoever wrote it may have written others.
         provenance: `built`, `learned` or `imported`.
         created: ISO date, where SOURCE_DATE_EPOCH asked for one.
         notes: what a reader may want to know and no result depends on.
@@ -121,7 +123,7 @@ class Mapping:
     options: Table[str, Any]
     student_pieces: Pieces = field(repr=False)
     teacher_pieces: Pieces = field(repr=False)
-    measured: Coverage = field(repr=False)
+    measured: Coverage | None = field(default=None, repr=False)
     provenance: str = "built"
     created: str | None = None
     notes: Table[str, Any] = field(default_factory=dict)
@@ -267,7 +269,17 @@ class Mapping:
 
     def coverage(self) -> Coverage:
         """Rows counted by class, rule and reason, with the recommended loss."""
-        return self.measured
+        return self.measured or self._counted
+
+    @cached_property
+    def _counted(self) -> Coverage:
+        return measure(
+            self.matrix,
+            kinds=self.student.kinds,
+            classes=classify(self.student.kinds, self.student.surfaces.list),
+            lossy=len(self.student_pieces.lossy),
+            identical=self.student.fingerprint == self.teacher.fingerprint,
+        )
 
     def unmatched(
         self,
@@ -349,7 +361,11 @@ class Mapping:
         return arrays
 
     def metadata(self) -> dict[str, Any]:
-        """The metadata of the mapping's file, all but the content hash."""
+        """The metadata of the mapping's file, all but the content hash; of a loaded mapping, as its file has it."""
+        return dict(self._metadata)
+
+    @cached_property
+    def _metadata(self) -> Table[str, Any]:
         metadata: dict[str, Any] = {
             "schema": SCHEMA,
             "package_version": __version__,
@@ -357,7 +373,7 @@ class Mapping:
             "teacher": self.teacher.metadata(),
             "options": dict(self.options),
             "rules": list(RULES),
-            "coverage": self.measured.to_metadata(),
+            "coverage": self.coverage().to_metadata(),
             "bins": asdict(self.bin_sizes),
             "provenance": self.provenance,
         }
@@ -399,7 +415,9 @@ def load_mapping(path: Path) -> Mapping:
     metadata: dict[str, Any] = dict(stored)
     try:
         validate(arrays, metadata)
-        measured, bin_sizes = Coverage.from_metadata(metadata["coverage"]), BinSizes.from_dict(metadata["bins"])
+        # Both are checked for their form alone: `verify` compares them with the rows, and everything else counts anew.
+        Coverage.from_metadata(metadata["coverage"])
+        BinSizes.from_dict(metadata["bins"])
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
     check_version(path, metadata["content_hash"])
@@ -430,14 +448,27 @@ def load_mapping(path: Path) -> Mapping:
         options=metadata["options"],
         student_pieces=pieces["student"],
         teacher_pieces=pieces["teacher"],
-        measured=measured,
         provenance=metadata["provenance"],
         created=metadata.get("created"),
         notes=metadata.get("notes") or {},
     )
     # What these properties would compute stands in the file, whose hash was checked.
-    mapping.__dict__.update(arrays=arrays, content_hash=metadata["content_hash"], bin_sizes=bin_sizes)
+    content_hash = metadata.pop("content_hash")
+    mapping.__dict__.update(arrays=arrays, content_hash=content_hash, _metadata=metadata)
     return mapping
+
+
+def check_counts(mapping: Mapping) -> None:
+    """Refuses a loaded mapping whose file states other counts, another recommendation or other bins than its rows give.
+
+    Raises:
+        ArtifactError: names the first that differs.
+    """
+    stated, counted = mapping.metadata(), replace(mapping).metadata()
+    for part in ("coverage", "bins"):
+        for key, value in counted[part].items():
+            if stated[part].get(key) != value:
+                raise damaged(f"metadata.{part}.{key}", "what the rows give", "something else")
 
 
 def check_version(path: Path, content_hash: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -52,12 +53,17 @@ _REQUIRED = {"package_version": str, "content_hash": str} | dict.fromkeys(
     ("options", "coverage", "bins", *SIDES), Mapping
 )
 _OPTIONAL = {"notes": Mapping, "created": str}
+_NOTES = {"duplicates": int, "decoder_disagrees": list}
+"""What a reader is told of each side, where it is known; other notes are nobody's business here."""
 _REQUIRED_OF_SIDE = {"name": str, "source": str, "fingerprint": str, "sizes": Mapping, "roles": Mapping}
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
     _check_fields(metadata, _REQUIRED, "metadata")
     _check_fields(metadata, {key: kind for key, kind in _OPTIONAL.items() if metadata.get(key) is not None}, "metadata")
+    for side, (note, kind) in product(SIDES, _NOTES.items()):
+        if (stated := (metadata.get("notes") or {}).get(f"{side}_{note}")) is not None and type(stated) is not kind:
+            raise damaged(f"metadata.notes.{side}_{note}", "a count" if kind is int else "a list", f"{stated!r:.60}")
     rules, provenance = metadata.get("rules"), metadata.get("provenance")
     if not isinstance(rules, list | tuple) or tuple(rules) != RULES:
         raise damaged("metadata.rules", f"the list {', '.join(RULES)}", f"{rules!r:.200}")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..builder import build, plain_options
-from ..errors import MappingError, MismatchError, StoreError, XTokenWarning
+from ..errors import ArtifactError, MappingError, MismatchError, StoreError, XTokenWarning
 from ..mapping.file import read_metadata
-from ..mapping.mapping import Mapping, Side, load_mapping
+from ..mapping.mapping import Mapping, Side, check_counts, load_mapping
 from ..read import as_vocab
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
@@ -51,6 +51,29 @@ def load(
         if given is not None:
             role = "student" if side is mapping.student else "teacher"
             check_fits(side, as_vocab(given), role)
+    return mapping
+
+
+def verify(name_or_path: str | os.PathLike[str], *, store: str | os.PathLike[str] | None = None) -> Mapping:
+    """Loads a mapping and checks what `load` does not believe and therefore need not check: the counts in its file.
+
+    Args:
+        name_or_path: as for `load`.
+        store: the store's folder.
+
+    Returns:
+        The mapping.
+
+    Raises:
+        StoreError: there is no such mapping.
+        ArtifactError: the file is damaged, foreign, from a newer schema, or states other counts than its rows give.
+    """
+    path = locate_mapping(name_or_path, store=store)
+    mapping = load_mapping(path)
+    try:
+        check_counts(mapping)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
     return mapping
 
 
