@@ -17,7 +17,7 @@ class DynamicScale(torch.nn.Module):
     of these decay by 0.9 a step. The factor is clipped to [0.1, 10] and is 1 until the first step. All of it is saved
     in the state.
 
-    Source: X-Token (arXiv:2605.21699, 2026), whose form takes each batch by itself; see `compat.nemo_total`.
+    Source: X-Token (arXiv:2605.21699, 2026), whose form takes each batch by itself; see `peers.nemo_rl.total`.
     """
 
     sums: torch.Tensor
