@@ -63,12 +63,13 @@ def command(teacher: str, student: str, file: str | None, text: str | None, **op
 
     with steps(quiet=False) as say:
         say("Reading the tokenizers")
-        vocabs = {
-            side: read_vocab(source, pattern=options[f"{side}_pattern"], revision=options[f"{side}_revision"])
+        student_vocab, teacher_vocab = (
+            read_vocab(source, pattern=options[f"{side}_pattern"], revision=options[f"{side}_revision"])
             for side, source in (("student", student), ("teacher", teacher))
-        }
+        )
         say("Aligning")
-        spans = Aligner(**vocabs, bos=options["bos"], eos=options["eos"]).texts([text])
+        aligner = Aligner(student=student_vocab, teacher=teacher_vocab, bos=options["bos"], eos=options["eos"])
+        spans = aligner.texts([text])
     from .align_report import draw, print_report, print_statistics
 
     sides, statistics = spans.sides(), spans.statistics()
