@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import OptionError, VocabularyError, XTokenWarning
-from .readers.parsed import MAX_ID, Declared, Encoder, Parsed
+from .readers.parsed import MAX_ID, Declared, Parsed, RowTokens
 from .vocab.byte_strings import ByteStrings
 from .vocab.kinds import Kind, decide_kinds
 from .vocab.roles import decide_roles
@@ -103,12 +104,9 @@ def assemble(
     else:
         raw = RankStrings(strings, [*parsed.token_bytes[:width], *[None] * (width - len(parsed.token_bytes))])
 
-    def make_encoder() -> Encoder:
-        # Text may become text and byte ids alone; ids above the logit width have no kind and never come out.
-        speakable = np.zeros(ids, dtype=np.bool_)
-        speakable[:inside] = kinds[:inside] <= Kind.BYTE
-        return parsed.make_encoder(speakable)
-
+    # Text may become text and byte ids alone; ids above the logit width have no kind and never come out.
+    speakable = np.zeros(ids, dtype=np.bool_)
+    speakable[:inside] = kinds[:inside] <= Kind.BYTE
     vocab = Vocab(
         name=name,
         source=source,
@@ -118,7 +116,9 @@ def assemble(
         kinds=kinds,
         roles=decide_roles(parsed, kinds),
         sizes=Sizes(base=parsed.base_size, with_added=token_count, ids=ids, logits=width),
-        make_encoder=make_encoder,
+        make_encoder=lambda: parsed.make_encoder(speakable),
+        row_tokens=_row_tokens(parsed, kinds, speakable),
+        make_row_encoder=parsed.make_row_encoder,
         disagreeing=disagreeing_ids(parsed, kinds, surfaces),
         joins_words=parsed.spelling.word_pieces,
         ends_words=parsed.spelling.end_of_word,
@@ -128,6 +128,25 @@ def assemble(
     # Encodes the canary texts: a tokenizer that cannot encode is refused when it is read, not in the middle of a build.
     assert vocab.fingerprint
     return vocab
+
+
+def _row_tokens(parsed: Parsed, kinds: NDArray[np.uint8], speakable: NDArray[np.bool_]) -> RowTokens:
+    """Which added tokens are found in every text, and which only where a template writes them.
+
+    A special flag in the file or its configuration, or a role that the configuration gives, makes a control token.
+    """
+    count = min(len(kinds), len(parsed.declared))
+    added = (parsed.declared[:count] == Declared.ADDED) & (kinds[:count] <= Kind.RESERVED)
+    special = (kinds[:count] == Kind.SPECIAL) | (kinds[:count] == Kind.RESERVED)
+    by_config = parsed.flagged | {text for texts in parsed.roles.values() for text in texts}
+    literal: dict[str, int] = {}
+    controls: dict[str, int] = {}
+    for token_id in (added | special).nonzero()[0].tolist():
+        text = parsed.raw[token_id]
+        if text:
+            is_control = special[token_id] and (not added[token_id] or text in by_config)
+            (controls if is_control else literal).setdefault(text, token_id)
+    return RowTokens(speakable, literal, controls)
 
 
 def _width(parsed: Parsed, ids: int, logits: int | None, name: str, notes: list[str]) -> int:

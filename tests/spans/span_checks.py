@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from small_vocabs import LongestMatch, make_vocab
 
 from xtoken_align import Vocab
+from xtoken_align.readers.parsed import Part, Run
+from xtoken_align.readers.rows import SegmentEncoder
 from xtoken_align.spans.spans import Spans
 from xtoken_align.vocab.kinds import Kind
 
@@ -58,6 +60,17 @@ class PlacingEncoder(Encoder):
         return placed
 
 
+class PlacingRows(SegmentEncoder):
+    """Encodes rows with the places that a `PlacingEncoder` knows."""
+
+    def encode_parts(self, rows: Sequence[Sequence[Part]]) -> list[list[Run]]:
+        return [[self._placed(run) for run in row] for row in super().encode_parts(rows)]
+
+    def _placed(self, run: Run) -> Run:
+        placed = self._encoder.encode_offsets(run.text)
+        return Run(run.text, run.ids, [(begin, end) for _, begin, end in placed]) if placed else run
+
+
 def vocab(
     tokens: Sequence[Any],
     *,
@@ -77,7 +90,8 @@ def vocab(
     )
     encoder = (PlacingEncoder if places else Encoder)(made.encoder.table)
     encoder.__dict__.update(dummy_prefix=dummy_prefix, change=change)
-    return dataclasses.replace(made, make_encoder=lambda: encoder)
+    make_row_encoder = (lambda tokens: PlacingRows(encoder, tokens)) if places else None
+    return dataclasses.replace(made, make_encoder=lambda: encoder, make_row_encoder=make_row_encoder)
 
 
 def chunk_rows(spans: Spans, row: int = 0) -> Rows:
@@ -101,6 +115,15 @@ def expected_rows(student: Sequence[bytes], teacher: Sequence[bytes]) -> Rows:
     ends = [list(accumulate(map(len, side))) for side in (student, teacher)]
     common = sorted(set(ends[0]) & set(ends[1]))
     return tuple([bisect_left(common, end) for end in side] for side in ends)
+
+
+def without_prefix(said: Sequence[bytes], other: Sequence[bytes]) -> list[bytes]:
+    """What tokens say, without a space at the beginning that the other side's text does not have."""
+    text, its_text = b"".join(said), b"".join(other)
+    if not text.startswith(b" ") or its_text.startswith(b" ") or not its_text:
+        return list(said)
+    first = next(at for at, surface in enumerate(said) if surface)
+    return [surface[1:] if at == first else surface for at, surface in enumerate(said)]
 
 
 def surfaces_of(vocab: Vocab, ids: Sequence[int]) -> list[bytes]:

@@ -51,6 +51,9 @@ _ROLE_KEYS = {
     "sep_token": "sep",
     "eot_token": "eot",
 }
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+"""What an added token may say about the text around it."""
+
 _EXTRA_KEYS = ("additional_special_tokens", "extra_special_tokens")
 
 
@@ -128,7 +131,12 @@ def _added(entries: object) -> list[AddedToken]:
     if not isinstance(entries, dict):
         return []
     return [
-        AddedToken(id=int(key), text=text, special=bool(entry.get("special", False)))
+        AddedToken(
+            id=int(key),
+            text=text,
+            special=bool(entry.get("special", False)),
+            flags=frozenset(flag for flag in FLAGS if entry.get(flag)),
+        )
         for key, entry in entries.items()
         if key.isdecimal() and len(key) <= len(str(MAX_ID))
         if isinstance(entry, dict) and (text := _content(entry)) is not None

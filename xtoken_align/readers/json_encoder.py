@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from tokenizers import Tokenizer
 
 from ..errors import VocabularyError
 from ..sources.presets import AddedToken
+from .configs import FLAGS
 from .json_shape import components, has_type, model_type, parts_of
-from .parsed import refused
+from .parsed import Part, RowTokens, Run, refused
 from .spelling import characters_of
 
 NONCHARACTER = "\uffff"
@@ -187,6 +189,19 @@ _SPACE = re.compile(r"\s")
 _CANNOT_ENCODE = "tokenizers cannot encode with this tokenizer.json"
 
 
+def _file_ids(tokenizer: Tokenizer, copy: Mapping[str, Any], base_ids: Mapping[int, int]) -> dict[int, int]:
+    """The file's number of every id that the copy numbers otherwise; -1 for what is no token of the file."""
+    vocab = copy["model"]["vocab"]
+    own = vocab if isinstance(vocab, dict) else {piece for piece, _ in vocab}
+    file_ids = dict(base_ids)
+    for entry in reversed(copy["added_tokens"]):
+        # A base token may be listed as an added one under another id; the encoder produces its base id.
+        in_copy = tokenizer.token_to_id(entry["content"])
+        if in_copy is not None and entry["content"] not in own:
+            file_ids[in_copy] = int(entry["id"])
+    return {in_copy: in_file for in_copy, in_file in file_ids.items() if in_copy != in_file}
+
+
 class JsonEncoder:
     """Encodes with the file's own model, normaliser and pre-tokenizer.
 
@@ -212,7 +227,7 @@ class JsonEncoder:
         self._byte_level = byte_level
         self._bare = _load(without_prefix(copy))
         self._prefixed = self._bare
-        self._ids = self._file_ids(copy, base_ids)
+        self._ids = _file_ids(self._bare, copy, base_ids)
         # Unigram models, and models that look up whole words, read the text `<0x41>` as the byte piece of that name.
         looks_up = model_type(data["model"]) == "Unigram" or bool(data["model"].get("ignore_merges"))
         self._cuts_escapes = looks_up and bool(data["model"].get("byte_fallback"))
@@ -222,18 +237,6 @@ class JsonEncoder:
             self._leading_lost, self._inner_lost = self._loses("x", " x"), self._loses("xy", "x y")
             if self._leading_lost:
                 self._prefixed = _load(copy)
-
-    def _file_ids(self, copy: Mapping[str, Any], base_ids: Mapping[int, int]) -> dict[int, int]:
-        """The file's number of every id that the copy numbers otherwise; -1 for what is no token of the file."""
-        vocab = copy["model"]["vocab"]
-        own = vocab if isinstance(vocab, dict) else {piece for piece, _ in vocab}
-        file_ids = dict(base_ids)
-        for entry in reversed(copy["added_tokens"]):
-            # A base token may be listed as an added one under another id; the encoder produces its base id.
-            in_copy = self._bare.token_to_id(entry["content"])
-            if in_copy is not None and entry["content"] not in own:
-                file_ids[in_copy] = int(entry["id"])
-        return {in_copy: in_file for in_copy, in_file in file_ids.items() if in_copy != in_file}
 
     def _loses(self, without: str, with_space: str) -> bool:
         """Whether the pre-tokenizer cannot tell two texts that differ in a space."""
@@ -288,30 +291,6 @@ class JsonEncoder:
         in_file = ([file_id(token, token) for token in encoding.ids] for encoding in encodings)
         return [[token for token in ids if token >= 0] for ids in in_file]
 
-    def encode_offsets(self, text: str) -> list[tuple[int, int, int]]:
-        """Encodes one text.
-
-        Returns:
-            Each token with the characters of the text that it stands for: id, first character, the one after the last.
-        """
-        placed: list[tuple[int, int, int]] = []
-        start = 0
-        for part in _SEAM.split(text) if self._has_seam(text) else [text]:
-            cut = self._first_space(part) if self._leading_lost else len(part)
-            for tokenizer, piece in ((self._bare, part[:cut]), (self._prefixed, part[cut:])):
-                placed += self._run_offsets(tokenizer, piece, start)
-                start += len(piece)
-        return placed
-
-    def _run_offsets(self, tokenizer: Tokenizer, text: str, start: int) -> list[tuple[int, int, int]]:
-        if not text:
-            return []
-        with refused(_CANNOT_ENCODE, VocabularyError):
-            encoding = tokenizer.encode(_scalar(text), add_special_tokens=False)
-        in_file = (self._ids.get(token, token) for token in encoding.ids)
-        pairs = zip(in_file, encoding.offsets, strict=True)
-        return [(token, start + begin, start + end) for token, (begin, end) in pairs if token >= 0]
-
     def normalize(self, text: str) -> str:
         """Returns what the file's normaliser makes of a stretch of text without spaces."""
         normalizer = self._bare.normalizer
@@ -328,6 +307,127 @@ class JsonEncoder:
             ids = [token.id for token in self._bare.model.tokenize(characters_of(data))]
         in_file = [self._ids.get(token, token) for token in ids]
         return in_file if min(in_file, default=0) >= 0 else []
+
+
+class JsonRowEncoder:
+    """Encodes rows with the file as it is, but for its control tokens, which have names that no text has.
+
+    A row in which a template wrote `<|end|>` is encoded with its private name at that place. So everything that the
+    file says holds, at once: flags of added tokens, prefixes at the beginning and behind special tokens, splitting.
+
+    Args:
+        data: the file's JSON; it is not changed.
+        added: its added tokens by id, with flags where a configuration file has some.
+        tokens: which ids rows may become.
+
+    Raises:
+        VocabularyError: `tokenizers` refuses the components.
+    """
+
+    def __init__(self, data: Mapping[str, Any], added: Mapping[int, AddedToken], tokens: RowTokens) -> None:
+        in_texts = tokens.speakable.copy()
+        in_texts[list(tokens.literal.values())] = True
+        copy, base_ids = text_only(data, added, in_texts)
+        by_file = {entry["id"]: entry for entry in data.get("added_tokens") or ()}
+        named = [
+            {**by_file.get(token_id, {}), "id": token_id, "content": _hidden(token_id), "special": False}
+            for token_id in tokens.controls.values()
+        ]
+        listed: list[dict[str, Any]] = [*copy["added_tokens"], *named]
+        for entry in listed:
+            token = added.get(entry["id"])
+            given = dict.fromkeys(FLAGS, False) | {flag: bool(entry.get(flag)) for flag in FLAGS}
+            if token is not None and token.flags is not None:
+                given = {flag: flag in token.flags for flag in FLAGS}
+            entry.update(given)
+        copy["added_tokens"] = sorted(listed, key=lambda entry: int(entry["id"]))
+        self._tokenizer = _load(copy)
+        self._ids = _file_ids(self._tokenizer, copy, base_ids)
+        self._alone = {entry["id"] for entry in named if entry["single_word"]}
+        self._others = [text for text in tokens.literal if text not in tokens.controls]
+        self._single = {*tokens.controls.values(), *tokens.literal.values()}
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns one list of ids per text."""
+        clean = [_no_names(text) for text in texts]
+        with refused(_CANNOT_ENCODE, VocabularyError):
+            encodings = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
+        if not self._ids:
+            return [encoding.ids for encoding in encodings]
+        in_file = ([self._ids.get(token, token) for token in encoding.ids] for encoding in encodings)
+        return [[token for token in ids if token >= 0] for ids in in_file]
+
+    def encode_parts(self, rows: Sequence[Sequence[Part]]) -> list[list[Run]]:
+        """Returns the runs of every row."""
+        with_names = [self._with_names(row) for row in rows]
+        with refused(_CANNOT_ENCODE, VocabularyError):
+            encodings = self._tokenizer.encode_batch([text for text, _ in with_names], add_special_tokens=False)
+        return [
+            self._runs("".join(text for text, _ in row), text, longer, encoding)
+            for row, (text, longer), encoding in zip(rows, with_names, encodings, strict=True)
+        ]
+
+    def _with_names(self, row: Sequence[Part]) -> tuple[str, list[tuple[int, int]]]:
+        """A row with private names, and where each ends in it with how much longer the row has become up to there."""
+        parts: list[str] = []
+        longer: list[tuple[int, int]] = []
+        size = grown = 0
+        for at, (text, token) in enumerate(row):
+            written = _no_names(text)
+            if token is not None and not (token in self._alone and _touches_word(row, at)):
+                written = _hidden(token)
+            parts.append(written)
+            size += len(written)
+            grown += len(written) - len(text)
+            if len(written) != len(text):
+                longer.append((size, grown))
+        return "".join(parts), longer
+
+    def _runs(self, text: str, named: str, longer: Sequence[tuple[int, int]], encoding: Any) -> list[Run]:
+        """The tokens of a row as runs of its text."""
+        ends = [end for end, _ in longer]
+        grown = [0, *(growth for _, growth in longer)]
+
+        def in_text(at: int) -> int:
+            return at - grown[bisect_right(ends, at)]
+
+        runs: list[Run] = []
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        done = 0
+
+        def close(until: int) -> None:
+            if until > done or ids:
+                start = in_text(done)
+                placed = [(max(in_text(begin) - start, 0), max(in_text(end) - start, 0)) for begin, end in offsets]
+                runs.append(Run(text[start : in_text(until)], list(ids), placed))
+                ids.clear()
+                offsets.clear()
+
+        for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            in_file = self._ids.get(token, token)
+            if in_file in self._single:
+                close(max(begin, done))
+                runs.append(Run(text[in_text(max(begin, done)) : in_text(end)], [in_file]))
+                done = end
+            elif in_file >= 0:
+                ids.append(in_file)
+                offsets.append((begin, end))
+        close(len(named))
+        return runs
+
+
+def _touches_word(row: Sequence[Part], at: int) -> bool:
+    """Whether a letter stands beside a part: then a token that is a word of its own is text."""
+    before, after = row[at - 1][0][-1:] if at else "", row[at + 1][0][:1] if at + 1 < len(row) else ""
+    return bool(re.match(r"\w", before) or re.match(r"\w", after))
+
+
+def _no_names(text: str) -> str:
+    """A text in which no private name stands; a lone surrogate becomes U+FFFD."""
+    if NONCHARACTER in text:
+        text = re.sub(rf"{NONCHARACTER}(?=\d+{NONCHARACTER})", "\ufffe", text)
+    return _scalar(text)
 
 
 def _scalar(text: str) -> str:

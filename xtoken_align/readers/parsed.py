@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,14 +78,58 @@ class Encoder(Protocol):
         ...
 
 
-@runtime_checkable
-class OffsetEncoder(Encoder, Protocol):
-    """An encoder that knows which characters of the text each token stands for, whatever a normaliser made of them."""
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A stretch of a row's text and the tokens that stand for it: one special, or tokens of text.
 
-    def encode_offsets(self, text: str) -> list[tuple[int, int, int]]:
-        """Returns the id of each token with its first character and the one after its last."""
+    Attributes:
+        text: the stretch. White space that a special takes from its neighbours belongs to the special.
+        ids: the tokens.
+        offsets: for every token its first character in `text` and the one after its last; None where the encoder does
+            not tell.
+    """
+
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]] | None = None
+
+
+Part = tuple[str, int | None]
+"""A part of a row: text (None), or the text of a control token that was written as such, with its id."""
+
+
+class RowEncoder(Protocol):
+    """Encodes rows for training: the ids that the tokenizer itself gives, its dummy prefix included.
+
+    Added tokens without the special flag (`<think>` of Qwen3) are found in every text, as the tokenizer does. Control
+    tokens are found nowhere: a row is given in parts, and its control tokens are parts of their own.
+    """
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns one list of ids per text, in order."""
         ...
 
+    def encode_parts(self, rows: Sequence[Sequence[Part]]) -> list[list[Run]]:
+        """Returns the runs of every row; their texts, joined, are the row's."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowTokens:
+    """Which ids a row of text may become, for `RowEncoderFactory`.
+
+    Attributes:
+        speakable: bool (ids,), as for an `EncoderFactory`.
+        literal: added tokens without the special flag, found in every text: string -> id.
+        controls: tokens that only a template writes, or a caller who wants them parsed: string -> id.
+    """
+
+    speakable: NDArray[np.bool_]
+    literal: Mapping[str, int]
+    controls: Mapping[str, int]
+
+
+RowEncoderFactory = Callable[[RowTokens], RowEncoder]
 
 EncoderFactory = Callable[[NDArray[np.bool_]], Encoder]
 """Makes the encoder from a mask over ids (length: highest id + 1): True where text may become the id (kinds text and
@@ -107,6 +151,8 @@ class Parsed:
         base_size: number of tokens of the model's own vocabulary.
         spelling: how the raw string of a base token becomes bytes.
         make_encoder: see `EncoderFactory`.
+        make_row_encoder: makes what encodes rows for training; None cuts texts at the added tokens and encodes the
+            stretches between.
         roles: role name -> token strings, from the file's own configuration (`bos`, `eos`, `pad`, `unk`, ...).
         preset_roles: the same from an alias's table; consulted where `roles` is silent.
         width: logit width that the source states, None when it is silent.
@@ -124,6 +170,7 @@ class Parsed:
     base_size: int
     spelling: Spelling
     make_encoder: EncoderFactory
+    make_row_encoder: RowEncoderFactory | None = None
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     preset_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     width: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, SourceError, VocabularyError
-from .parsed import Declared, Encoder, Parsed
+from .parsed import Declared, Encoder, Parsed, RowEncoder, RowTokens
+from .rows import SegmentEncoder
 from .spelling import ByteFallback, Replace, Spelling
 
 SPACE_MARK = "\u2581"
@@ -45,16 +47,18 @@ class SentencePieceEncoder:
         proto: the `ModelProto`; it is not changed.
         speakable: bool (pieces,), which ids text may become.
         name: the file's name, for messages.
+        as_it_is: whether to encode as the model itself does, its dummy prefix included.
     """
 
-    def __init__(self, proto: Any, speakable: NDArray[np.bool_], *, name: str) -> None:
+    def __init__(self, proto: Any, speakable: NDArray[np.bool_], *, name: str, as_it_is: bool = False) -> None:
         self._proto = proto
+        self._as_it_is = as_it_is
         self._speakable = speakable
         self._name = name
         self._size = len(proto.pieces)
         # Without a piece of the unknown type the library writes id 0 for what it cannot spell, whatever id 0 is.
         self._lacks_unknown = all(piece.type != PieceType.UNKNOWN for piece in proto.pieces)
-        self._strips = bool(proto.normalizer_spec.remove_extra_whitespaces)
+        self._strips = bool(proto.normalizer_spec.remove_extra_whitespaces) and not as_it_is
         self._mark = (SPACE_MARK if proto.normalizer_spec.escape_whitespaces else " ").encode()
         self._effects: dict[str, bytes] = {}
         self.dummy_prefix = bool(proto.normalizer_spec.add_dummy_prefix)
@@ -128,7 +132,7 @@ class SentencePieceEncoder:
                 piece.type = PieceType.CONTROL
         if self._lacks_unknown:
             copy.pieces.add(piece=_NEVER, score=0.0, type=PieceType.UNKNOWN)
-        copy.normalizer_spec.add_dummy_prefix = False
+        copy.normalizer_spec.add_dummy_prefix &= self._as_it_is
         if "self_test_data" in copy.DESCRIPTOR.fields_by_name:
             # Older releases check these samples on loading, dummy prefix and all.
             copy.ClearField("self_test_data")
@@ -270,6 +274,7 @@ def parse_model_proto(
     width: int | None = None,
     width_source: str = "",
     warnings: tuple[str, ...] = (),
+    prefix_everywhere: bool = True,
 ) -> Parsed:
     """Turns a decoded model into facts.
 
@@ -281,6 +286,7 @@ def parse_model_proto(
         width: logit width, where the source states one.
         width_source: where it does.
         warnings: passed on.
+        prefix_everywhere: whether a dummy prefix stands behind every special token too, or at a text's beginning alone.
 
     Raises:
         VocabularyError: there are no pieces, or they contradict each other. What sentencepiece alone can judge (a
@@ -294,7 +300,16 @@ def parse_model_proto(
         declared[types == piece_type] = declaration
 
     def make_encoder(speakable: NDArray[np.bool_]) -> Encoder:
-        return SentencePieceEncoder(proto, speakable, name=name)
+        return SentencePieceEncoder(proto, speakable[: len(raw)], name=name)
+
+    def make_row_encoder(tokens: RowTokens) -> RowEncoder:
+        in_texts = tokens.speakable[: len(raw)].copy()
+        in_texts[[token_id for token_id in tokens.literal.values() if token_id < len(raw)]] = True
+        return SegmentEncoder(
+            SentencePieceEncoder(proto, in_texts, name=name, as_it_is=True),
+            replace(tokens, literal={text: at for text, at in tokens.literal.items() if at >= len(raw)}),
+            later=None if prefix_everywhere else SentencePieceEncoder(proto, in_texts, name=name),
+        )
 
     return Parsed(
         format=format,
@@ -304,6 +319,7 @@ def parse_model_proto(
         base_size=len(raw),
         spelling=Spelling(tuple(_steps(proto))),
         make_encoder=make_encoder,
+        make_row_encoder=make_row_encoder,
         roles=dict(_trainer_roles(proto)) if roles is None else roles,
         width=width,
         width_source=width_source,

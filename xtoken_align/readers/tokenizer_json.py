@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import VocabularyError
 from ..sources.presets import AddedToken
 from .json_shape import check_shape, fallback_bytes, model_type, spelling_of
-from .parsed import MAX_ID, Declared, Encoder, Parsed
+from .parsed import MAX_ID, Declared, Encoder, Parsed, RowEncoder, RowTokens
 from .spelling import Spelling
 
 
@@ -86,6 +86,11 @@ def parse_tokenizer_json(
 
         return JsonEncoder(data, added, speakable, byte_level=spelling.byte_level)
 
+    def make_row_encoder(tokens: RowTokens) -> RowEncoder:
+        from .json_encoder import JsonRowEncoder
+
+        return JsonRowEncoder(data, added, tokens)
+
     return Parsed(
         format=format,
         raw=raw,
@@ -94,6 +99,7 @@ def parse_tokenizer_json(
         base_size=len(base),
         spelling=spelling,
         make_encoder=make_encoder,
+        make_row_encoder=make_row_encoder,
         roles=roles or {},
         preset_roles=preset_roles or {},
         width=width,

@@ -19,11 +19,15 @@ from .patterns import FAMILIES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddedToken:
-    """A token beside the base vocabulary: its id, its text, and whether the model's own file flags it special."""
+    """A token beside the base vocabulary: its id, its text, and whether the model's own file flags it special.
+
+    `flags` are its other flags that are set (`lstrip`, `rstrip`, `single_word`, `normalized`), None where no file says.
+    """
 
     id: int
     text: str
     special: bool
+    flags: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,13 @@ from ..errors import OptionError
 from ..read import as_vocab
 from ..vocab.vocab import Vocab
 from .careful import TextPair, chunks_of_units
-from .chats import Chat, Render, Template, align_chat_units, renderer
+from .chats import ChatOptions, align_chat_units
 from .fold import SideText, text_by_offsets
+from .pieces import Chat
 from .spans import AlignedUnits, Spans, make_spans
 from .tables import PairTables, pair_tables
+from .templates import Renderer, Template
+from .turns import LOSS_ON
 from .units import EncodedTexts, End, check_side, encode_texts, one_per_row, units_of, values_of, with_equal_units
 
 
@@ -39,7 +42,10 @@ class Aligner:
             own.
         teacher_template: the same of the teacher.
         template_options: further variables of both Jinja templates (`tools`, `enable_thinking`, ...).
-        loss_roles: for chats, whose messages count in the loss: their contents, and the special token that ends them.
+        loss_roles: for chats, whose messages count in the loss.
+        loss_on: for chats, what of them counts: `thought`, `content`, `calls` and the `end` of a turn, all by default.
+        parse_special: whether a text, or a message of a chat, that spells a control token holds that token; by default
+            it is text, so that nobody who writes a message can end a turn.
 
     Raises:
         OptionError: an option has a value that makes no sense.
@@ -60,9 +66,12 @@ class Aligner:
     teacher_template: Template | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
     loss_roles: Sequence[str] = ("assistant",)
+    loss_on: Sequence[str] = LOSS_ON
+    parse_special: bool = False
 
     def __post_init__(self) -> None:
         check_side("truncation_side", self.truncation_side)
+        _ = self.chat_options
         _ = self.tables  # a source that cannot be read is refused now, not by a worker
 
     @cached_property
@@ -71,11 +80,22 @@ class Aligner:
         return pair_tables(as_vocab(self.student), as_vocab(self.teacher))
 
     @cached_property
-    def renders(self) -> tuple[Render, Render]:
-        """Both sides' chat templates as functions, the student's first."""
+    def renders(self) -> tuple[Renderer, Renderer]:
+        """Both sides' chat templates, the student's first."""
         return (
-            renderer(self.tables.student, self.student_template, "student", self.template_options),
-            renderer(self.tables.teacher, self.teacher_template, "teacher", self.template_options),
+            Renderer(self.tables.student, self.student_template, "student", self.template_options),
+            Renderer(self.tables.teacher, self.teacher_template, "teacher", self.template_options),
+        )
+
+    @property
+    def chat_options(self) -> ChatOptions:
+        """What counts in the loss of chats, and how they are cut."""
+        return ChatOptions(
+            loss_roles=self.loss_roles,
+            loss_on=self.loss_on,
+            parse_special=self.parse_special,
+            limits=(self.max_student_tokens, self.max_teacher_tokens),
+            truncation_side=self.truncation_side,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -129,31 +149,41 @@ class Aligner:
         if isinstance(texts, str):
             raise OptionError("texts are a sequence of strings, got one string: put it into a list")
         tables = self.tables
-        around: dict[str, Any] = {"bos": self.bos, "eos": self.eos, "truncation_side": self.truncation_side}
+        around: dict[str, Any] = {
+            "bos": self.bos,
+            "eos": self.eos,
+            "truncation_side": self.truncation_side,
+            "parse_special": self.parse_special,
+        }
         student_text = encode_texts(texts, tables.student, max_tokens=self.max_student_tokens, **around)
         teacher_text = encode_texts(texts, tables.teacher, max_tokens=self.max_teacher_tokens, **around)
         student = one_per_row(student_text.ids, student_text.counts, padding_side, multiple)
         teacher = one_per_row(teacher_text.ids, teacher_text.counts, padding_side, multiple)
 
         def texts_of(unit: int) -> TextPair | None:
-            one = _text_of_unit(texts[unit], unit, student_text, tables.student, tables, first_id=0)
-            other = _text_of_unit(texts[unit], unit, teacher_text, tables.teacher, tables, first_id=len(tables.student))
+            one, other = (
+                _text_of_unit(texts[unit], unit, encoded, vocab, tables, first_id, parse_special=self.parse_special)
+                for encoded, vocab, first_id in (
+                    (student_text, tables.student, 0),
+                    (teacher_text, tables.teacher, len(tables.student)),
+                )
+            )
             return None if one is None or other is None else (one, other)
 
         # What a cut on the left has left of "abab" may begin as "abab" does, and yet be its end.
         doubtful = (student_text.first_kept > 0) | (teacher_text.first_kept > 0)
-        chunks = chunks_of_units(student, teacher, tables, texts_of, doubtful)
+        whole = self.max_student_tokens is None and self.max_teacher_tokens is None
+        chunks = chunks_of_units(student, teacher, tables, texts_of, doubtful, whole_texts=whole)
         return AlignedUnits(student, teacher, chunks, vocabs=(tables.student, tables.teacher))
 
     def chat_units(self, chats: Sequence[Chat], padding_side: End = "right", multiple: int = 1) -> AlignedUnits:
         """Renders, encodes and aligns chats, a unit per chat; row lengths become a multiple of `multiple`."""
-        limits = self.max_student_tokens, self.max_teacher_tokens
-        aligned = align_chat_units(chats, self.tables, self.renders, self.loss_roles, limits, self.truncation_side)
+        aligned = align_chat_units(chats, self.tables, self.renders, self.chat_options)
         return aligned.one_per_row(padding_side, multiple)
 
 
 def _text_of_unit(
-    text: str, unit: int, encoded: EncodedTexts, vocab: Vocab, tables: PairTables, *, first_id: int
+    text: str, unit: int, encoded: EncodedTexts, vocab: Vocab, tables: PairTables, first_id: int, *, parse_special: bool
 ) -> SideText | None:
     """What one side says of a text, without what was cut off and with BOS and EOS around it.
 
@@ -161,7 +191,7 @@ def _text_of_unit(
     """
     before = int(encoded.uncut_counts[:unit].sum())
     ids = encoded.uncut_ids[before : before + int(encoded.uncut_counts[unit])]
-    whole = text_by_offsets(text, ids, vocab, tables, first_id=first_id)
+    whole = text_by_offsets(text, ids, vocab, tables, first_id=first_id, parse_special=parse_special)
     if whole is None:
         return None
     first, kept_count = int(encoded.first_kept[unit]), int(encoded.kept_counts[unit])
@@ -198,11 +228,12 @@ def align_texts(
     max_teacher_tokens: int | None = None,
     truncation_side: End = "right",
     padding_side: End = "right",
+    parse_special: bool = False,
 ) -> Spans:
     """Tokenises texts with both sides and aligns the two.
 
     Args:
-        texts: the texts; what looks like a special token in them is text.
+        texts: the texts.
         student: the student's `Vocab`, or a source of it, read anew at every call.
         teacher: the teacher's.
         bos: put the token that begins a text before each, on the sides that have one; more on this and the next four in
@@ -212,6 +243,7 @@ def align_texts(
         max_teacher_tokens: the same of the teacher.
         truncation_side: where to cut, `left` or `right`.
         padding_side: where shorter rows are padded, `left` or `right`.
+        parse_special: whether what looks like a control token in a text is one; by default it is text.
 
     Returns:
         The spans; they hold the ids of both sides.
@@ -233,6 +265,7 @@ def align_texts(
         max_student_tokens=max_student_tokens,
         max_teacher_tokens=max_teacher_tokens,
         truncation_side=truncation_side,
+        parse_special=parse_special,
     )
     return aligner.texts(texts, padding_side=padding_side)
 
@@ -304,6 +337,8 @@ def align_chats(
     teacher_template: Template | None = None,
     template_options: Mapping[str, Any] | None = None,
     loss_roles: Sequence[str] = ("assistant",),
+    loss_on: Sequence[str] = LOSS_ON,
+    parse_special: bool = False,
     max_student_tokens: int | None = None,
     max_teacher_tokens: int | None = None,
     truncation_side: End = "right",
@@ -311,17 +346,21 @@ def align_chats(
 ) -> Spans:
     r"""Renders chats with both sides' templates, tokenises them and aligns what the messages say.
 
-    A message's content aligns with itself, whatever stands around it; special tokens with equal roles between the same
-    two contents align with each other; all other text of a template is in no chunk.
+    What a message says aligns with itself, whatever stands around it: its thoughts, its content, and its calls where
+    both templates write them alike. Special tokens with equal roles between the same two contents align with each
+    other; all other text of a template is in no chunk.
 
     Args:
-        chats: chats, each a sequence of messages with a `role` and a `content` (a text, or parts with a `text`).
+        chats: chats, each a sequence of messages with a `role` and a `content` (a text, or parts with a `text`), a
+            `reasoning_content` and `tool_calls`.
         student: the student's `Vocab`, or a source of it, read anew at every call.
         teacher: the teacher's.
         student_template: a Jinja template or a function from messages to text; by default the tokenizer's own.
         teacher_template: the same of the teacher.
         template_options: further variables of both Jinja templates (`tools`, `enable_thinking`, ...).
-        loss_roles: whose messages count in the loss: their contents, and the special token that ends them.
+        loss_roles: whose messages count in the loss.
+        loss_on: what of them counts: `thought`, `content`, `calls` and the `end` of a turn, all by default.
+        parse_special: whether a message that spells a control token holds that token; by default it is text.
         max_student_tokens: cut to so many tokens.
         max_teacher_tokens: the same of the teacher.
         truncation_side: where to cut, `left` or `right`.
@@ -354,5 +393,7 @@ def align_chats(
         teacher_template=teacher_template,
         template_options=template_options or {},
         loss_roles=loss_roles,
+        loss_on=loss_on,
+        parse_special=parse_special,
     )
     return aligner.chats(chats, padding_side=padding_side)

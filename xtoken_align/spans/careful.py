@@ -43,6 +43,8 @@ def chunks_of_units(
     tables: PairTables,
     texts_of: Callable[[int], TextPair | None] = lambda _: None,
     doubtful: Flags | None = None,
+    *,
+    whole_texts: bool = False,
 ) -> Chunks:
     """Aligns the units of a batch: all by the fast path, and those whose two sides differ by the careful one.
 
@@ -52,11 +54,12 @@ def chunks_of_units(
         tables: the pair's tables.
         texts_of: what the two sides of a unit say, for a caller that knows more than the ids.
         doubtful: bool (units,), units for the careful path even where one side's text is the beginning of the other's.
+        whole_texts: whether every unit is one whole text on both sides.
 
     Returns:
         Chunk ids that count up through all units.
     """
-    fast = chunks_of(student.ids, student.counts, teacher.ids, teacher.counts, tables)
+    fast = chunks_of(student.ids, student.counts, teacher.ids, teacher.counts, tables, whole_texts=whole_texts)
     careful = (fast.differs if doubtful is None else fast.differs | doubtful).nonzero()[0]
     if not len(careful):
         return fast

@@ -56,6 +56,7 @@ def chunks_of(
     teacher_counts: Numbers,
     tables: PairTables,
     *,
+    whole_texts: bool = False,
     block_tokens: int = BLOCK_TOKENS,
 ) -> Chunks:
     """Aligns units by the bytes of their tokens.
@@ -66,13 +67,16 @@ def chunks_of(
         teacher_ids: the same of the teacher.
         teacher_counts: the same.
         tables: the pair's tables.
+        whole_texts: whether both sides are one whole text: then a difference of one space is a dummy prefix.
         block_tokens: about how many tokens are looked at together; units are not cut.
 
     Returns:
         The chunks. Every one has been compared: its two sides' bytes are equal.
     """
     if len(student_ids) + len(teacher_ids) <= 2 * block_tokens:
-        return _chunks_of_block(student_ids, student_counts, teacher_ids, teacher_counts, tables)
+        return _chunks_of_block(
+            student_ids, student_counts, teacher_ids, teacher_counts, tables, whole_texts=whole_texts
+        )
     offsets = offsets_of(student_counts), offsets_of(teacher_counts)
     both = offsets[0] + offsets[1]
     units = len(student_counts)
@@ -85,7 +89,12 @@ def chunks_of(
         student_part, teacher_part = (slice(*side[[first, last]].tolist()) for side in offsets)
         block = slice(first, last)
         part = _chunks_of_block(
-            student_ids[student_part], student_counts[block], teacher_ids[teacher_part], teacher_counts[block], tables
+            student_ids[student_part],
+            student_counts[block],
+            teacher_ids[teacher_part],
+            teacher_counts[block],
+            tables,
+            whole_texts=whole_texts,
         )
         for whole, where, chunk in ((student, student_part, part.student), (teacher, teacher_part, part.teacher)):
             np.add(chunk, (chunk >= 0) * np.int32(chunks_before), out=whole[where])
@@ -95,7 +104,13 @@ def chunks_of(
 
 
 def _chunks_of_block(
-    student_ids: Numbers, student_counts: Numbers, teacher_ids: Numbers, teacher_counts: Numbers, tables: PairTables
+    student_ids: Numbers,
+    student_counts: Numbers,
+    teacher_ids: Numbers,
+    teacher_counts: Numbers,
+    tables: PairTables,
+    *,
+    whole_texts: bool,
 ) -> Chunks:
     """Finds the ends that both sides have, numbers the chunks by them, and compares the bytes.
 
@@ -112,6 +127,7 @@ def _chunks_of_block(
         np.concatenate((student_ids, teacher_ids + len(tables.student))),
         np.concatenate((student_counts, teacher_counts)),
         tables,
+        whole_texts=whole_texts,
     )
     units, middle = axis.units, axis.middle
     taken = np.empty(len(axis.ids), dtype=np.int32)
@@ -204,7 +220,7 @@ class _Axis(NamedTuple):
         return self.tables.blob[runs(begins, self.lengths[tokens])]
 
 
-def _lay(ids: Numbers, counts: Numbers, tables: PairTables) -> _Axis:
+def _lay(ids: Numbers, counts: Numbers, tables: PairTables, *, whole_texts: bool) -> _Axis:
     """Lays tokens along the axis, without those that cover nothing of it.
 
     Two units, "ab" and "c", where the teacher goes on with "d" in the second:
@@ -221,7 +237,7 @@ def _lay(ids: Numbers, counts: Numbers, tables: PairTables) -> _Axis:
     lengths, numbers = tables.lengths.take(ids), tables.text.take(ids)
     trimmed = positions = base = None
     if tables.student.encoder.dummy_prefix or tables.teacher.encoder.dummy_prefix:
-        trimmed = _spare_dummy_prefixes(ids, offsets, lengths, tables)
+        trimmed = _spare_dummy_prefixes(ids, offsets, lengths, tables, whole_texts=whole_texts)
         lengths[trimmed] -= 1
         numbers[trimmed] = np.where(trimmed < offsets[units], _STUDENT_TRIMMED, _TEACHER_TRIMMED)
     if len(ids) and not lengths.min():
@@ -247,8 +263,13 @@ def _lay(ids: Numbers, counts: Numbers, tables: PairTables) -> _Axis:
     )
 
 
-def _spare_dummy_prefixes(ids: Numbers, offsets: Numbers, lengths: NDArray[np.int32], tables: PairTables) -> Numbers:
-    """Positions of the tokens that begin a text with a dummy prefix where the other side's text has no space."""
+def _spare_dummy_prefixes(
+    ids: Numbers, offsets: Numbers, lengths: NDArray[np.int32], tables: PairTables, *, whole_texts: bool
+) -> Numbers:
+    """Positions of the tokens that begin a text with a dummy prefix where the other side's text has no such space.
+
+    Of " a" against "a" the space is one; and of "  a" against " a", if these are whole texts.
+    """
     units = (len(offsets) - 1) // 2
     with_bytes = lengths.nonzero()[0]
     first: Numbers = np.append(with_bytes, len(ids))[with_bytes.searchsorted(offsets[:-1])]
@@ -256,10 +277,18 @@ def _spare_dummy_prefixes(ids: Numbers, offsets: Numbers, lengths: NDArray[np.in
     spaced = np.zeros(len(first), dtype=np.bool_)
     spaced[has_first] = tables.spaced[ids[first[has_first]]]
     student, teacher = spaced[:units], spaced[units:]
+    longer = np.zeros(units, dtype=np.int64)
+    if (
+        whole_texts
+        and (student & teacher).any()
+        and tables.student.encoder.dummy_prefix != tables.teacher.encoder.dummy_prefix
+    ):
+        bytes_of = np.diff(offsets_of(lengths)[offsets]).reshape(2, units)
+        longer = np.where(student & teacher, bytes_of[0] - bytes_of[1], 0)
     is_spare = np.concatenate(
         (
-            student & ~teacher & tables.student.encoder.dummy_prefix,
-            teacher & ~student & tables.teacher.encoder.dummy_prefix,
+            student & (~teacher | (longer == 1)) & tables.student.encoder.dummy_prefix,
+            teacher & (~student | (longer == -1)) & tables.teacher.encoder.dummy_prefix,
         )
     )
     spare: Numbers = first[is_spare]

@@ -6,18 +6,18 @@ by a normaliser compares equal. Or, where an encoder tells which characters a to
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 import regex
 from numpy.typing import NDArray
 
-from ..readers.parsed import OffsetEncoder
+from ..readers.parsed import Run
 from ..vocab.vocab import Vocab
 from .tables import PairTables
-from .units import Flags, Numbers
+from .units import Flags, Numbers, offsets_of, parts_of_text
 
 _CLUSTER = regex.compile(r"\X")
 _BEYOND_ASCII = regex.compile(r"[\x00-\x7f]?[^\x00-\x7f]+")
@@ -256,55 +256,101 @@ def _joined(parts: list[_Cells]) -> Folded:
 # Places in the original text
 
 
-def text_by_offsets(text: str, ids: Numbers, vocab: Vocab, tables: PairTables, *, first_id: int) -> SideText | None:
+def text_by_offsets(
+    text: str, ids: Numbers, vocab: Vocab, tables: PairTables, *, first_id: int, parse_special: bool = False
+) -> SideText | None:
     """Places the tokens of a whole text on the text itself.
 
     Args:
         text: the text.
-        ids: int64 (tokens,), what the vocabulary made of it.
+        ids: int64 (tokens,), what the vocabulary's `row_encoder` made of it.
         vocab: whose tokens they are.
         tables: the pair's tables.
         first_id: what `PairTables` adds to this side's ids.
+        parse_special: whether what looks like a control token is one.
 
     Returns:
         The tokens on the axis of the text's bytes; None where their surfaces are not the text and the encoder does not
         say which characters they stand for, or says it wrongly.
     """
+    whole = text_of_run(Run(text, ids.tolist()), vocab, tables, first_id=first_id)
+    if whole is None:
+        runs = vocab.row_encoder.encode_parts([parts_of_text(text, vocab, parse_special=parse_special)])[0]
+        if [token for run in runs for token in run.ids] != ids.tolist():
+            return None
+        parts = [text_of_run(run, vocab, tables, first_id=first_id) for run in runs]
+        whole = one_after_another([part for part in parts if part is not None])
+        if any(part is None for part in parts):
+            return None
+    return _without_spaces(whole) if any(side.joins_words or side.ends_words for side in _sides(tables)) else whole
+
+
+def _sides(tables: PairTables) -> tuple[Vocab, Vocab]:
+    return tables.student, tables.teacher
+
+
+def text_of_run(run: Run, vocab: Vocab, tables: PairTables, *, first_id: int) -> SideText | None:
+    """What the tokens of a run say, on the axis of the run's bytes; None where nobody tells their places."""
+    ids = np.array(run.ids, dtype=np.int64)
     pair_ids = ids + first_id
-    data = text.encode("utf-8", "surrogatepass")
+    data = run.text.encode("utf-8", "surrogatepass")
     lengths = tables.lengths[pair_ids].astype(np.int64)
-    if int(lengths.sum()) == len(data) and tables.surfaces(pair_ids).tobytes() == data:
-        end = lengths.cumsum()
-        begin = end - lengths
-        sharp_begin = sharp_end = np.ones(len(ids), dtype=np.bool_)
-    else:
-        if not isinstance(vocab.encoder, OffsetEncoder):
-            return None
-        offsets = np.array(vocab.encoder.encode_offsets(text), dtype=np.int64).reshape(-1, 3)
-        if not np.array_equal(offsets[:, 0], ids):
-            return None
-        byte_at = _byte_positions(text)
-        begin, end = byte_at[offsets[:, 1]], byte_at[offsets[:, 2]]
-        if not _skips_nothing(data, begin, end, vocab):
-            return None
-        _take_spaces_and_marks(data, begin, end, pair_ids, tables)
-        begin, end, sharp_begin, sharp_end = _share_characters(begin, end)
     has_text = lengths > 0
-    compared = np.frombuffer(data, dtype=np.uint8)
-    if any(side.joins_words or side.ends_words for side in (tables.student, tables.teacher)):
-        # Where surfaces invent spaces, a space is no text.
-        at = np.zeros(len(data) + 1, dtype=np.int64)
-        is_text = ~_spaces(data)
-        np.cumsum(is_text, out=at[1:])
-        compared, begin, end = compared[is_text], at[begin], at[end]
     specials = np.where(has_text, -1, tables.special[pair_ids]).astype(np.int32)
-    return SideText(compared, begin, end, sharp_begin, sharp_end, has_text, specials)
+    compared = np.frombuffer(data, dtype=np.uint8)
+    sharp = np.ones(len(ids), dtype=np.bool_)
+    if len(ids) == 1 and not has_text[0] and run.offsets is None and specials[0] >= 0:
+        # White space that the special takes from its neighbours is not what it says.
+        before = run.text.partition(vocab.raw[run.ids[0]])[0] if vocab.raw[run.ids[0]] in run.text else ""
+        name = (before + vocab.raw[run.ids[0]]) if vocab.raw[run.ids[0]] in run.text else run.text
+        begin, end = (np.array([len(text.encode("utf-8", "surrogatepass"))]) for text in (before, name))
+        return SideText(compared, begin, end, sharp, sharp, has_text, specials)
+    spare = int(lengths.sum()) - len(data)
+    if 0 <= spare <= vocab.encoder.dummy_prefix:
+        said = tables.surfaces(pair_ids).tobytes()
+        if said[spare:] == data and said[:spare] == b" "[:spare]:
+            lengths[has_text.nonzero()[0][:spare]] -= 1  # the dummy prefix is no text
+            end = lengths.cumsum()
+            return SideText(compared, end - lengths, end, sharp, sharp, has_text, specials)
+    if run.offsets is None:
+        return None
+    byte_at = byte_positions(run.text)
+    offsets = np.array(run.offsets, dtype=np.int64).reshape(-1, 2)
+    begin, end = byte_at[offsets[:, 0]], byte_at[offsets[:, 1]]
+    if not _skips_nothing(data, begin, end, vocab):
+        return None
+    _take_spaces_and_marks(data, begin, end, pair_ids, tables)
+    return SideText(compared, *_share_characters(begin, end), has_text, specials)
 
 
-def _byte_positions(text: str) -> Numbers:
+def _without_spaces(side: SideText) -> SideText:
+    """The same on an axis without white space: where surfaces invent spaces, a space is no text."""
+    is_text = ~_spaces(side.text.tobytes())
+    at = offsets_of(is_text.astype(np.int64))
+    return replace(side, text=side.text[is_text], begin=at[side.begin], end=at[side.end])
+
+
+def one_after_another(parts: Sequence[SideText]) -> SideText:
+    """Runs one after another on one axis."""
+    starts = offsets_of(np.array([len(part.text) for part in parts], dtype=np.int64))[:-1]
+    if not parts:
+        nothing, none = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_)
+        return SideText(np.zeros(0, np.uint8), nothing, nothing, none, none, none, np.zeros(0, np.int32))
+    return SideText(
+        text=np.concatenate([part.text for part in parts]),
+        begin=np.concatenate([part.begin + start for part, start in zip(parts, starts, strict=True)]),
+        end=np.concatenate([part.end + start for part, start in zip(parts, starts, strict=True)]),
+        sharp_begin=np.concatenate([part.sharp_begin for part in parts]),
+        sharp_end=np.concatenate([part.sharp_end for part in parts]),
+        has_text=np.concatenate([part.has_text for part in parts]),
+        specials=np.concatenate([part.specials for part in parts]),
+    )
+
+
+def byte_positions(text: str) -> Numbers:
     """int64 (characters + 1,), where each character begins in UTF-8.
 
-    >>> _byte_positions("aé你").tolist()
+    >>> byte_positions("aé你").tolist()
     [0, 1, 3, 6]
     """
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

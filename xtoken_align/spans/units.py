@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OptionError
+from ..readers.parsed import Part
+from ..readers.rows import cut
 from ..vocab.vocab import Vocab
 
 Numbers = NDArray[np.int64]
@@ -297,8 +299,9 @@ def encode_texts(
     eos: bool,
     max_tokens: int | None = None,
     truncation_side: End = "right",
+    parse_special: bool = False,
 ) -> EncodedTexts:
-    """Encodes texts as ordinary text, puts the tokens around them that begin and end a text, and cuts them.
+    """Encodes texts as the tokenizer itself does, puts the tokens around them that begin and end a text, and cuts them.
 
     With a limit of 4 tokens, BOS `<` and EOS `>`, and a text of the tokens a b c d:
 
@@ -312,6 +315,7 @@ def encode_texts(
         eos: put the token that ends a text after it, where the tokenizer has one, but for texts cut on the right.
         max_tokens: cut to so many tokens, BOS and EOS included.
         truncation_side: where to cut.
+        parse_special: whether what looks like a control token is one.
 
     Raises:
         OptionError: `max_tokens` leaves no room for text.
@@ -326,7 +330,7 @@ def encode_texts(
     for kind in set(map(type, texts)):
         if not issubclass(kind, str):
             raise OptionError(f"texts are a sequence of strings, got one of type {kind.__name__}")
-    uncut, lengths = _encode_flat(texts, vocab)
+    uncut, lengths = _encode_flat(texts, vocab, parse_special=parse_special)
     kept, first_kept, has_end = lengths, np.zeros_like(lengths), np.full(len(lengths), end is not None)
     if max_tokens is not None:
         room = max_tokens - (begin is not None)
@@ -347,18 +351,30 @@ def encode_texts(
     return EncodedTexts(ids, counts, first_kept, kept, uncut, lengths, begin, end)
 
 
-def _encode_flat(texts: Sequence[str], vocab: Vocab) -> tuple[Numbers, Numbers]:
+def parts_of_text(text: str, vocab: Vocab, *, parse_special: bool) -> list[Part]:
+    """A text as `row_encoder` takes it: in one part, or cut at what looks like a control token."""
+    literal = () if vocab.row_tokens is None else vocab.row_tokens.literal
+    return list(cut(text, vocab.controls, literal)) if parse_special else [(text, None)] if text else []
+
+
+def _encode_flat(texts: Sequence[str], vocab: Vocab, *, parse_special: bool) -> tuple[Numbers, Numbers]:
     """The ids of texts, one text after another, and how many each text has.
 
     Some texts are encoded at a time and their ids packed at once, while they lie in the processor's cache: taking lists
     of numbers from memory costs more than aligning them.
     """
+
+    def encode_parsed(some: Sequence[str]) -> list[list[int]]:
+        rows = vocab.row_encoder.encode_parts([parts_of_text(text, vocab, parse_special=True) for text in some])
+        return [[token for run in row for token in run.ids] for row in rows]
+
+    encode = encode_parsed if parse_special else vocab.row_encoder.encode_batch
     ids, counts = array("i"), array("i")
     begin, size = 0, 0
     for end, text in enumerate(texts, 1):
         size += len(text)
         if size >= _ENCODED_TOGETHER or end == len(texts):
-            for row in vocab.encode_batch(texts[begin:end]):
+            for row in encode(texts[begin:end]):
                 # The standard library's array takes a list of small numbers twice as fast as numpy does.
                 ids.fromlist(row)
                 counts.append(len(row))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..readers.parsed import Parsed
 from .kinds import Kind
+
+if TYPE_CHECKING:
+    from .vocab import Vocab
 
 ROLES = (
     "bos",
@@ -46,9 +50,13 @@ ROLES = (
     "image",
     "image_start",
     "image_end",
+    "stop",
 )
 """In order of precedence: the first role that two tokens share decides. An end of turn that also ends the text (Qwen's
 `<|im_end|>`) is an end of turn first."""
+
+_STOPS = ("eot", "eos", "eom", "stop")
+"""Roles of what a model ends its turn with; a model may have several, and its configuration lists some as `stop`."""
 
 # Strings whose role is the same wherever they occur, from the chat templates and tokenizer_config.json of the
 # tokenizers that use them (2023-2026). A string that means different things in different families is not here.
@@ -118,6 +126,11 @@ def decide_roles(parsed: Parsed, kinds: NDArray[np.uint8]) -> dict[str, tuple[in
             if members and role not in decided:
                 decided[role] = tuple(members)
     return {role: decided[role] for role in in_order(decided)}
+
+
+def stop_ids(vocab: Vocab) -> list[int]:
+    """The ids that end a turn or a text, ascending."""
+    return sorted({token_id for role in _STOPS for token_id in vocab.roles.get(role, ())})
 
 
 def in_order(roles: Iterable[str]) -> list[str]:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cards import card
-from ..readers.parsed import Encoder
+from ..readers.parsed import Encoder, RowEncoder, RowEncoderFactory, RowTokens
+from ..readers.rows import SegmentEncoder
 from ..visible import printable
 from .byte_strings import ByteStrings
 from .fingerprint import CANARY, fingerprint
@@ -47,6 +48,8 @@ class Vocab:
         kinds: uint8 (logits,), values of `Kind`.
         roles: role -> ids.
         sizes: the four sizes.
+        row_tokens: what `row_encoder` needs to know of the ids; None takes every special for a control token.
+        make_row_encoder: makes `row_encoder`; None makes one of `encoder`.
         disagreeing: ids whose decoder gives another text than their encoder consumes; the surface is the latter.
         joins_words: surfaces of word starts carry a space that the text may not have (WordPiece).
         ends_words: surfaces of word ends carry a space that the text may not have (CLIP's `</w>`).
@@ -63,6 +66,8 @@ class Vocab:
     roles: Mapping[str, tuple[int, ...]]
     sizes: Sizes
     make_encoder: Callable[[], Encoder] = field(repr=False)
+    row_tokens: RowTokens | None = field(default=None, repr=False)
+    make_row_encoder: RowEncoderFactory | None = field(default=None, repr=False)
     disagreeing: tuple[int, ...] = ()
     joins_words: bool = False
     ends_words: bool = False
@@ -101,6 +106,20 @@ class Vocab:
             One list of ids per text.
         """
         return self.encoder.encode_batch(list(texts))
+
+    @cached_property
+    def row_encoder(self) -> RowEncoder:
+        """What encodes rows for training, made when first needed: the ids that the tokenizer itself gives."""
+        tokens = RowTokens(self.kinds <= Kind.BYTE, {}, self.controls) if self.row_tokens is None else self.row_tokens
+        return self.make_row_encoder(tokens) if self.make_row_encoder else SegmentEncoder(self.encoder, tokens)
+
+    @cached_property
+    def controls(self) -> Mapping[str, int]:
+        """Control tokens: string -> lowest id. A template writes them; what looks like one in a message is text."""
+        if self.row_tokens is not None:
+            return self.row_tokens.controls
+        ids = ((self.kinds == Kind.SPECIAL) | (self.kinds == Kind.RESERVED)).nonzero()[0].tolist()
+        return {self.raw[token_id]: token_id for token_id in reversed(ids) if self.raw[token_id]}
 
     @cached_property
     def fingerprint(self) -> str:
