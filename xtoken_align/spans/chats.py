@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -36,10 +36,13 @@ from .pieces import Chat, Piece, pieces_of, place_pieces
 from .spans import AlignedUnits
 from .tables import PairTables
 from .templates import Renderer, one_moment
-from .turns import FIELDS, LOSS_ON, Stretch, stretches_of
+from .turns import FIELDS, LOSS_ON, Stretch, TurnTokens, stretches_of
 from .units import End, Flags, Numbers, Units, one_per_row
 
 T = TypeVar("T")
+
+_HEADERS = ("bos", "header_start", "system", "user", "assistant", "tool_responses_start", "tool_response_start")
+"""Roles of tokens with which another turn begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +201,7 @@ def render_chat(
     roles = frozenset(options.loss_roles)
     with one_moment():
         placed = place_pieces(messages, pieces, render)
-        stretches = stretches_of(messages, pieces, placed, render, _enders(vocab), roles)
+        stretches = stretches_of(messages, pieces, placed, render, _turn_tokens(vocab), roles)
     unplaced = any(pieces[number].role in roles for number in placed.unknown)
     if unplaced:
         stretches = [replace(stretch, labelled=False) for stretch in stretches]
@@ -206,8 +209,15 @@ def render_chat(
 
 
 @lru_cache(maxsize=16)
-def _enders(vocab: Vocab) -> re.Pattern[str]:
-    return pattern_of(frozenset(vocab.raw[token_id] for token_id in stop_ids(vocab)))
+def _turn_tokens(vocab: Vocab) -> TurnTokens:
+    def strings(ids: Iterable[int]) -> re.Pattern[str]:
+        return pattern_of(frozenset(vocab.raw[token_id] for token_id in ids))
+
+    return TurnTokens(
+        ends=strings(stop_ids(vocab)),
+        headers=strings(token_id for role in _HEADERS for token_id in vocab.roles.get(role, ())),
+        controls=pattern_of(frozenset(vocab.controls)),
+    )
 
 
 # Tokens of rendered chats

@@ -315,7 +315,8 @@ def text_of_run(run: Run, vocab: Vocab, tables: PairTables, *, first_id: int) ->
     if run.offsets is None:
         return None
     byte_at = byte_positions(run.text)
-    offsets = np.array(run.offsets, dtype=np.int64).reshape(-1, 2)
+    # Behind a `Precompiled` normaliser offsets may reach into the special that follows.
+    offsets = np.minimum(np.array(run.offsets, dtype=np.int64).reshape(-1, 2), len(run.text))
     begin, end = byte_at[offsets[:, 0]], byte_at[offsets[:, 1]]
     if not _skips_nothing(data, begin, end, vocab):
         return None
@@ -382,7 +383,7 @@ def _take_spaces_and_marks(data: bytes, begin: Numbers, end: Numbers, pair_ids: 
     """
     text = np.frombuffer(data, dtype=np.uint8)
     before = np.append(0, end[:-1])
-    lacks_space = (begin > before) & tables.spaced[pair_ids]
+    lacks_space = (begin > before) & (begin < len(text)) & tables.spaced[pair_ids]
     lacks_space[lacks_space] = (text[begin[lacks_space] - 1] == _SPACE) & (text[begin[lacks_space]] != _SPACE)
     begin -= lacks_space
     after = np.append(begin[1:], len(data))

@@ -265,12 +265,6 @@ def _compiled(source: str, side: str) -> Any:  # noqa: C901 - one environment, a
             node.iter = nodes.Filter(node.iter, "bounded_loop", [], [], None, None).set_lineno(node.lineno)
             return node
 
-        def visit_Macro(self, node: Any) -> Any:  # noqa: N802 - jinja2's name
-            node = self.generic_visit(node)
-            tick = nodes.Filter(nodes.Const(""), "bounded_text", [], [], None, None)
-            node.body.insert(0, nodes.Output([tick]).set_lineno(node.lineno))
-            return node
-
         def visit_Concat(self, node: Any) -> Any:  # noqa: N802 - jinja2's name
             node = self.generic_visit(node)
             return nodes.Filter(node, "bounded_text", [], [], None, None).set_lineno(node.lineno)
@@ -295,6 +289,7 @@ def _compiled(source: str, side: str) -> Any:  # noqa: C901 - one environment, a
             return super().call_binop(context, operator, left, right)
 
         def call(self, context: Any, function: Any, *arguments: Any, **options: Any) -> Any:
+            _check(0)
             _check_call(function, [*arguments, *options.values()])
             return super().call(context, function, *arguments, **options)
 

@@ -32,6 +32,39 @@ _THINK_START = re.compile(
 _THINK_MARK = re.compile(r"</?think(?:ing)?>|\[/?THINK\]|<\|(?:START|END)_THINKING\|>|<\|channel>|<channel\|>")
 
 
+_CLOSING = re.compile(r"[\"'}\])]*")
+"""What closes a call in a template that ends no turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnTokens:
+    """Finds the tokens that turns are made of.
+
+    Attributes:
+        ends: tokens that end a turn.
+        headers: tokens that begin another.
+        controls: all control tokens.
+    """
+
+    ends: re.Pattern[str]
+    headers: re.Pattern[str]
+    controls: re.Pattern[str]
+
+    def end_behind(self, text: str, at: int, limit: int, *, told: bool) -> tuple[int, int] | None:
+        """The token that ends a turn whose last piece ends at `at`; None where there is none before the next turn.
+
+        A control token of no known role that alone stands before the next header ends the turn too.
+        """
+        ender = self.ends.search(text, at, limit)
+        header = self.headers.search(text, at, limit)
+        if ender and (told or header is None or ender.start() <= header.start()):
+            return ender.span()
+        alone = self.controls.search(text, at, limit)
+        if alone and header and alone.end() <= header.start() and not text[alone.end() : header.start()].strip():
+            return alone.span()
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """A stretch of a rendered chat.
@@ -60,7 +93,7 @@ def stretches_of(
     pieces: Sequence[Piece],
     placed: Placed,
     render: Renderer,
-    enders: re.Pattern[str],
+    tokens: TurnTokens,
     loss_roles: frozenset[str],
 ) -> list[Stretch]:
     """The stretches of a rendered chat, in the order of its text; what lies between them is the template's.
@@ -70,7 +103,7 @@ def stretches_of(
         pieces: its pieces.
         placed: where these stand.
         render: the template.
-        enders: finds the tokens that end a turn.
+        tokens: finds the tokens that turns are made of.
         loss_roles: whose messages count in the loss.
     """
     spans = _generation(messages, placed, render) if "assistant" in loss_roles else None
@@ -101,11 +134,11 @@ def stretches_of(
                 begin, end = (max(span[0], done), min(span[1], until)) if span is not None else (begin, None)
             else:
                 begin = _begin(messages, placed.text, done, regions, message, render)
-            new = _turn(placed.text, begin, end, until, regions, enders, message, labelled)
+            new = _turn(placed.text, begin, end, until, regions, tokens, message, labelled)
         stretches += [one for one in new if one.begin < one.end]
         done = max(done, stretches[-1].end if stretches else 0)
     if spans is not None:
-        stretches = _with_bare_spans(stretches, spans, placed.text, enders)
+        stretches = _with_bare_spans(stretches, spans, placed.text, tokens.ends)
     return stretches
 
 
@@ -115,7 +148,7 @@ def _turn(
     end: int | None,
     until: int,
     regions: Sequence[tuple[tuple[int, int], str, int]],
-    enders: re.Pattern[str],
+    tokens: TurnTokens,
     message: int,
     labelled: bool,
 ) -> list[Stretch]:
@@ -127,7 +160,7 @@ def _turn(
         end: where they end, by the template's word; None if the template does not say.
         until: where the next message's first piece begins.
         regions: the pieces of the turn: place, field and number.
-        enders: finds the tokens that end a turn.
+        tokens: finds the tokens that turns are made of.
         message: the message's position.
         labelled: whether its role counts.
     """
@@ -156,21 +189,16 @@ def _turn(
             add(first, last, field, str(piece), piece)
         at, previous = last, field
     limit = until if end is None else end
-    ender = enders.search(text, at, limit)
-    close = ender.start() if ender else limit if end is not None else at
+    ender = tokens.end_behind(text, at, limit, told=end is not None)
+    close = ender[0] if ender else limit if end is not None else at
     if previous == "calls":
-        add(calls_begin, close if ender or end is not None else _call_end(text, at, limit), "calls", "calls")
+        closed = close if ender or end is not None else _CLOSING.match(text, at, limit).end()  # type: ignore[union-attr]
+        add(calls_begin, closed, "calls", "calls")
     elif (end is not None or previous == "thought") and close > at:
         add(at, close, "thought" if previous == "thought" else "end", "after")
     if ender:
-        add(ender.start(), limit if end is not None else ender.end(), "end", "end")
+        add(ender[0], limit if end is not None else ender[1], "end", "end")
     return stretches
-
-
-def _call_end(text: str, at: int, limit: int) -> int:
-    """Where a call ends in a template that ends no turn: its line, or as many lines as close what is open."""
-    line = text.find("\n", at, limit)
-    return limit if line < 0 else line
 
 
 def _begin(

@@ -1,0 +1,248 @@
+"""What messages say is followed through published templates, and never leaves its turn."""
+
+import json
+from functools import cache
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from test_row_ids import added, byte_level, folder_with
+
+from xtoken_align import Vocab, XTokenError, align_chats, read_vocab
+from xtoken_align.errors import OptionError, XTokenWarning
+from xtoken_align.spans.chats import ChatOptions, render_chat
+from xtoken_align.spans.pieces import pieces_of, place_pieces
+from xtoken_align.spans.spans import Spans
+from xtoken_align.spans.templates import Renderer
+
+CONTENTS = (
+    *("7", "yes", "hello world", "\n\nlead", "tail  \n", "  both \n", "", "Q", 'x < y & "z"', "user", "assistant\n"),
+    *("é😊", '{"a": 1}', "<|im_end|>", "a\nb", "think", "</tool_call>", "<tool_response>x</tool_response>"),
+)
+SPECIALS = (
+    *("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"),
+    *(
+        "<s>",
+        "</s>",
+        "<｜Assistant｜>",
+        "<｜User｜>",
+        "<｜end▁of▁sentence｜>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|system|>",
+    ),
+    *("<|observation|>", "<|end|>", "<|start|>", "<|message|>", "<|channel|>", "<|call|>", "<|return|>", "<turn|>"),
+    *("<start_of_turn>", "<end_of_turn>", "<|turn>", "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+)
+CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"city": "Ulm", "n": 3}}}
+
+
+@cache
+def templates_of_trl() -> dict[str, str]:
+    spec = find_spec("trl")
+    if spec is None or spec.origin is None:
+        return {}
+    return {
+        path.stem: path.read_text(encoding="utf-8")
+        for path in sorted((Path(spec.origin).parent / "chat_templates").glob("*.jinja"))
+        if "llava" not in path.stem  # takes contents in parts alone
+    }
+
+
+@pytest.fixture(scope="session")
+def vocab(tmp_path_factory: pytest.TempPathFactory) -> Vocab:
+    tokens = [added(text, 0) for text in SPECIALS]
+    tokens += [added(text, 0, special=False) for text in ("<think>", "</think>", "<tool_call>", "</tool_call>")]
+    config = {"bos_token": "<s>", "eos_token": "</s>"}
+    return read_vocab(folder_with(tmp_path_factory.mktemp("trl"), byte_level(*tokens), config))
+
+
+@st.composite
+def chats(draw: st.DrawFn, *, tools: bool = True) -> list[dict[str, Any]]:
+    """Chats with thoughts of every form, calls, empty and repeated contents."""
+    content = st.sampled_from(CONTENTS)
+    messages: list[dict[str, Any]] = [{"role": "system", "content": draw(content)}] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 3))):
+        messages.append({"role": "user", "content": draw(content)})
+        answer: dict[str, Any] = {"role": "assistant", "content": draw(content)}
+        form = draw(st.sampled_from(["", "", "reasoning_content", "thinking", "inside"]))
+        if form == "inside":
+            space = draw(st.sampled_from(["", "\n"]))
+            answer["content"] = f"<think>{space}{draw(content)}{space}</think>{space * 2}{answer['content']}"
+        elif form:
+            answer[form] = draw(content)
+        if tools and draw(st.booleans()):
+            arguments: Any = {"city": draw(content), "n": 3, "deep": {"k": [draw(content), 1]}}
+            arguments = json.dumps(arguments) if draw(st.booleans()) else arguments
+            answer["tool_calls"] = [{"type": "function", "function": {"name": "look_up", "arguments": arguments}}]
+            messages += [answer, {"role": "tool", "name": "look_up", "content": draw(content)}]
+            answer = {"role": "assistant", "content": draw(content)}
+        messages.append(answer)
+    return messages
+
+
+def labels(text: str, stretches: Any) -> np.ndarray:
+    counts = np.zeros(len(text), dtype=bool)
+    for stretch in stretches:
+        counts[stretch.begin : stretch.end] |= stretch.labelled
+    return counts
+
+
+@pytest.mark.skipif(not templates_of_trl(), reason="trl is not installed")
+@pytest.mark.parametrize("name", templates_of_trl())
+def test_pieces_are_found_in_published_templates(name: str, vocab: Vocab) -> None:
+    render = Renderer(vocab, templates_of_trl()[name], "student", {})
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(chats())
+    def holds(chat: list[dict[str, Any]]) -> None:
+        pieces = pieces_of(chat)
+        try:
+            placed = place_pieces(chat, pieces, render)
+        except OptionError:
+            assume(condition=False)
+        assert not placed.unknown
+        for number, (begin, end) in placed.at.items():
+            if pieces[number].field != "calls" and pieces[number].role != "tool":
+                assert placed.text[begin:end].strip() == pieces[number].text.strip()
+        stretches = render_chat(chat, pieces, render, vocab, ChatOptions()).stretches
+        assert all(one.end <= other.begin for one, other in pairwise(stretches))
+
+    holds()
+
+
+@pytest.mark.skipif(not templates_of_trl(), reason="trl is not installed")
+@pytest.mark.parametrize("name", [name for name in templates_of_trl() if name.endswith("_training")])
+def test_no_label_lies_outside_of_what_a_template_says_that_the_assistant_wrote(name: str, vocab: Vocab) -> None:
+    telling = Renderer(vocab, templates_of_trl()[name], "student", {})
+    silent = Renderer(vocab, templates_of_trl()[name], "student", {})
+    silent.says_generation = False
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(chats())
+    def holds(chat: list[dict[str, Any]]) -> None:
+        pieces = pieces_of(chat)
+        try:
+            told = render_chat(chat, pieces, telling, vocab, ChatOptions())
+        except OptionError:
+            assume(condition=False)
+        found = render_chat(chat, pieces, silent, vocab, ChatOptions())
+        assert not (labels(found.text, found.stretches) & ~labels(told.text, told.stretches)).any()
+
+    holds()
+
+
+def messages_of_chunks(spans: Spans, vocab: Vocab, start: int) -> list[tuple[int, int]]:
+    """(the student's turn, the teacher's turn) of every chunk with a weight."""
+    turns = []
+    for side in ("student", "teacher"):
+        ids, chunk = getattr(spans, f"{side}_ids")[0], getattr(spans, side)[0]
+        turns.append(dict(zip(chunk.tolist(), (ids == start).cumsum().tolist(), strict=True)))
+    return [(turns[0][at], turns[1][at]) for at in range(int(spans.count[0])) if spans.weight[0][at] > 0]
+
+
+CHATML_NAMES = [name for name in ("qwen2_5", "qwen3", "qwen3_5_think", "qwen3_8", "lfm2") if name in templates_of_trl()]
+
+
+@pytest.mark.skipif(not CHATML_NAMES, reason="trl is not installed")
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    chat=chats(),
+    student=st.sampled_from(CHATML_NAMES),
+    teacher=st.sampled_from(CHATML_NAMES),
+    limit=st.none() | st.integers(5, 90),
+)
+def test_chunks_never_cross_turns(vocab: Vocab, chat: list, student: str, teacher: str, limit: int | None) -> None:
+    assume(all(message["role"] != "tool" for message in chat))
+    given_templates = {
+        "student_template": templates_of_trl()[student],
+        "teacher_template": templates_of_trl()[teacher],
+    }
+    try:
+        spans = align_chats(
+            [chat], student=vocab, teacher=vocab, **given_templates, max_student_tokens=limit, max_teacher_tokens=limit
+        )
+    except XTokenError:
+        assume(condition=False)
+    start = vocab.controls["<|im_start|>"]
+    # Some templates write a system message of their own.
+    shift = {len([1 for name in (student, teacher) if name == "qwen2_5"])}
+    pairs = messages_of_chunks(spans, vocab, start)
+    assert len({one - other for one, other in pairs}) <= 1, (pairs, shift)
+
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>{{ m.reasoning_content }}"
+    "</think>{% endif %}{{ m.content or '' }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}"
+    "</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+)
+XML = TEMPLATE.replace(
+    "{{ c.function | tojson }}", "<f>{{ c.function.name }}</f><city>{{ c.function.arguments.city }}</city>"
+)
+
+
+def counted(
+    vocab: Vocab, message: dict[str, Any], side: str = "student", teacher: str = TEMPLATE, **options: Any
+) -> str:
+    chat = [{"role": "user", "content": "Q"}, {"role": "assistant", **message}]
+    spans = align_chats(
+        [chat], student=vocab, teacher=vocab, student_template=TEMPLATE, teacher_template=teacher, **options
+    )
+    ids = getattr(spans, f"{side}_ids")[0][getattr(spans, f"{side}_loss_mask")[0]]
+    return b"".join(vocab.surfaces[token] for token in ids.tolist()).decode()
+
+
+THINKS = {"content": "yes", "reasoning_content": "why"}
+CALLS = {"content": "Wait.", "tool_calls": [CALL]}
+JSON = '<tool_call>{"name": "look_up", "arguments": {"city": "Ulm", "n": 3}}</tool_call>'
+
+
+def test_all_that_an_assistant_wrote_counts_by_default(vocab: Vocab) -> None:
+    assert counted(vocab, THINKS) == "<think>why</think>yes<|im_end|>"
+    assert counted(vocab, CALLS) == f"Wait.{JSON}<|im_end|>"
+    assert counted(vocab, {"content": None, "tool_calls": [CALL, CALL]}) == f"{JSON}{JSON}<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "expected"),
+    [
+        (["content"], "yes"),
+        (["thought"], "<think>why</think>"),
+        (["end"], "<|im_end|>"),
+        (["content", "end"], "yes<|im_end|>"),
+        ([], ""),
+    ],
+)
+def test_every_kind_can_be_left_out_by_its_name(vocab: Vocab, loss_on: list[str], expected: str) -> None:
+    assert counted(vocab, THINKS, loss_on=loss_on) == expected
+    with pytest.raises(OptionError, match="loss_on names thought, content, calls, end, got 'thougt'"):
+        counted(vocab, THINKS, loss_on=["thougt"])
+
+
+def test_calls_that_the_templates_write_differently_count_for_the_student_alone(vocab: Vocab) -> None:
+    assert counted(vocab, CALLS, teacher=XML) == f"Wait.{JSON}<|im_end|>"
+    assert counted(vocab, CALLS, "teacher", teacher=XML) == "Wait.<|im_end|>"
+    assert counted(vocab, CALLS, "teacher") == f"Wait.{JSON}<|im_end|>"
+
+
+def test_a_chat_whose_answer_is_changed_beyond_recognition_has_no_label_and_is_counted(vocab: Vocab) -> None:
+    shouting = TEMPLATE.replace("{{ m.content or '' }}", "{{ m.content | length }}")
+    with pytest.warns(XTokenWarning, match=r"1 of 1 chats \(the first is chat 0\) have no label on the teacher's side"):
+        assert counted(vocab, {"content": "yes"}, "teacher", teacher=shouting) == ""
+
+
+def test_a_refused_chat_says_which_one_it_is(vocab: Vocab) -> None:
+    picky = "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not this') }}{% endif %}{% endfor %}"
+    with pytest.raises(OptionError, match="chat 1: the student's chat template refuses a chat: not this"):
+        align_chats(
+            [[{"role": "user", "content": text}] for text in ("yes", "no")],
+            student=vocab,
+            teacher=vocab,
+            student_template=picky,
+            teacher_template=TEMPLATE,
+        )
