@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import OptionError, VocabularyError, XTokenWarning
-from .readers.parsed import MAX_ID, Declared, Parsed, RowTokens
+from .limits import MAX_ID
+from .readers.parsed import Declared, Parsed, RowTokens
 from .vocab.byte_strings import ByteStrings
 from .vocab.kinds import Kind, decide_kinds
 from .vocab.roles import decide_roles

@@ -15,8 +15,10 @@ from families import FAMILIES, FAMILIES_AND_WORDY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xtoken_align import Vocab, read_vocab
+from xtoken_align import Vocab, limits, read_vocab
 from xtoken_align.errors import OptionError, SourceError, VocabularyError, XTokenError, XTokenWarning
+from xtoken_align.limits import MAX_ID
+from xtoken_align.vocab import surfaces
 from xtoken_align.vocab.kinds import Kind
 
 Json = dict[str, Any]
@@ -389,6 +391,68 @@ def test_random_damage_to_a_tekken_file_gives_a_vocabulary_or_one_clear_error(
     path_of_file = tmp_path / "tekken.json"
     path_of_file.write_text(json.dumps(data), encoding="utf-8")
     assert refusal(path_of_file) != ""
+
+
+# Bounds on memory and time
+
+
+def test_the_largest_id_is_read_and_the_next_is_refused(tmp_path: Path) -> None:
+    data = small()
+    data["added_tokens"][0]["id"] = MAX_ID
+    assert len(read(tmp_path, data)) == MAX_ID + 1
+    data["added_tokens"][0]["id"] = MAX_ID + 1
+    with pytest.raises(VocabularyError, match=f"ids lie between 0 and {MAX_ID}"):
+        read(tmp_path, data)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_file_beyond_the_largest_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    monkeypatch.setattr(limits, "MAX_TOKENIZER_BYTES", 2000)
+    content = b"\n".join(BYTES)
+    assert len(gzip.compress(content)) < 2000 < len(content)
+    path = tmp_path / "bomb.tiktoken"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(SourceError, match="more than 2,000 bytes: no tokenizer's file is that large"):
+        read_vocab(path)
+
+
+def test_more_lines_than_ids_are_refused_without_taking_them_apart(tmp_path: Path) -> None:
+    with pytest.raises(VocabularyError, match="over 1,048,576 lines"):
+        ranks(tmp_path, BYTES[0] + b"\n" * (MAX_ID + 2))
+
+
+def with_decoder(pattern: str, content: str = "", steps: int = 1) -> Json:
+    data = small()
+    data["model"]["vocab"]["a" * 60 + "!"] = 3
+    data["added_tokens"] = []
+    step = {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+    data["decoder"] = {"type": "Sequence", "decoders": [step] * steps}
+    return data
+
+
+def test_a_pattern_that_backtracks_without_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surfaces, "MAX_PATTERN_SECONDS", 0.1)
+    with pytest.raises(VocabularyError, match="it backtracks without end"):
+        read(tmp_path, with_decoder("^(a|aa)+$"))
+
+
+@pytest.mark.parametrize("pattern", ["(" * 400 + "a" + ")" * 400, "a" * 20_000])
+def test_a_pattern_that_no_file_has_is_refused(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(VocabularyError, match="by a pattern"):
+        read(tmp_path, with_decoder(pattern))
+
+
+@pytest.mark.parametrize(("part", "steps"), [("normalizer", "normalizers"), ("decoder", "decoders")])
+def test_steps_that_multiply_text_are_refused(tmp_path: Path, part: str, steps: str) -> None:
+    data = with_decoder(".", "x" * 30, steps=2)
+    step = data.pop("decoder")["decoders"][0]
+    data |= {"decoder": None, part: {"type": "Sequence", steps: [step, step]}}
+    with pytest.raises(VocabularyError, match=f"the {part} of tokenizer.json makes up to 900 characters of one"):
+        read(tmp_path, data)
+    data[part] = step
+    assert len(read(tmp_path, data)) == 4
 
 
 # Directories, widths, holes and doubles

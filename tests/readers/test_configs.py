@@ -109,6 +109,12 @@ def test_an_id_that_no_vocabulary_has_is_passed_over(tmp_path: Path, key: str) -
     assert len(vocab) == 700
 
 
+@pytest.mark.parametrize("name", [[], {}, 3, None])
+def test_a_template_whose_name_is_no_text_is_passed_over(tmp_path: Path, name: object) -> None:
+    templates = [{"name": name, "template": "odd"}, {"name": "default", "template": "this one"}]
+    assert read_vocab(directory(tmp_path, tokenizer_config={"chat_template": templates})).chat_template == "this one"
+
+
 def test_a_flag_of_the_configuration_makes_a_base_token_special_and_never_a_byte(tmp_path: Path) -> None:
     path = directory(tmp_path, tokenizer_config={"additional_special_tokens": ["<cat>", "<0x41>"]})
     data = FAMILIES["llama2"].data()

@@ -543,3 +543,10 @@ def test_of_several_unknown_pieces_the_stated_one_is_unknown_and_the_rest_are_sp
 def test_a_token_type_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VocabularyError, match=r"token 1 of m\.gguf has the type 9"):
         read_gguf(write(tmp_path / "m.gguf", "llama", ["a", "b"], scores=[0.0] * 2, token_type=[1, 9]))
+
+
+@pytest.mark.parametrize("key", ["pre", "add_space_prefix", "normalizer.lowercase"])
+@pytest.mark.parametrize("value", [[1, 2], ["a", "b"], [[1], [2]]])
+def test_an_array_where_one_value_belongs_is_refused(tmp_path: Path, key: str, value: list[Any]) -> None:
+    with pytest.raises(SourceError, match=rf"tokenizer\.ggml\.{key} of a wrong type: expected"):
+        read_gguf(bpe_file(tmp_path / "m.gguf", **{key: value}))

@@ -186,6 +186,15 @@ def test_vocab_json_and_merges_go_through_transformers_with_a_warning(tmp_path: 
     assert [vocab.raw[token] for token in vocab.roles["eos"]] == ["<|endoftext|>"]
 
 
+def test_a_slow_tokenizer_whose_files_are_no_utf8_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    write(tmp_path / "vocab.json", {"a": 0})
+    (tmp_path / "merges.txt").write_bytes(b"#version: 0.2\n\xff\xfe a\n")
+    write(tmp_path / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
+    with pytest.raises(SourceError, match=r"has no tokenizer\.json, and transformers cannot load it: "):
+        read_vocab(tmp_path)
+
+
 def test_vocab_txt_goes_through_transformers_with_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     data = WORDY["bert-uncased"].data()

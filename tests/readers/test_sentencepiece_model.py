@@ -361,6 +361,15 @@ def test_a_file_that_is_no_protobuf_is_refused(tmp_path: Path) -> None:
         read_sentencepiece(written(tmp_path, b"this is prose, not a model" * 10))
 
 
+def test_a_piece_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    data = trained()
+    at = data.index("▁".encode())
+    with pytest.raises(
+        VocabularyError, match=r"piece \d+ of tokenizer\.model is b'\\xff.*: expected a string in UTF-8"
+    ):
+        read_sentencepiece(written(tmp_path, data[:at] + b"\xff" + data[at + 1 :]))
+
+
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.9, 0.97])
 def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
     data = trained(model_type="unigram", normalization_rule_name="identity")

@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 
 from ..errors import ArtifactError, StoreError
 from ..files import write_atomically
+from ..limits import MAX_IDS
 
 SCHEMA = 1
 """The layout that this package writes, and the newest that it reads."""
 
 SIDES = ("student", "teacher")
 
-MAX_IDS = 1 << 22
 MAX_LINKS = 1 << 26
 MAX_SURFACE_BYTES = 1 << 28
 MAX_METADATA_BYTES = 1 << 22

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError, VocabularyError
+from ..limits import MAX_ID, read_tokenizer_file
 from ..sources.presets import AddedToken
-from .parsed import MAX_ID
 
 
 def load_json(path: Path, *, unique: bool = False) -> Any:
@@ -26,9 +26,7 @@ def load_json(path: Path, *, unique: bool = False) -> Any:
         VocabularyError: a key stands twice, under `unique`.
     """
     try:
-        return json.loads(path.read_bytes(), object_pairs_hook=_unique if unique else None)
-    except OSError as error:
-        raise SourceError(f"cannot read {path.name}: {error.strerror or error}") from error
+        return json.loads(read_tokenizer_file(path), object_pairs_hook=_unique if unique else None)
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path.name} is not whole JSON: {error}") from error
 
@@ -95,7 +93,8 @@ def configs_of(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> Config
 def template_of(entry: object) -> str | None:
     """A chat template given as a string, or as the `default` one of several with names."""
     if isinstance(entry, list):
-        entry = {part.get("name"): part.get("template") for part in entry if isinstance(part, dict)}
+        named = [part for part in entry if isinstance(part, dict) and isinstance(part.get("name"), str)]
+        entry = {part["name"]: part.get("template") for part in named}
     if isinstance(entry, dict):
         entry = entry.get("default")
     return entry if isinstance(entry, str) and entry else None
@@ -103,8 +102,8 @@ def template_of(entry: object) -> str | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_tokenizer_file(path).decode()
+    except UnicodeDecodeError as error:
         raise SourceError(f"cannot read {path.name} as UTF-8 text: {error}") from error
 
 

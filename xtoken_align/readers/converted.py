@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import MissingExtraError, SourceError
 from .configs import Configs, template_of
-from .parsed import Parsed
+from .parsed import Parsed, refused
 from .tokenizer_json import parse_tokenizer_json
 
 
@@ -28,13 +28,10 @@ def read_converted(path: Path, configs: Configs) -> Parsed:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise MissingExtraError("A tokenizer without tokenizer.json", "train") from error
-    try:
+    # What its files make transformers and `tokenizers` raise can be anything: a bare Exception for a merges.txt in
+    # Latin-1, a panic of Rust code.
+    with refused(f"the directory {path.name} has no tokenizer.json, and transformers cannot load it", SourceError):
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SourceError(
-            f"the directory {path.name} has no tokenizer.json, and transformers cannot load it: {reason}"
-        ) from error
     parsed = read_object(tokenizer)
     note = f"{path.name} has no tokenizer.json: transformers converted it, which can change how it tokenises"
     return replace(

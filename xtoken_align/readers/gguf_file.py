@@ -436,6 +436,11 @@ _ROLE_KEYS = {
 # A model's logits come from its output head; one without a head of its own uses the embedding.
 _VOCABULARY_TENSORS = ("output.weight", "token_embd.weight")
 
+_SETTINGS = {"pre": str} | dict.fromkeys(
+    ("add_space_prefix", "remove_extra_whitespaces", "normalizer.strip_accents", "normalizer.lowercase"), int | bool
+)
+"""The settings that are one value each, and of which type; flags may be written as numbers."""
+
 _MODELS: dict[str, Callable[[Tokenizer], Parsed]] = {
     "gpt2": byte_level,
     "llama": partial(sentence_pieces, unigram=False),
@@ -464,7 +469,7 @@ def read_gguf(path: Path) -> Parsed:
         raise SourceError(
             f"{path.name} has no tokenizer (no {_PREFIX}model): expected a model's GGUF with its vocabulary"
         )
-    read = _MODELS.get(str(model))
+    read = _MODELS.get(model) if isinstance(model, str) else None
     if read is None:
         raise SourceError(
             f"{path.name} has a tokenizer of the type {model!r}: expected one of {', '.join(_MODELS)}; "
@@ -482,6 +487,12 @@ def read_gguf(path: Path) -> Parsed:
 
 def _tokenizer(header: GgufHeader, name: str) -> Tokenizer:
     settings = {key.removeprefix(_PREFIX): value for key, value in header.metadata.items() if key.startswith(_PREFIX)}
+    for key, kind in _SETTINGS.items():
+        if not isinstance(settings.get(key), kind | None):
+            expected = "a string" if kind is str else "true or false"
+            raise SourceError(
+                f"{name} has {_PREFIX}{key} of a wrong type: expected {expected}; convert the model again"
+            )
     tokens, fillers = _tokens(settings, name)
     role_ids = dict(_role_ids(settings, len(tokens)))
     types, typed = _types(settings, tokens, role_ids, name)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import VocabularyError
-from .parsed import MAX_ID
+from ..limits import MAX_GROWTH, MAX_ID, MAX_PATTERN
 from .spelling import ByteFallback, ByteLevel, Replace, Spelling, Step, Suffix, WordPieces
 
 _NESTED = ("normalizers", "pretokenizers", "decoders", "processors")
@@ -30,6 +30,7 @@ def check_shape(data: Mapping[str, Any], name: str) -> None:
     """
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         _check_component(data.get(part), part, name, 0)
+        _check_growth(data.get(part), part, name)
     model = data["model"]
     for key in _MODEL_TEXTS:
         _expect(model.get(key), _is_text_or_none, f"{key} of the model in", name, "a string or null")
@@ -116,12 +117,27 @@ def _check_leaf(leaf: Mapping[str, Any], part: str, name: str) -> None:
             _check_regex(texts[0], name)
 
 
+def _check_growth(component: Mapping[str, Any] | None, part: str, name: str) -> None:
+    """Refuses steps that multiply text: four that write a hundred characters for each make 10^8 of one."""
+    growth = 1
+    for leaf in components(component):
+        if leaf.get("type") == "Replace":
+            growth *= max(len(leaf["content"]), 1)
+    if growth > MAX_GROWTH:
+        raise VocabularyError(
+            f"the {part} of {name} makes up to {growth:,} characters of one: no published tokenizer makes more than "
+            f"{MAX_GROWTH}"
+        )
+
+
 def _check_regex(pattern: str, name: str) -> None:
     import regex
 
+    if len(pattern) > MAX_PATTERN:
+        raise VocabularyError(f"the decoder of {name} replaces by a pattern of over {MAX_PATTERN:,} characters")
     try:
         regex.compile(pattern)
-    except regex.error as error:
+    except (regex.error, RecursionError) as error:
         raise VocabularyError(f"the decoder of {name} replaces by a pattern that cannot be read: {error}") from error
 
 

@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 from ..errors import XTokenError
 from .spelling import Spelling
 
-MAX_ID = (1 << 24) - 1
-"""Largest token id: the largest vocabularies of 2026 hold some 262 thousand, so a larger one is damaged or hostile."""
-
 
 @contextmanager
 def refused(sentence: str, error_type: type[XTokenError]) -> Iterator[None]:

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, OptionError, SourceError, VocabularyError
+from ..limits import MAX_ID, MAX_IDS, MAX_TOKENIZER_BYTES, check_size, read_tokenizer_file
 from ..sources.presets import Preset, preset_for_hash
-from .parsed import MAX_ID, Declared, Parsed, refused
+from .parsed import Declared, Parsed, refused
 from .spelling import ByteLevel, Spelling
 
 NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
@@ -85,9 +86,6 @@ class RankEncoder:
         return [token + self._offset for token in self._encoding._encode_single_piece(data)]  # noqa: SLF001
 
 
-MAX_RANK_FILE_BYTES = 1 << 29
-"""Largest decompressed rank file: no real one is as large, so a larger one is damaged or hostile."""
-
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """GPT-2's split (Radford et al., 2019, encoder.py), assumed where nothing says another."""
 
@@ -149,20 +147,15 @@ def read_rank_file(path: Path, *, preset: Preset | None = None, pattern: str | N
 
 
 def _read(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SourceError(f"cannot read {path.name}: {error.strerror or error}") from error
+    data = read_tokenizer_file(path)
     if not data.startswith(b"\x1f\x8b"):
         return data
     try:
         with gzip.open(path) as stream:
-            data = stream.read(MAX_RANK_FILE_BYTES + 1)
+            data = stream.read(MAX_TOKENIZER_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path.name} is not a whole gzip file: {error}") from error
-    if len(data) > MAX_RANK_FILE_BYTES:
-        raise SourceError(f"{path.name} decompresses to over {MAX_RANK_FILE_BYTES} bytes: no rank file is that large")
-    return data
+    return check_size(data, path.name)
 
 
 def parse_ranks(data: bytes, name: str) -> Ranks:
@@ -171,6 +164,8 @@ def parse_ranks(data: bytes, name: str) -> Ranks:
     Raises:
         VocabularyError: names the first line that is not a pair, or the rank that stands twice.
     """
+    if data.count(b"\n") > MAX_IDS:
+        raise VocabularyError(f"{name} has over {MAX_IDS:,} lines: no vocabulary has as many ids")
     if not _WHOLE_FILE.fullmatch(data):
         raise _broken_line(data, name)
     words = data.split()

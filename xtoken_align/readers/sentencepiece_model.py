@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, SourceError, VocabularyError
+from ..limits import read_tokenizer_file
 from .parsed import Declared, Encoder, Parsed, RowEncoder, RowTokens
 from .rows import SegmentEncoder
 from .spelling import ByteFallback, Replace, Spelling
@@ -244,10 +245,7 @@ def read_sentencepiece(path: Path) -> Parsed:
     """
     proto = model_proto_class()()
     decode_error: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SourceError(f"cannot read {path.name}: {error.strerror or error}") from error
+    data = read_tokenizer_file(path)
     if not data:
         raise SourceError(f"{path.name} is empty: expected a SentencePiece model")
     try:
@@ -293,6 +291,9 @@ def parse_model_proto(
             damaged normaliser) is raised by the encoder when it is first used.
     """
     raw = [piece.piece for piece in proto.pieces]
+    broken = next((token_id for token_id, text in enumerate(raw) if not isinstance(text, str)), None)
+    if broken is not None:  # protobuf hands out as bytes what is not UTF-8
+        raise VocabularyError(f"piece {broken} of {name} is {raw[broken]!r:.80}: expected a string in UTF-8")
     types = np.fromiter((piece.type for piece in proto.pieces), dtype=np.uint8, count=len(raw))
     _refuse_contradictions(raw, types, byte_fallback=proto.trainer_spec.byte_fallback, name=name)
     declared = np.zeros(len(raw), dtype=np.uint8)

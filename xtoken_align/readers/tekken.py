@@ -10,8 +10,9 @@ import binascii
 from typing import Any
 
 from ..errors import VocabularyError
+from ..limits import MAX_ID
 from ..sources.presets import Preset, presets
-from .parsed import MAX_ID, Parsed
+from .parsed import Parsed
 from .rank_file import Ranks, assemble
 
 _FILLER = "<SPECIAL_{}>"

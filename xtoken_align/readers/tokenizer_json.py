@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import VocabularyError
+from ..limits import MAX_ID
 from ..sources.presets import AddedToken
 from .json_shape import check_shape, fallback_bytes, model_type, spelling_of
-from .parsed import MAX_ID, Declared, Encoder, Parsed, RowEncoder, RowTokens
+from .parsed import Declared, Encoder, Parsed, RowEncoder, RowTokens
 from .spelling import Spelling
 
 

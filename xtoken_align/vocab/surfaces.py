@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from time import monotonic
 from typing import overload
 
 import numpy as np
 import regex
 from numpy.typing import NDArray
 
+from ..errors import VocabularyError
+from ..limits import MAX_PATTERN_SECONDS
 from ..readers.parsed import Declared, Parsed
 from ..readers.spelling import (
     ByteFallback,
@@ -45,15 +48,19 @@ def utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def spell(token: str, spelling: Spelling) -> bytes:
+def spell(token: str, spelling: Spelling, *, until: float | None = None) -> bytes:
     """The surface of one base token.
 
     Args:
         token: the token string as its file writes it.
         spelling: the steps of its tokenizer.
+        until: when its regular expressions must be done, by `time.monotonic`; by default within `MAX_PATTERN_SECONDS`.
 
     Returns:
         The bytes; they need not be valid UTF-8.
+
+    Raises:
+        VocabularyError: a regular expression takes longer.
 
     >>> spell("Ġthe", Spelling((ByteLevel(),)))
     b' the'
@@ -75,18 +82,24 @@ def spell(token: str, spelling: Spelling) -> bytes:
             data = bytes_of(text)
             return (utf8(text) if data is None else data) + trailing
         else:
-            text = _rewrite(text, step)
+            text = _rewrite(text, step, until)
     return utf8(text) + trailing
 
 
-def _rewrite(text: str, step: Step) -> str:
+def _rewrite(text: str, step: Step, until: float | None) -> str:
+    if isinstance(step, Replace) and not step.regex:
+        return text.replace(step.pattern, step.content)
     if isinstance(step, Replace):
-        # `tokenizers` inserts the content as it stands; in a template a backslash of it would mean something.
-        return (
-            regex.sub(step.pattern, lambda _: step.content, text)
-            if step.regex
-            else text.replace(step.pattern, step.content)
-        )
+        left = MAX_PATTERN_SECONDS if until is None else max(until - monotonic(), 1e-3)
+        try:
+            # `tokenizers` inserts the content as it stands; in a template a backslash of it would mean something.
+            rewritten: str = regex.sub(step.pattern, lambda _: step.content, text, timeout=left)
+        except TimeoutError as error:
+            raise VocabularyError(
+                f"the decoder's pattern {step.pattern!r:.80} takes over {MAX_PATTERN_SECONDS:g} seconds for this "
+                "vocabulary: it backtracks without end"
+            ) from error
+        return rewritten
     if isinstance(step, WordPieces):
         if step.prefix and text.startswith(step.prefix) and text != step.prefix:
             return text.removeprefix(step.prefix)
@@ -99,7 +112,8 @@ def spell_all(tokens: Iterable[str], spelling: Spelling) -> list[bytes]:
     if spelling.steps == (ByteLevel(),):
         spelled = ((token, bytes_of(token)) for token in tokens)
         return [utf8(token) if data is None else data for token, data in spelled]
-    return [spell(token, spelling) for token in tokens]
+    until = monotonic() + MAX_PATTERN_SECONDS
+    return [spell(token, spelling, until=until) for token in tokens]
 
 
 class RankStrings(Sequence[str]):
@@ -164,8 +178,6 @@ def disagreeing_ids(parsed: Parsed, kinds: NDArray[np.uint8], surfaces: list[byt
     """Added text ids for which the decoder writes another text than the encoder reads; the surface is what it reads."""
     count = min(len(kinds), len(parsed.declared))
     beside = (parsed.declared[:count] == Declared.ADDED) & ~parsed.in_base[:count] & (kinds[:count] == Kind.TEXT)
-    return tuple(
-        token_id
-        for token_id in np.flatnonzero(beside).tolist()
-        if spell(parsed.raw[token_id] or "", parsed.spelling) != surfaces[token_id]
-    )
+    ids = np.flatnonzero(beside).tolist()
+    decoded = spell_all((parsed.raw[token_id] or "" for token_id in ids), parsed.spelling)
+    return tuple(token_id for token_id, text in zip(ids, decoded, strict=True) if text != surfaces[token_id])
