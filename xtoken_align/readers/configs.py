@@ -52,18 +52,32 @@ _ROLE_KEYS = {
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 """What an added token may say about the text around it."""
 
+_TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config", "language_model", "decoder")
+
 _EXTRA_KEYS = ("additional_special_tokens", "extra_special_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class Configs:
-    """What `tokenizer_config.json`, `special_tokens_map.json` and `config.json` say; all empty for a bare file."""
+    """What the files beside a tokenizer say; all empty for a bare file.
+
+    Attributes:
+        roles: role -> token strings, from `tokenizer_config.json` and `special_tokens_map.json`.
+        flagged: strings that they declare special.
+        added: added tokens, from `added_tokens_decoder` and `added_tokens.json`.
+        width: the model's logit width, from `config.json`.
+        chat_template: the Jinja template.
+        stops: ids with which the model ends its turn, from `generation_config.json`.
+        legacy: whether a SentencePiece model puts its dummy prefix behind every special token too.
+    """
 
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     flagged: frozenset[str] = frozenset()
     added: tuple[AddedToken, ...] = ()
     width: int | None = None
     chat_template: str | None = None
+    stops: tuple[int, ...] = ()
+    legacy: bool = False
 
 
 def read_configs(directory: Path) -> Configs:
@@ -73,8 +87,19 @@ def read_configs(directory: Path) -> Configs:
         SourceError: one of them is not whole JSON.
     """
     tokenizer = _load(directory / "tokenizer_config.json")
+    listed = [
+        AddedToken(id=token_id, text=text, special=False)
+        for text, token_id in _load(directory / "added_tokens.json").items()
+        if type(token_id) is int and 0 <= token_id <= MAX_ID and text
+    ]
     configs = configs_of(
         {**_load(directory / "special_tokens_map.json"), **tokenizer}, _load(directory / "config.json")
+    )
+    known = {token.id for token in configs.added}
+    configs = replace(
+        configs,
+        added=(*configs.added, *(token for token in listed if token.id not in known)),
+        stops=_ids(_load(directory / "generation_config.json").get("eos_token_id")),
     )
     template = directory / "chat_template.jinja"
     return replace(configs, chat_template=_text(template)) if template.is_file() else configs
@@ -87,7 +112,16 @@ def configs_of(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> Config
     added = tuple(_added(tokenizer.get("added_tokens_decoder")))
     flagged = frozenset(extra) | {token.text for token in added if token.special}
     template = template_of(tokenizer.get("chat_template"))
-    return Configs(roles=roles, flagged=flagged, added=added, width=_width(model), chat_template=template)
+    legacy = tokenizer.get("legacy") is True
+    return Configs(
+        roles=roles, flagged=flagged, added=added, width=_width(model), chat_template=template, legacy=legacy
+    )
+
+
+def _ids(entry: object) -> tuple[int, ...]:
+    """An id, or a list of them."""
+    entries = entry if isinstance(entry, list) else [entry]
+    return tuple(token_id for token_id in entries if type(token_id) is int and 0 <= token_id <= MAX_ID)
 
 
 def template_of(entry: object) -> str | None:
@@ -143,9 +177,9 @@ def _added(entries: object) -> list[AddedToken]:
 
 
 def _width(model: Mapping[str, Any]) -> int | None:
-    """`vocab_size`, or that of the text part of a model with several parts."""
-    for part in (model, *(model.get(key) for key in ("text_config", "llm_config", "language_config", "decoder"))):
-        width = part.get("vocab_size") if isinstance(part, dict) else None
-        if type(width) is int and width > 0:
-            return width
-    return None
+    """`vocab_size`, or that of the text part of a model with several parts (Qwen-Omni's lies two levels deep)."""
+    width = model.get("vocab_size")
+    if type(width) is int and width > 0:
+        return width
+    parts = (model.get(key) for key in _TEXT_PARTS)
+    return next((found for part in parts if isinstance(part, dict) and (found := _width(part)) is not None), None)

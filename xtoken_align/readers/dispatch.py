@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import SourceError
-from ..sources.presets import Preset
+from ..sources.presets import AddedToken, Preset
 from .configs import Configs, load_json, read_configs
-from .parsed import Parsed
+from .parsed import Declared, Parsed
 from .rank_file import looks_like_rank_file, read_rank_file
 from .tekken import looks_like_tekken, read_tekken
-from .tokenizer_json import looks_like_tokenizer_json, parse_tokenizer_json
+from .tokenizer_json import contradiction, looks_like_tokenizer_json, parse_tokenizer_json
 
 _HEAD = 4096
 _READABLE = "tokenizer.json, tekken.json, a rank file (.tiktoken), a SentencePiece .model, GGUF"
@@ -69,6 +72,9 @@ def _read_directory(path: Path, preset: Preset | None, pattern: str | None) -> P
 def _read_file(path: Path, configs: Configs, preset: Preset | None, pattern: str | None) -> Parsed:
     """Reads a file, and adds what the files beside it and the alias say."""
     parsed = _read_by_content(path, configs, preset, pattern)
+    if parsed.format in {"sentencepiece", "tiktoken"}:
+        parsed = with_added(parsed, configs.added, path.name)
+    parsed = _with_roles(parsed, configs)
     width, origin = parsed.width, parsed.width_source
     if configs.width is not None:
         width, origin = configs.width, "config.json"
@@ -76,13 +82,63 @@ def _read_file(path: Path, configs: Configs, preset: Preset | None, pattern: str
         width, origin = preset.logits, f"the alias {preset.alias}"
     return replace(
         parsed,
-        roles={**parsed.roles, **configs.roles},
         preset_roles=preset.roles if preset is not None else parsed.preset_roles,
         flagged=parsed.flagged | configs.flagged,
         chat_template=configs.chat_template or parsed.chat_template,
         width=width,
         width_source=origin,
     )
+
+
+def with_added(parsed: Parsed, added: Sequence[AddedToken], name: str) -> Parsed:
+    """A tokenizer of a format without added tokens, with those that configuration files list.
+
+    Where a configuration contradicts the file, the file holds, and a warning names both.
+    """
+    if not added:
+        return parsed
+    raw = list(parsed.raw)
+    token_bytes = None if parsed.token_bytes is None else list(parsed.token_bytes)
+    size = max(len(raw), max(token.id for token in added) + 1)
+    declared = np.zeros(size, dtype=np.uint8)
+    declared[: len(raw)] = parsed.declared
+    in_base = np.zeros(size, dtype=np.bool_)
+    in_base[: len(raw)] = parsed.in_base
+    raw += [""] * (size - len(raw))
+    if token_bytes is not None:
+        token_bytes += [None] * (size - len(token_bytes))
+    known = {text: at for at, text in enumerate(raw) if text}
+    warnings = list(parsed.warnings)
+    for token in added:
+        given = raw[token.id]
+        if given is None and token_bytes is not None:
+            given = (token_bytes[token.id] or b"").decode("utf-8", "replace")
+        if declared[token.id] != Declared.ABSENT or known.get(token.text, token.id) != token.id:
+            if given != token.text:
+                warnings.append(contradiction(token, given, known.get(token.text), name))
+            continue
+        raw[token.id] = token.text
+        declared[token.id] = Declared.SPECIAL if token.special else Declared.ADDED
+    return replace(
+        parsed, raw=raw, token_bytes=token_bytes, declared=declared, in_base=in_base, warnings=tuple(warnings)
+    )
+
+
+def _with_roles(parsed: Parsed, configs: Configs) -> Parsed:
+    """The roles that configuration files give; a role whose token no file has is a warning."""
+    roles = {**parsed.roles, **configs.roles}
+    stops = [parsed.raw[token_id] for token_id in configs.stops if token_id < len(parsed.raw)]
+    if any(stops):
+        roles["stop"] = tuple(text for text in stops if text)
+    texts = {text for texts in configs.roles.values() for text in texts}
+    missing = texts - set(parsed.raw) - {text for text in texts if text.encode() in (parsed.token_bytes or ())}
+    notes = tuple(
+        f"{text!r} is to be {role} by tokenizer_config.json, and no file has this token: the role is left out"
+        for role, its_texts in configs.roles.items()
+        for text in its_texts
+        if text in missing
+    )
+    return replace(parsed, roles=roles, warnings=(*parsed.warnings, *notes))
 
 
 def _read_by_content(path: Path, configs: Configs, preset: Preset | None, pattern: str | None) -> Parsed:
@@ -111,5 +167,5 @@ def _read_by_content(path: Path, configs: Configs, preset: Preset | None, patter
     from .sentencepiece_model import looks_like_sentencepiece, read_sentencepiece
 
     if looks_like_sentencepiece(head):
-        return read_sentencepiece(path)
+        return read_sentencepiece(path, prefix_everywhere=configs.legacy)
     raise SourceError(f"{path.name} is in no format that can be read: expected {_READABLE}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import VocabularyError
 from ..limits import MAX_GROWTH, MAX_ID, MAX_PATTERN
-from .spelling import ByteFallback, ByteLevel, Replace, Spelling, Step, Suffix, WordPieces
+from .spelling import ByteFallback, ByteLevel, Replace, Spelling, Step, Suffix, Unspaced, WordPieces
 
 _NESTED = ("normalizers", "pretokenizers", "decoders", "processors")
 _MAX_DEPTH = 16
@@ -219,13 +219,30 @@ def spelling_of(data: Mapping[str, Any], model: str) -> Spelling:
         data: the file's JSON.
         model: the model's type.
     """
-    steps = [step for leaf in components(data.get("decoder")) for step in _decoder_step(leaf)]
+    steps = _decoder_steps(data.get("decoder"))
     encodes_bytes = has_type(data.get("pre_tokenizer"), "ByteLevel") or has_type(data.get("normalizer"), "ByteLevel")
     if encodes_bytes and ByteLevel() not in steps:
         steps = [*(step for step in steps if isinstance(step, Suffix)), ByteLevel()]
     if not any(isinstance(step, ByteLevel) or (isinstance(step, Replace) and step.content == " ") for step in steps):
         steps += _space_marks(data)
     return Spelling(tuple(_model_steps(data, model, steps) + steps))
+
+
+def _decoder_steps(decoder: Mapping[str, Any] | None) -> list[Step]:
+    """What a decoder's steps say of single tokens.
+
+    Behind `Fuse` a step sees the whole text. What it changes character by character it changes in every token; all
+    else (a space before a full stop, the first space of all) says nothing of one token.
+    """
+    steps: list[Step] = []
+    fused = False
+    for leaf in components(decoder):
+        fused |= leaf.get("type") == "Fuse"
+        for step in _decoder_step(leaf):
+            by_character = not isinstance(step, Replace) or (not step.regex and len(step.pattern) == 1)
+            if not fused or (by_character and not isinstance(step, (WordPieces, Suffix))):
+                steps.append(step)
+    return steps
 
 
 def _decoder_step(leaf: Mapping[str, Any]) -> Iterator[Step]:
@@ -271,4 +288,7 @@ def _model_steps(data: Mapping[str, Any], model: str, steps: Sequence[Step]) -> 
         elif model == "WordLevel" and data.get("pre_tokenizer"):
             # Whole words with nothing between them in the ids: the words' spaces are theirs.
             added.append(WordPieces(""))
+        elif has_type(data.get("pre_tokenizer"), "Whitespace", "WhitespaceSplit", "BertPreTokenizer"):
+            # Pieces of words without a mark where a word begins: spaces are in no token.
+            added.append(Unspaced())
     return added

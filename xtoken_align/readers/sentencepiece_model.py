@@ -18,7 +18,7 @@ from ..errors import MissingExtraError, SourceError, VocabularyError
 from ..limits import read_tokenizer_file
 from .parsed import Declared, Encoder, Parsed, RowEncoder, RowTokens
 from .rows import SegmentEncoder
-from .spelling import ByteFallback, Replace, Spelling
+from .spelling import ByteFallback, Replace, Spelling, Suffix
 
 SPACE_MARK = "\u2581"
 """What the normaliser writes for a space (sentencepiece, src/normalizer.cc)."""
@@ -62,7 +62,9 @@ class SentencePieceEncoder:
         self._strips = bool(proto.normalizer_spec.remove_extra_whitespaces) and not as_it_is
         self._mark = (SPACE_MARK if proto.normalizer_spec.escape_whitespaces else " ").encode()
         self._effects: dict[str, bytes] = {}
-        self.dummy_prefix = bool(proto.normalizer_spec.add_dummy_prefix)
+        # With white space as suffix the library puts its space behind the text.
+        as_suffix = bool(proto.trainer_spec.treat_whitespace_as_suffix)
+        self.dummy_prefix = bool(proto.normalizer_spec.add_dummy_prefix) and not as_suffix
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns one list of ids per text.
@@ -229,11 +231,12 @@ def _is_piece(message: bytes) -> bool:
     return not rest or (len(rest) == 2 and rest[0] == _TYPE_TAG and rest[1] in list(PieceType))
 
 
-def read_sentencepiece(path: Path) -> Parsed:
+def read_sentencepiece(path: Path, *, prefix_everywhere: bool = False) -> Parsed:
     """Reads a `.model` or `.spm` file.
 
     Args:
         path: the file.
+        prefix_everywhere: whether rows have the dummy prefix behind special tokens too (transformers' `legacy`).
 
     Returns:
         Its facts.
@@ -260,7 +263,7 @@ def read_sentencepiece(path: Path) -> Parsed:
     for part in ("trainer_spec", "normalizer_spec"):
         if not proto.HasField(part):
             raise SourceError(f"{path.name} is cut short: a SentencePiece model ends with a {part}; fetch it again")
-    return parse_model_proto(proto, name=path.name)
+    return parse_model_proto(proto, name=path.name, prefix_everywhere=prefix_everywhere)
 
 
 def parse_model_proto(
@@ -328,8 +331,10 @@ def parse_model_proto(
     )
 
 
-def _steps(proto: Any) -> Iterator[Replace | ByteFallback]:
+def _steps(proto: Any) -> Iterator[Replace | ByteFallback | Suffix]:
     if proto.normalizer_spec.escape_whitespaces:
+        if proto.trainer_spec.treat_whitespace_as_suffix:
+            yield Suffix(SPACE_MARK)
         yield Replace(SPACE_MARK, " ")
     if proto.trainer_spec.byte_fallback:
         yield ByteFallback()

@@ -87,7 +87,12 @@ class WordPieces:
     prefix: str
 
 
-Step = ByteLevel | Replace | ByteFallback | Suffix | WordPieces
+@dataclass(frozen=True, slots=True)
+class Unspaced:
+    """No token has a space: the pre-tokenizer drops them, and no mark says where words begin."""
+
+
+Step = ByteLevel | Replace | ByteFallback | Suffix | WordPieces | Unspaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +113,8 @@ class Spelling:
 
     @property
     def word_pieces(self) -> bool:
-        """Whether word starts carry a space that the text may not have."""
-        return any(isinstance(step, WordPieces) for step in self.steps)
+        """Whether tokens say nothing of spaces: word starts carry one that the text may not have, or none has any."""
+        return any(isinstance(step, (WordPieces, Unspaced)) for step in self.steps)
 
     @property
     def end_of_word(self) -> bool:

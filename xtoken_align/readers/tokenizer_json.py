@@ -5,7 +5,8 @@ The file is never taken through `AutoTokenizer`: transformers 5 rewrites the com
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import VocabularyError
 from ..limits import MAX_ID
 from ..sources.presets import AddedToken
+from .configs import FLAGS
 from .json_shape import check_shape, fallback_bytes, model_type, spelling_of
 from .parsed import Declared, Encoder, Parsed, RowEncoder, RowTokens
 from .spelling import Spelling
@@ -58,12 +60,7 @@ def parse_tokenizer_json(
     check_shape(data, name)
     base = dict(_base_tokens(data, name))
     added = {token.id: token for token in _added_tokens(data, name)}
-    known = {*base.values(), *(token.text for token in added.values())} if more_added else set()
-    added.update(
-        (token.id, token)
-        for token in more_added
-        if token.id <= MAX_ID and token.id not in added and token.id not in base and token.text not in known
-    )
+    notes = _add_more(base, added, more_added, name)
     if not base:
         raise VocabularyError(f"{name} has an empty vocabulary: there is nothing to map")
     for token_id, token in added.items():
@@ -106,8 +103,50 @@ def parse_tokenizer_json(
         width=width,
         width_source=width_source,
         flagged=flagged,
-        warnings=warnings,
+        warnings=(*warnings, *notes),
     )
+
+
+def contradiction(token: AddedToken, given: str | None, its_id: int | None, name: str) -> str:
+    """A warning: a configuration lists an added token that the tokenizer's own file contradicts."""
+    if its_id is not None and its_id != token.id:
+        return (
+            f"{token.text!r} is id {its_id} in {name} and id {token.id} in the files beside it: {name} holds, so check "
+            "which of them the model was trained with"
+        )
+    return (
+        f"id {token.id} is {given!r} in {name} and {token.text!r} in the files beside it: {name} holds, so check which "
+        "of them the model was trained with"
+    )
+
+
+def _add_more(
+    base: Mapping[int, str], added: dict[int, AddedToken], more: Sequence[AddedToken], name: str
+) -> list[str]:
+    """Adds tokens that a configuration alone knows and takes flags from it; returns contradictions as warnings."""
+    if not more:
+        return []
+    known = {**{text: token_id for token_id, text in base.items()}, **{one.text: one.id for one in added.values()}}
+    notes: list[str] = []
+    for token in more:
+        if token.id > MAX_ID:
+            continue
+        own = added.get(token.id)
+        given = own.text if own is not None else base.get(token.id)
+        if given is None and token.text not in known:
+            added[token.id] = token
+        elif given != token.text:
+            notes.append(contradiction(token, given, known.get(token.text), name))
+        elif own is not None and token.flags is not None:
+            # As in transformers, the configuration's flags count.
+            if own.flags is not None and own.flags != token.flags:
+                differing = ", ".join(sorted(own.flags ^ token.flags))
+                notes.append(
+                    f"{token.text!r} has other flags ({differing}) in tokenizer_config.json than in {name}: rows "
+                    "follow the former, as transformers does"
+                )
+            added[token.id] = replace(own, flags=token.flags)
+    return notes
 
 
 def _base_tokens(data: dict[str, Any], name: str) -> Iterator[tuple[int, str]]:
@@ -137,7 +176,12 @@ def _base_tokens(data: dict[str, Any], name: str) -> Iterator[tuple[int, str]]:
 def _added_tokens(data: dict[str, Any], name: str) -> Iterator[AddedToken]:
     seen: dict[int, str] = {}
     for entry in data.get("added_tokens") or ():
-        token = AddedToken(id=entry["id"], text=entry["content"], special=bool(entry.get("special", False)))
+        token = AddedToken(
+            id=entry["id"],
+            text=entry["content"],
+            special=bool(entry.get("special", False)),
+            flags=frozenset(flag for flag in FLAGS if entry.get(flag)),
+        )
         if seen.setdefault(token.id, token.text) != token.text:
             raise VocabularyError(
                 f"id {token.id} of {name} is both {seen[token.id]!r} and {token.text!r}: an id is one token"

@@ -32,6 +32,10 @@ _REMEMBERED = 16
 _PROBES = ("A", "\u00e9", "e\u0301", "\ufb01", "\u0130", "\u200b")
 """Case, an accent in one and in two characters, a compatibility form, a folding of two characters, a control."""
 
+_QUOTES = "\u2018\u2019\u201c\u201d\u2026\u2013\u2014"
+_PLAIN = "".join(map(chr, range(0x21, 0x7F)))
+"""What a rule of one's own may replace: digits, quotes, signs."""
+
 _SPACE = ord(" ")
 _IS_ASCII_SPACE = np.array([code < 0x80 and chr(code).isspace() for code in range(256)])
 _OTHER_SPACES = regex.compile(b"|".join(chr(code).encode() for code in range(0x80, 0x10000) if chr(code).isspace()))
@@ -126,7 +130,7 @@ class Folding:
         self._steps: list[Callable[[str], str]] = [
             vocab.encoder.normalize
             for vocab in (student, teacher)
-            if any(vocab.encoder.normalize(probe) != probe for probe in _PROBES)
+            if any(vocab.encoder.normalize(probe) != probe for probe in (*_PROBES, *_PLAIN, *_QUOTES))
         ]
         self._drops_spaces = any(vocab.joins_words or vocab.ends_words for vocab in (student, teacher))
         self._known: dict[str, bytes] = {}

@@ -21,6 +21,7 @@ from ..readers.spelling import (
     Spelling,
     Step,
     Suffix,
+    Unspaced,
     WordPieces,
     bytes_of,
     characters_of,
@@ -81,7 +82,7 @@ def spell(token: str, spelling: Spelling, *, until: float | None = None) -> byte
         elif isinstance(step, ByteLevel):
             data = bytes_of(text)
             return (utf8(text) if data is None else data) + trailing
-        else:
+        elif not isinstance(step, Unspaced):
             text = _rewrite(text, step, until)
     return utf8(text) + trailing
 
