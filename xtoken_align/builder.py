@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from .errors import OptionError, XTokenWarning
 from .mapping.mapping import Mapping, Side
 from .matrix import assemble_matrix
@@ -15,6 +17,7 @@ from .read import as_vocab
 from .rules.override import Override, with_overrides
 from .rules.pieces import Pair
 from .rules.rules import rule_options, run_rules
+from .vocab.roles import stop_ids
 from .vocab.vocab import Vocab
 
 
@@ -74,6 +77,15 @@ def build(
         warnings.warn(
             f"no token of {pair.student.name} has a counterpart in {pair.teacher.name}: W is empty, and there is "
             "nothing to distil through it",
+            XTokenWarning,
+            stacklevel=2,
+        )
+    stops = stop_ids(pair.student), stop_ids(pair.teacher)
+    ends = np.isin(matrix.rows, stops[0]) & np.isin(matrix.indices, stops[1])
+    if all(stops) and not ends.any():
+        warnings.warn(
+            f"no token that ends a turn of {pair.student.name} has a counterpart that ends one of {pair.teacher.name}: "
+            "a student trained so does not learn when to stop; map one to the other with an override",
             XTokenWarning,
             stacklevel=2,
         )

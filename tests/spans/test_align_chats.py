@@ -270,3 +270,13 @@ def test_what_cannot_be_rendered_is_refused_in_one_sentence(
         )
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_ends_of_turns_with_other_roles_are_paired_and_count(real: Real) -> None:
+    # Mistral ends a turn with the token that ends a text, Llama with one of its own.
+    llama, mistral = real("llama-3"), real("mistral-v1")
+    spans = align_chats([CHAT], student=llama, teacher=mistral, student_template=LLAMA, teacher_template=INST)
+    pairs = said(spans, llama, mistral)
+    ends = [number for number, pair in enumerate(pairs) if pair == (b"<|eot_id|>", b"</s>")]
+    assert len(ends) == 2
+    assert all(spans.weight[0][number] > 0 for number in ends)

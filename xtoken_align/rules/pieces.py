@@ -146,11 +146,14 @@ class Pair:
 
 
 def equal_surfaces(tokens: Vocab, by: Vocab) -> NDArray[np.int32]:
-    """For each text and byte token the lowest id of the same kind in `by` with an equal surface, -1 for none."""
+    """For each text and byte token the id of the same kind in `by` with an equal surface, -1 for none.
+
+    Of several text ids that is the one which the encoder of `by` writes, of several byte ids the lowest.
+    """
     equal = np.full(len(tokens), -1, dtype=np.int32)
     surfaces = tokens.surfaces.list
     # Kind by kind: the byte token `<0x41>` and the text `A` have one surface, and only bytes match bytes here.
-    for kind, id_of in ((Kind.TEXT, by.lowest_text_id), (Kind.BYTE, by.lowest_byte_id)):
+    for kind, id_of in ((Kind.TEXT, by.written_text_id), (Kind.BYTE, by.lowest_byte_id)):
         ids = tokens.ids_of(kind)
         equal[ids] = [id_of.get(surfaces[token_id], -1) for token_id in ids.tolist()]
     return equal
@@ -159,7 +162,7 @@ def equal_surfaces(tokens: Vocab, by: Vocab) -> NDArray[np.int32]:
 def decompose(tokens: Vocab, by: Vocab, equal: NDArray[np.int32]) -> Pieces:
     """Writes every text and byte token of one vocabulary in the other.
 
-    A token with an equal surface of its kind is written as that one token (the lowest id). Every other token is
+    A token with an equal surface of its kind is written as that one token. Every other token is
     encoded: looking pieces up by string would give tokens that the encoder never produces.
 
     Args:

@@ -169,7 +169,7 @@ def identity(pair: Pair, open_rows: Open, _: RuleOptions) -> Links:
 
 
 def exact(pair: Pair, open_rows: Open, _: RuleOptions) -> Links:
-    """Equal surfaces of the same kind, text or byte; among duplicates the lowest teacher id."""
+    """Equal surfaces of the same kind, text or byte; among duplicates the id that the teacher's encoder writes."""
     rows = np.flatnonzero(open_rows & (pair.student_equal >= 0))
     return one_to_one("exact", rows.astype(np.int32), pair.student_equal[rows])
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..vocab.kinds import Kind
+from ..vocab.roles import stop_ids
 from ..vocab.vocab import Vocab
 from .units import runs
 
@@ -97,6 +98,12 @@ def _same_specials(student: Vocab, student_ids: list[int], teacher: Vocab, teach
         rows = [row_of[token_id] for token_id in student.roles[role] if token_id in row_of]
         columns = [column_of[token_id] for token_id in teacher.roles[role] if token_id in column_of]
         same[np.ix_(rows, columns)] = True
+    # Whatever ends a turn corresponds to whatever ends a turn: models have several such tokens, by other names.
+    stops = [
+        [place[token_id] for token_id in stop_ids(vocab) if token_id in place]
+        for vocab, place in ((student, row_of), (teacher, column_of))
+    ]
+    same[np.ix_(*stops)] = True
     unpaired = [
         {token_id for role in _NEVER_PAIRED for token_id in vocab.roles.get(role, ())} for vocab in (student, teacher)
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..errors import MismatchError, OptionError
+from ..errors import MismatchError, OptionError, VocabularyError
 from ..losses import FusedHead, Hidden, LossOutput, Teacher, TopK, fuse_head
 from ..mapping.mapping import Mapping as VocabMapping
 from ..read import read_vocab
@@ -218,7 +218,12 @@ def vocab_of(tokenizer: Any, model: Any, width: int, role: str) -> Vocab:
     if not isinstance(source, Vocab):
         # A width that the files state and the model does not have is only seen with both in hand.
         vocab = read_vocab(source)
-        return vocab if len(vocab) == width else read_vocab(source, logits=width)
+        source = vocab if len(vocab) == width else read_vocab(source, logits=width)
+    if source.sizes.base > width:
+        raise VocabularyError(
+            f"the {role}'s tokenizer {source.name} has {source.sizes.base} tokens, but its model has {width} logits: "
+            "text would be spelled as the model has never read it, so give the tokenizer of this model"
+        )
     if len(source) != width:
         raise OptionError(
             f"the {role} {source.name} has {len(source)} logits by its vocabulary, but the model has {width}: read the "

@@ -146,6 +146,20 @@ class Vocab:
         return self._id_by_surface(self.ids_of(Kind.TEXT))
 
     @cached_property
+    def written_text_id(self) -> dict[bytes, int]:
+        """Surface -> the id of kind text that the encoder writes for it; where it writes no such id, the lowest.
+
+        A model has learnt what its encoder writes. Another id with the same surface stands for nothing that it read.
+        """
+        table = dict(self.lowest_text_id)
+        repeated = [surface for surface, token_id in self.highest_text_id.items() if table[surface] != token_id]
+        texts = [surface.decode("utf-8", "ignore") for surface in repeated]
+        for surface, ids in zip(repeated, self.encode_batch(texts) if texts else (), strict=True):
+            if len(ids) == 1 and self.kinds[ids[0]] == Kind.TEXT and self.surfaces[ids[0]] == surface:
+                table[surface] = ids[0]
+        return table
+
+    @cached_property
     def lowest_byte_id(self) -> dict[bytes, int]:
         """Surface -> lowest id of kind byte."""
         return self._id_by_surface(self.ids_of(Kind.BYTE)[::-1])
