@@ -31,8 +31,8 @@ MAX_GROWTH = 100
 
 UNPACKS_FREELY = 1 << 26
 MAX_EXPANSION = 200
-"""A packed corpus may hold 64 MiB of text, or 200 times its own size where that is more. Text shrinks to a third or a
-tenth; a thousandth is reached by one character over and over."""
+"""A Parquet file may hold 64 MiB of text, or 200 times its own size where that is more. Text shrinks to a third or a
+tenth; a few bytes can say one text of megabytes a thousand times. Other packed files are read piece by piece."""
 
 MAX_TEXT_BYTES = 1 << 26
 """One text of a corpus, such as a JSON line: 64 MiB."""

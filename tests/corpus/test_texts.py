@@ -136,6 +136,30 @@ def test_no_cut_parts_a_line_end_from_a_wide_space(tmp_path: Path, monkeypatch: 
     assert all(not chunk[0].isspace() for chunk in chunks)
 
 
+@pytest.mark.parametrize(("rows", "refused"), [(20, True), (1, False)])
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_a_parquet_column_that_repeats_a_long_text_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, refused: bool, dictionary: bool
+) -> None:
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    monkeypatch.setattr(texts, "UNPACKS_FREELY", 1 << 20)
+    path = tmp_path / "a.parquet"
+    table = pa.table({"id": list(range(rows)), "text": ["x" * 900_000] * rows})
+    pq.write_table(table, path, compression="zstd", use_dictionary=dictionary)
+    if refused:
+        with pytest.raises(CorpusError, match="no text is packed as tightly"):
+            next(read_texts([path]))
+    else:
+        assert list(read_texts([path])) == ["x" * 900_000]
+
+
+def test_a_json_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "MAX_TEXT_BYTES", 1 << 21)
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"x" * (4 << 20) + b'"}')
+    with pytest.raises(CorpusError, match="a line of over 2,097,152 bytes"):
+        list(read_texts([tmp_path / "a.jsonl"]))
+
+
 @pytest.mark.parametrize("missing", [1, 2000])
 def test_a_zst_file_that_breaks_off_is_refused(tmp_path: Path, missing: int) -> None:
     data = random.Random(1).randbytes(100_000).hex().encode()

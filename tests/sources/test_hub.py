@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -108,6 +109,10 @@ def test_an_invalid_id_is_refused_before_any_request(hub_cache: HubCache) -> Non
         (refusal(errors.RevisionNotFoundError), "has no revision 'v9'"),
         (refusal(errors.HfHubHTTPError), r"could not be fetched from the Hub \(HfHubHTTPError\)"),
         (httpx2.ConnectTimeout("slow"), r"could not be fetched from the Hub \(ConnectTimeout\)"),
+        (
+            json.JSONDecodeError("Expecting value", "<html>", 0),
+            r"what answered was not the Hub \(Expecting value: line 1",
+        ),
         (PermissionError("cache"), r"could not be fetched from the Hub \(PermissionError\)"),
         (errors.LocalEntryNotFoundError("nothing here"), "the Hub cannot be reached"),
     ],

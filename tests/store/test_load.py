@@ -74,7 +74,9 @@ def test_a_version_asked_for_is_the_one_that_is_loaded(mapping: Mapping, tmp_pat
             load(name, store=tmp_path)
 
 
-@pytest.mark.parametrize("address", ["hf://", "hf://user", "hf://user/repo", "hf://user//file", "hf:///repo/file"])
+@pytest.mark.parametrize(
+    "address", ["hf://", "hf://user", "hf://user/repo", "hf://user//file", "hf:///repo/file", "hf://a/b/../../x"]
+)
 def test_a_hub_address_has_user_repository_and_file(address: str) -> None:
     with pytest.raises(StoreError, match="expected hf://user/repository/file"):
         locate_mapping(address)

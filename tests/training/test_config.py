@@ -235,6 +235,34 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
         read_config(tmp_path / "latin.yaml")
 
 
+BOMB = "[&a [x,x,x,x,x,x,x,x,x], " + ", ".join(
+    f"&{after} [{','.join([f'*{before}'] * 9)}]" for before, after in zip("abcdefghi", "bcdefghij", strict=True)
+) + "]"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (f"holdout: {BOMB}", "more than 10,000 values"),
+        (f"student: {{<<: {BOMB}, model: a}}", "more than 10,000 values"),
+        ("holdout: &a [*a]", "a value contains itself"),
+        ("loss: " + "[" * 3000, "is no YAML"),
+        ("holdout: 2001-99-99", "is no YAML:\nmonth must be in"),
+        ("holdout: " + "9" * 5000, "is no YAML:\nExceeds the limit"),
+        ('output: "a\\0b"', r"output must be a text without NUL"),
+        ("output: ~nobody-of-this-name/x", "output names the home of a user who is not known here"),
+        ("holdout: [[[[[[[[1, 2], 3], 4], 5], 6], 7], 8], 9]", "holdout must be a whole number"),
+    ],
+)
+def test_a_file_made_to_exhaust_its_reader_is_one_sentence(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "run.yaml"
+    least = {key: value for key, value in LEAST.items() if not line.startswith(f"{key}:")}
+    path.write_text(yaml.safe_dump(least) + line + "\n")
+    with pytest.raises(OptionError, match=said) as caught:
+        read_config(path)
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_configuration_survives_being_written_down() -> None:
     config = from_values(
         DistillConfig, {**LEAST, "lora": {"r": 2}, "loss": {"kind": "c-kl"}, "training": {"adam_beta2": 0.95}}

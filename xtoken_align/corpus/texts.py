@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import CorpusError, MissingExtraError
+from ..limits import MAX_EXPANSION, MAX_TEXT_BYTES, UNPACKS_FREELY
 
 LONGEST_PIECE = 1 << 18
 """Characters. fancy-regex, which runs the split patterns of rank files, gives up at a million pending branches, and a
@@ -233,17 +234,19 @@ def _decoded(data: bytes, name: str, offset: int, lines: int) -> str:
         ) from error
 
 
-def _lines(stream: Readable) -> Iterator[bytes]:
+def _lines(stream: Readable, name: str) -> Iterator[bytes]:
     rest = b""
     while data := stream.read(CHUNK_BYTES):
         *lines, rest = (rest + data).split(b"\n")
         yield from lines
+        if len(rest) > MAX_TEXT_BYTES:
+            raise CorpusError(f"{name} has a line of over {MAX_TEXT_BYTES:,} bytes: one text is not that long")
     if rest:
         yield rest
 
 
 def _json_lines(stream: Readable, name: str, field: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(stream), start=1):
+    for number, line in enumerate(_lines(stream, name), start=1):
         if not line.strip():
             continue
         try:
@@ -275,11 +278,45 @@ def _parquet(name: str, field: str, progress: Progress | None) -> Iterator[str]:
             kind = file.schema_arrow.field(field).type
             if "string" not in str(getattr(kind, "value_type", kind)) or types.is_nested(kind):
                 raise CorpusError(f"{name} has {kind} in its column {field!r}, not text: name another {_BY_FIELD}")
-            total, rows = Path(name).stat().st_size, max(file.metadata.num_rows, 1)
+            stored = [file.schema.column(place).path for place in range(len(file.schema))].index(field)
+            groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+            if sum(group.column(stored).total_uncompressed_size for group in groups) > _unpacked_at_most(name):
+                raise _unpacks_too_far(name)
+        # Texts that repeat are kept once: a few bytes can say a text of megabytes a thousand times.
+        with parquet.ParquetFile(name, read_dictionary=[field]) as file:
+            total, rows, left = Path(name).stat().st_size, max(file.metadata.num_rows, 1), _unpacked_at_most(name)
             for batch in file.iter_batches(batch_size=_ROWS, columns=[field]):
-                yield from (text for text in batch.column(0).to_pylist() if isinstance(text, str))
+                column = batch.column(0)
+                left -= _text_bytes(column)
+                if left < 0:
+                    raise _unpacks_too_far(name)
+                texts = (each.as_py() for each in column)
+                yield from (text for text in texts if isinstance(text, str))
                 if progress is not None:
                     progress(total * batch.num_rows // rows)
     except (ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CorpusError(f"cannot read {name} as Parquet: {reason}") from error
+
+
+def _unpacked_at_most(name: str) -> int:
+    """The bytes of text that a Parquet file may hold."""
+    return max(UNPACKS_FREELY, MAX_EXPANSION * Path(name).stat().st_size)
+
+
+def _unpacks_too_far(name: str) -> CorpusError:
+    return CorpusError(
+        f"{name} holds more than {_unpacked_at_most(name):,} bytes, {MAX_EXPANSION} times its size: no text is packed "
+        "as tightly; write it as JSON lines if it is one"
+    )
+
+
+def _text_bytes(column: Any) -> int:
+    """How many bytes the texts of a column have, those of a dictionary counted each time that they stand there."""
+    from pyarrow import compute
+
+    # The texts `ab` and `c` of a dictionary, at the places 0 0 1: lengths 2 1, so 2 2 1 and 5 together.
+    if not hasattr(column, "dictionary"):
+        return compute.sum(compute.binary_length(column)).as_py() or 0
+    lengths = compute.binary_length(column.dictionary)
+    return compute.sum(lengths.take(column.indices)).as_py() or 0

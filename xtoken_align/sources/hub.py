@@ -138,6 +138,12 @@ def _one_sentence(repo_id: str, revision: str | None, *, local_files_only: bool)
         ) from error
     except errors.HFValidationError as error:
         raise SourceError(f"{repo_id!r} is not a Hub id: expected user/repo") from error
+    except ValueError as error:
+        # An answer that is no JSON: a network that asks for a login first answers every request with a page of its own.
+        raise SourceError(
+            f"{repo_id}{at} could not be fetched: what answered was not the Hub ({' '.join(str(error).split()):.80}); "
+            "check that this network lets you through, or give a path to its files"
+        ) from error
     except (transport, OSError) as error:
         raise SourceError(
             f"{repo_id}{at} could not be fetched from the Hub ({type(error).__name__}): try again, or give a path"

@@ -103,7 +103,7 @@ def locate_mapping(name_or_path: str | os.PathLike[str], *, store: str | os.Path
 
 def _from_hub(address: str) -> Path:
     parts = address.removeprefix(_HUB).split("/")
-    if len(parts) < 3 or not all(parts):
+    if len(parts) < 3 or not all(parts) or {".", ".."} & set(parts):
         raise StoreError(f"{address} is no Hub address: expected hf://user/repository/file")
     from ..sources.hub import download
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..errors import OptionError
+from ..limits import MAX_YAML_VALUES
 from .config import DistillConfig, LoraConfig, Mistake, XTokenConfig, inside, nearest, refuse, unknown_settings
 
 T = TypeVar("T")
@@ -62,12 +64,15 @@ def read_config(path: str | os.PathLike[str], change: Callable[[dict[str, Any]],
     try:
         loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
         node = loader.get_single_node()
+        if node is not None:
+            _count_values(node, {})
         lines: dict[str, int] = {}
         mistakes: list[Mistake] = []
         values = None if node is None else _plain_values(loader, node, "", {}, lines, mistakes)
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    # PyYAML lets what makes no date, or has too many digits for a number, out as Python's own error.
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise OptionError(f"{path} is no YAML:\n{error}") from error
     if values is None:
         raise OptionError(f"{path} is empty: it needs student, teachers, texts and output at least")
@@ -112,6 +117,32 @@ def from_values(cls: type[T], values: Any) -> T:
     refuse(mistakes)
     assert config is not None
     return config
+
+
+def _count_values(node: Any, counted: dict[int, int]) -> int:
+    """How many values a YAML node stands for: an alias (`*name`) counts for all that is under its anchor.
+
+    Ten lists, each with the one before nine times, are a hundred nodes and three billion values.
+
+    Args:
+        node: the node.
+        counted: the counts of nodes that were met before, by `id`; 0 for one that is being counted.
+
+    Raises:
+        YAMLError: there are more than `MAX_YAML_VALUES`, or a value contains itself.
+    """
+    import yaml
+
+    known = counted.get(id(node))
+    if known is None:
+        counted[id(node)] = 0
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        children = node.value if isinstance(node, yaml.SequenceNode) else [each for pair in pairs for each in pair]
+        known = counted[id(node)] = 1 + sum(_count_values(child, counted) for child in children)
+    if not 0 < known <= MAX_YAML_VALUES:
+        problem = "a value contains itself" if not known else f"more than {MAX_YAML_VALUES:,} values"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    return known
 
 
 def _line_of(place: str, lines: Mapping[str, int]) -> int:
@@ -203,6 +234,9 @@ def _value(hint: Any, value: Any, place: str, mistakes: list[Mistake]) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         mistakes.append((place, f"{place} must be a finite number, but it is {value}"))
         return None
+    if isinstance(value, str) and (problem := _no_path(value)):
+        mistakes.append((place, f"{place} {problem}: {_shown(value)}"))
+        return None
     if any(_is_plain(option, value) for option in options):
         return value
     for option in options:
@@ -221,6 +255,14 @@ def _value(hint: Any, value: Any, place: str, mistakes: list[Mistake]) -> Any:
     meant = f": did you mean {close}?" if close else ""
     mistakes.append((place, f"{place} must be {_described(hint)}, but it is {_shown(value)}{meant}"))
     return None
+
+
+def _no_path(text: str) -> str | None:
+    """What is wrong with a text that no path and no other setting can be, None for all others."""
+    if "\0" in text:
+        return "must be a text without NUL"
+    home_is_unknown = text.startswith("~") and os.path.expanduser(text) == text  # noqa: PTH111 - pathlib would raise
+    return "names the home of a user who is not known here" if home_is_unknown else None
 
 
 def _is_enum(hint: Any) -> bool:
@@ -272,7 +314,7 @@ def _described(hint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value) if isinstance(value, (list, dict)) else repr(value)
     text = text if len(text) <= 60 else f"{text[:57]}..."
     if isinstance(value, str):
         try:

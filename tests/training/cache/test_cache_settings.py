@@ -68,6 +68,17 @@ def test_a_model_that_differs_by_rounding_is_the_same_and_the_first_probe_stays(
     assert claim_folder(tmp_path, replace(first, probe=(-1.02, -0.26), name="alias")) == first
 
 
+def test_a_cache_that_does_not_say_its_corpus_is_read_and_continued(tmp_path: Path, vocab: Vocab) -> None:
+    older = settings_for(vocab)
+    claim_folder(tmp_path, older)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    del manifest["corpus"]
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    assert claim_folder(tmp_path, replace(older, corpus="a" * 64)) == older
+    with pytest.raises(MismatchError, match="its corpus has other rows"):
+        claim_folder(tmp_path / "new", replace(claim_folder(tmp_path / "new", replace(older, corpus="a")), corpus="b"))
+
+
 def test_more_best_tokens_than_live_ones_are_all_live_ones(vocab: Vocab) -> None:
     settings = settings_for(vocab, top_k=1000)
     assert (settings.top_k, settings.live, settings.logits) == (WIDTH - 5, WIDTH - 5, WIDTH)
@@ -97,6 +108,8 @@ def test_options_without_sense_are_refused_by_name(vocab: Vocab, option: dict[st
         lambda values: values.update(top_k=0),
         lambda values: values.update(rows=-1),
         lambda values: values.update(rows="many"),
+        lambda values: values.update(rows=3.5),
+        lambda values: values.update(rows=True),
         lambda values: values.update(dtype="int8"),
         lambda values: values.update(probe=["x"]),
         lambda values: values.update(schema=2),

@@ -134,6 +134,16 @@ def test_a_shard_of_another_place_or_cache_is_refused(
         write_teacher_cache(model, corpus(), written, teacher=vocab, top_k=8, batch_size=3, rows_per_shard=4)
 
 
+def test_a_shard_of_another_corpus_is_refused(written: Path, tmp_path: Path, vocab: Vocab, model: Causal) -> None:
+    options: dict[str, Any] = {"teacher": vocab, "top_k": 8, "batch_size": 3, "rows_per_shard": 4}
+    write_teacher_cache(model, corpus()[::-1], tmp_path / "other", **options)
+    shutil.copy(tmp_path / "other" / SECOND, written / SECOND)
+    with pytest.raises(MismatchError, match="its corpus has other rows"):
+        TeacherCache(written).verify()
+    with pytest.raises(MismatchError, match="its corpus has other rows"):
+        write_teacher_cache(model, corpus(), written, **options)
+
+
 def test_a_damaged_shard_is_replaced_by_running_again(written: Path, vocab: Vocab, model: Causal) -> None:
     before = files_of(written)
     path = written / SECOND

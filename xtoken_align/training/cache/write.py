@@ -35,6 +35,7 @@ from .format import (
     check_positive,
     check_rows,
     claim_folder,
+    corpus_hash,
     digest_of,
     hash_of,
     key_of,
@@ -245,6 +246,7 @@ def write_teacher_cache(
     check_rows(rows)
     check_positive("batch_size", batch_size)
     settings = make_settings(vocab, len(rows), top_k=top_k, dtype=dtype, rows_per_shard=rows_per_shard, **of_texts)
+    settings = replace(settings, corpus=corpus_hash(rows, vocab, settings))
     own = range(settings.shards)[_part(process)]
     path = Path(folder)
     writer = open_writer(model, vocab, path, settings, batch_size=batch_size, device=device)
