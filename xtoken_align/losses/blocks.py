@@ -20,19 +20,14 @@ from numpy.typing import NDArray
 from ..errors import OptionError
 from ..spans.spans import Predictions
 from . import cpu, triton
-from .chain import ChainTables, Levels, Reads, level_values
+from .chain import Levels, PrefixTree, Reads, find_levels, level_values
 from .inputs import (
     Compared,
     Gradients,
     Rows,
     Source,
-    Student,
-    Teacher,
     compute_dtype,
     new_gradients,
-    student_inputs,
-    student_source,
-    teacher_source,
 )
 from .options import IMPLEMENTATIONS, one_of
 from .tables import Outcomes, Table
@@ -180,7 +175,7 @@ def plan_batch(
     rows: int,
     merge: str,
     bins: tuple[Ids, Ids] | None = None,
-    chain: ChainTables | None = None,
+    trees: tuple[PrefixTree, PrefixTree] | None = None,
 ) -> Batch:
     """Cuts a batch into blocks of whole chunks.
 
@@ -191,34 +186,28 @@ def plan_batch(
         rows: about how many rows a block has.
         merge: "first" reads a chunk's first predicting position on both sides, "mean" all.
         bins: each token's bin on both sides, where chunks that begin in two bins are misfits.
-        chain: the tables of C-KL.
+        trees: C-KL's, of the student's decompositions and of the teacher's.
     """
     fits = np.ones(len(predictions), dtype=np.bool_)
     if bins is not None:
         first_student = bins[0][predictions.student_tokens[predictions.student_offsets[:-1]]]
         first_teacher = bins[1][predictions.teacher_tokens[predictions.teacher_offsets[:-1]]]
         fits = (first_student == first_teacher) & (first_student >= 0)
-    students, student_at = _leading_rows(predictions.student, predictions.student_offsets, merge)
-    teachers, teacher_at = _leading_rows(predictions.teacher, predictions.teacher_offsets, merge)
-    levels = () if chain is None else chain.levels(predictions, fits)
-    longest = np.maximum(student_at, teacher_at)
-    pending = None if labels is None else labels.copy()
-    blocks = []
-    for first, last in pairwise(_bounds(longest, 0, len(longest) - 1, rows)):
-        own = [one.of_chunks(first, last) for one in levels]
-        block = Block(
-            student_rows=_with_further(students[student_at[first] : student_at[last]], own, of_student=True),
-            teacher_rows=_with_further(teachers[teacher_at[first] : teacher_at[last]], own, of_student=False),
-            parts=tuple(
-                _part(slice(*bounds), first, student_at, teacher_at)
-                for bounds in pairwise(_bounds(longest, first, last, sizes.part))
-            ),
-            level_one=int(student_at[last] - student_at[first]),
-        )
-        placed = (one.in_block(block.student_rows, block.teacher_rows) for one in own if len(one))
-        blocks.append(replace(block, levels=tuple(part for one in placed for part in one.parts(sizes.levels))))
-    if pending is not None:
+    sides = [(predictions.student, predictions.student_offsets), (predictions.teacher, predictions.teacher_offsets)]
+    if merge == "first":
+        sides = [(side_rows[offsets[:-1]], np.arange(len(offsets))) for side_rows, offsets in sides]
+    levels = [
+        find_levels(tree, predictions, fits, of_student=of_student)
+        for tree, of_student in zip(trees or (), (True, False), strict=trees is not None)
+    ]
+    longest = np.maximum(sides[0][1], sides[1][1])
+    blocks = [
+        _block(first, last, sides, levels, list(pairwise(_bounds(longest, first, last, sizes.part))), sizes.levels)
+        for first, last in pairwise(_bounds(longest, 0, len(predictions), rows))
+    ]
+    if labels is not None:
         # A row's label counts in the first block that reads it; labelled rows that none reads get blocks of their own.
+        pending = labels.copy()
         for number, block in enumerate(blocks):
             blocks[number] = replace(block, labels=pending[block.student_rows])
             pending[block.student_rows] = IGNORED
@@ -227,23 +216,6 @@ def plan_batch(
             own_rows = alone[start : start + rows]
             blocks.append(Block(own_rows, alone[:0], (), 0, labels=pending[own_rows]))
     return Batch(tuple(blocks), np.where(fits, predictions.weight, 0).astype(np.float32), int((~fits).sum()))
-
-
-def blocks_of_rows(rows: int, sizes: BlockSizes) -> tuple[Block, ...]:
-    """Blocks in which row number n of both sides is chunk n."""
-    blocks = []
-    for first in range(0, rows, sizes.rows):
-        own = np.arange(first, min(first + sizes.rows, rows))
-        place = slice(0, len(own))
-        blocks.append(Block(own, own, (Part(slice(first, first + len(own)), place, place),), len(own)))
-    return tuple(blocks)
-
-
-def _leading_rows(rows: Ids, offsets: Ids, merge: str) -> tuple[Ids, Ids]:
-    """The rows of level one, and where each chunk's begin."""
-    if merge == "mean":
-        return rows, offsets
-    return rows[offsets[:-1]], np.arange(len(offsets))
 
 
 def _bounds(offsets: Ids, first: int, last: int, rows: int) -> list[int]:
@@ -258,21 +230,73 @@ def _bounds(offsets: Ids, first: int, last: int, rows: int) -> list[int]:
     return bounds
 
 
-def _part(chunks: slice, first: int, student_at: Ids, teacher_at: Ids) -> Part:
-    """Some chunks of the block that begins with chunk number `first`."""
-    slices, sizes = [], []
-    for offsets in (student_at, teacher_at):
-        slices.append(slice(int(offsets[chunks.start] - offsets[first]), int(offsets[chunks.stop] - offsets[first])))
-        sizes.append(np.diff(offsets[chunks.start : chunks.stop + 1]))
-    if all((size == 1).all() for size in sizes):
-        return Part(chunks, slices[0], slices[1])
-    return Part(chunks, slices[0], slices[1], sizes[0], sizes[1])
+def _block(
+    first: int,
+    last: int,
+    sides: Sequence[tuple[Ids, Ids]],
+    levels: Sequence[Levels],
+    bounds: Sequence[tuple[int, int]],
+    levels_at_once: int,
+) -> Block:
+    """The block of chunks first to last, without labels.
+
+    If chunks 4 and 5 have the rows 10 and 12 and a level of chunk 4 reads row 11, the block's rows are 10, 12, 11, of
+    which the first two are level one's, and the level's place is 2.
+
+    Args:
+        first: the first chunk.
+        last: the chunk after the last one.
+        sides: the student's and the teacher's rows of level one, with where each chunk's begin.
+        levels: all further levels of the batch.
+        bounds: the first chunk of each part, and the one after its last.
+        levels_at_once: how many levels are compared at a time.
+    """
+    own = [one.take(slice(*np.searchsorted(one.chunk, [first, last]))) for one in levels]
+    own = [one for one in own if len(one.chunk)]
+    rows = [side_rows[offsets[first] : offsets[last]] for side_rows, offsets in sides]
+    level_one = len(rows[0])
+    if own:
+        read = [[one.student for one in own], [one.teacher for one in own]]
+        rows = [
+            np.concatenate([here, np.setdiff1d(np.concatenate(further), here)])
+            for here, further in zip(rows, read, strict=True)
+        ]
+        order = [np.argsort(here) for here in rows]
+        own = [
+            replace(
+                one,
+                student=order[0][np.searchsorted(rows[0], one.student, sorter=order[0])],
+                teacher=order[1][np.searchsorted(rows[1], one.teacher, sorter=order[1])],
+            )
+            for one in own
+        ]
+    parts = []
+    for begin, end in bounds:
+        places = [slice(int(at[begin] - at[first]), int(at[end] - at[first])) for _, at in sides]
+        counts = [np.diff(at[begin : end + 1]) for _, at in sides]
+        one_each = all((count == 1).all() for count in counts)
+        parts.append(Part(slice(begin, end), *places, *(() if one_each else counts)))
+    return Block(
+        student_rows=rows[0],
+        teacher_rows=rows[1],
+        parts=tuple(parts),
+        level_one=level_one,
+        levels=tuple(
+            one.take(slice(start, start + levels_at_once))
+            for one in own
+            for start in range(0, len(one.chunk), levels_at_once)
+        ),
+    )
 
 
-def _with_further(rows: Ids, levels: Sequence[Levels], *, of_student: bool) -> Ids:
-    """The rows of level one and those of further levels that are not among them."""
-    further = [one.rows(of_student=of_student) for one in levels if len(one)]
-    return np.concatenate([rows, np.setdiff1d(np.concatenate(further), rows)]) if further else rows
+def blocks_of_rows(rows: int, sizes: BlockSizes) -> tuple[Block, ...]:
+    """Blocks in which row number n of both sides is chunk n."""
+    blocks = []
+    for first in range(0, rows, sizes.rows):
+        own = np.arange(first, min(first + sizes.rows, rows))
+        place = slice(0, len(own))
+        blocks.append(Block(own, own, (Part(slice(first, first + len(own)), place, place),), len(own)))
+    return tuple(blocks)
 
 
 @dataclass(eq=False)
@@ -287,6 +311,7 @@ class Result:
         compared: 1 where there was a common space.
         cross_entropy: scalar, summed over the labels.
         gradients: of the logits or hidden states, the head, its bias and the links' log weights; None where not wanted.
+        by_kernels: whether Triton's kernels made some values, which are no finite numbers where they cannot.
     """
 
     value: torch.Tensor
@@ -296,6 +321,7 @@ class Result:
     compared: torch.Tensor
     cross_entropy: torch.Tensor
     gradients: list[torch.Tensor | None]
+    by_kernels: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,23 +360,44 @@ def run(
         label_weight: scalar, or None without labels.
         wanted: whether the gradient of states, head, bias and links is.
     """
-    path = _path(objective.implementation, student.states.device, compute_dtype(student.states))
-    single = any(part.student_size is None for block in blocks for part in block.parts)
-    if not (single and teacher.rest is None and any(_is_common(term.table) for term in objective.terms)):
-        # Nothing that the kernels could do, so there is nothing to wait for.
-        path = "reference" if path == "triton" else path
-    result = _run(student, teacher, objective, blocks, chunk_weight, label_weight, wanted, path)
+    dtype, device = compute_dtype(student.states), student.states.device
+    per_chunk = {
+        name: torch.zeros(len(chunk_weight), dtype=dtype, device=device)
+        for name in ("value", "agrees", "dropped", "empty", "compared")
+    }
+    result = Result(**per_chunk, cross_entropy=torch.zeros((), dtype=dtype, device=device), gradients=[None] * 4)
+    compared, links = _with_leaf(objective) if wanted[3] else (objective, None)
+    lift = _lift(student, chunk_weight, label_weight)
+    firsts = _firsts([block.student_rows for block in blocks]), _firsts([block.teacher_rows for block in blocks])
+    gradients = None
+    if any(wanted):
+        written = [block.student_rows for block, first in zip(blocks, firsts[0], strict=True) if first >= 0]
+        gradients = new_gradients(student, written, weight=wanted[1], bias=wanted[2], links=links)
+    pass_ = _Pass(
+        student,
+        teacher,
+        compared,
+        path=_path(objective.implementation, device, dtype),
+        chunk_weight=chunk_weight * lift,
+        label_weight=None if label_weight is None else label_weight * lift,
+        gradients=gradients,
+        result=result,
+    )
+    with torch.autocast(device.type, enabled=False):
+        for block, student_first, teacher_first in zip(blocks, *firsts, strict=True):
+            _run_block(block, student_first, teacher_first, pass_)
     # Where an outcome is impossible the kernels give no finite number. That is looked at once, since looking waits for
     # the device.
-    if path == "triton" and not bool(result.value.isfinite().all()):
-        del result
-        return _run(student, teacher, objective, blocks, chunk_weight, label_weight, wanted, "reference")
+    if result.by_kernels and not bool(result.value.isfinite().all()):
+        del result, gradients, pass_
+        plain = replace(objective, implementation="reference")
+        return run(student, teacher, plain, blocks, chunk_weight, label_weight, wanted)
+    if gradients is not None:
+        result.gradients = [gradients.states, gradients.weight, gradients.bias, gradients.links]
+        for gradient in result.gradients:
+            if gradient is not None and isinstance(lift, torch.Tensor):
+                gradient.div_(lift)
     return result
-
-
-def _is_common(table: Table) -> bool:
-    """Whether it is of outcomes that `cpu` and `triton` can compare in place."""
-    return isinstance(table, Outcomes) and table.links is None and table.student.count > 0
 
 
 def _path(implementation: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -366,63 +413,30 @@ def _path(implementation: str, device: torch.device, dtype: torch.dtype) -> str:
     return "reference" if implementation == "triton" and dtype != torch.float32 else implementation
 
 
-def _run(
-    student: Source,
-    teacher: Source,
-    objective: Objective,
-    blocks: Sequence[Block],
-    chunk_weight: torch.Tensor,
-    label_weight: torch.Tensor | None,
-    wanted: Sequence[bool],
-    path: str,
-) -> Result:
-    dtype, device = compute_dtype(student.states), student.states.device
-    per_chunk = {
-        name: torch.zeros(len(chunk_weight), dtype=dtype, device=device)
-        for name in ("value", "agrees", "dropped", "empty", "compared")
-    }
-    result = Result(**per_chunk, cross_entropy=torch.zeros((), dtype=dtype, device=device), gradients=[None] * 4)
-    links = None
-    if wanted[3]:
-        objective, links = _with_leaf(objective)
-    lift = _lift(student, chunk_weight, label_weight)
-    if lift is not None:
-        chunk_weight, label_weight = chunk_weight * lift, None if label_weight is None else label_weight * lift
-    firsts = _firsts([block.student_rows for block in blocks]), _firsts([block.teacher_rows for block in blocks])
-    gradients = None
-    if any(wanted):
-        written = [block.student_rows for block, first in zip(blocks, firsts[0], strict=True) if first >= 0]
-        gradients = new_gradients(student, written, weight=wanted[1], bias=wanted[2], links=links)
-    pass_ = _Pass(student, teacher, objective, path, chunk_weight, label_weight, gradients, result)
-    with torch.autocast(device.type, enabled=False):
-        for block, student_first, teacher_first in zip(blocks, *firsts, strict=True):
-            _run_block(block, student_first, teacher_first, pass_)
-    if gradients is not None:
-        result.gradients = gradients.all(lift)
-    return result
-
-
 def _run_block(block: Block, student_first: int, teacher_first: int, pass_: _Pass) -> None:
     """Reads a block's rows, calls the formulas, and adds up values and gradients."""
     student, teacher, gradients = pass_.student, pass_.teacher, pass_.gradients
     dtype, device = pass_.result.value.dtype, student.states.device
     rows = torch.from_numpy(block.student_rows).to(device, non_blocking=True)
-    scores = student.read(rows, dtype, student_first)
-    gradient = place = None
+    scores = student.read(rows, dtype, student_first).scores
+    gradient = None
+    in_place = student_first >= 0 and student.weight is None
     if gradients is not None:
-        place = gradients.place(len(rows), student_first, dtype)
-        gradient = torch.empty_like(scores) if place is None else place
+        # The gradient of logits that follow each other is written where it is to stand.
+        in_place = in_place and gradients.states.dtype == dtype
+        place = gradients.states[student_first : student_first + len(rows)]
+        gradient = place if in_place else torch.empty_like(scores)
         # The formulas write the rows of level one, whatever was there.
         gradient[block.level_one if pass_.objective.terms else 0 :] = 0
     if block.parts:
         others = torch.from_numpy(block.teacher_rows).to(device, non_blocking=True)
-        teachers = Rows(teacher.read(others, dtype, teacher_first), log_rest=teacher.log_rest(others, dtype))
+        teachers = teacher.read(others, dtype, teacher_first)
         _compare_chunks(block, scores, teachers, pass_, gradient)
         for levels in block.levels:
             _compare_levels(levels, scores, teachers, pass_, gradient)
     if block.labels is not None and pass_.label_weight is not None:
         _add_cross_entropy(scores, block.labels, pass_.label_weight, gradient, pass_.result)
-    if gradients is not None and gradient is not None and place is None:
+    if gradients is not None and gradient is not None and not in_place:
         gradients.add(rows, scores, gradient)
 
 
@@ -436,11 +450,13 @@ def _with_leaf(objective: Objective) -> tuple[Objective, torch.Tensor]:
     return replace(objective, terms=(Term(term.formula, table),)), leaf
 
 
-def _lift(student: Source, chunk_weight: torch.Tensor, label_weight: torch.Tensor | None) -> torch.Tensor | None:
-    """What brings the largest weight near 1 where a head's products run in float16, in which less than 6e-8 is 0."""
+def _lift(student: Source, chunk_weight: torch.Tensor, label_weight: torch.Tensor | None) -> float | torch.Tensor:
+    """What brings the largest weight near 1 where a head's products run in float16, in which less than 6e-8 is 0; else
+    1.
+    """
     weights = chunk_weight if label_weight is None else torch.cat([chunk_weight, label_weight[None]])
     if student.weight is None or student.states.dtype != torch.float16 or not len(weights):
-        return None
+        return 1.0
     # A power of two, which changes no digit.
     return torch.exp2(-weights.amax().clamp(1e-30, 1e30).log2().ceil())
 
@@ -492,11 +508,10 @@ def _fast(
 ) -> Compared | None:
     """Outcomes compared in place, where rows are chunks and every outcome is possible; None where this is not so."""
     outcomes, objective = term.table, pass_.objective
-    if pass_.path == "reference" or not _is_common(outcomes):
+    if pass_.path == "reference" or student.chunk is not None or teacher.log_rest is not None:
         return None
-    if student.chunk is not None or teacher.log_rest is not None:
+    if not isinstance(outcomes, Outcomes) or outcomes.links is not None or not outcomes.student.count:
         return None
-    assert isinstance(outcomes, Outcomes)
     coefficient = None if place is None else weight
     options: dict[str, Any] = {"temperature": objective.temperature, "coefficient": coefficient, "out": place}
     if pass_.path == "cpu":
@@ -506,6 +521,7 @@ def _fast(
     in_rows = all(one is None or one.stride(1) == 1 for one in (student.scores, teacher.scores, place))
     if not in_rows or (objective.top_k is not None and objective.top_k < outcomes.student.count):
         return None
+    pass_.result.by_kernels = True
     return triton.compare_outcomes(student.scores, teacher.scores, outcomes, **options)
 
 
@@ -549,17 +565,18 @@ def _compare_levels(
     levels: Levels, scores: torch.Tensor, teachers: Rows, pass_: _Pass, gradient: torch.Tensor | None
 ) -> None:
     """Some of C-KL's levels of a block: their values are added to their chunks', their gradient to their rows'."""
-    here, objective = levels.tensors(scores.device), pass_.objective
+    objective = pass_.objective
     assert objective.student_silent is not None
     assert objective.teacher_silent is not None
     student = Reads(scores, objective.student_silent, wanted=gradient is not None)
     teacher = Reads(teachers.scores, objective.teacher_silent, teachers.log_rest)
+    chunk = torch.from_numpy(levels.chunk).to(scores.device, non_blocking=True)
     with torch.set_grad_enabled(gradient is not None):
-        value = level_values(student, teacher, here, temperature=objective.temperature)
-        total = (value * pass_.chunk_weight[here.chunk]).sum()
+        value = level_values(student, teacher, levels, temperature=objective.temperature)
+        total = (value * pass_.chunk_weight[chunk]).sum()
     if gradient is not None:
         student.add_gradient(total, gradient)
-    pass_.result.value.index_add_(0, here.chunk, value.detach())
+    pass_.result.value.index_add_(0, chunk, value.detach())
 
 
 def _add_cross_entropy(
@@ -582,28 +599,19 @@ def _add_cross_entropy(
             gradient.index_add_(0, slots, slope.mul_(weight))
 
 
-class _Made:
-    """Gradients that were made beforehand, handed out once as they are and made anew if they are asked for again."""
-
-    def __init__(self, gradients: list[torch.Tensor | None], again: Callable[[], list[torch.Tensor | None]]) -> None:
-        self.gradients: list[torch.Tensor | None] | None = gradients
-        self.again = again
-
-    def take(self) -> list[torch.Tensor | None]:
-        """The gradients; the caller owns them and may change them."""
-        taken = self.again() if self.gradients is None else self.gradients
-        self.gradients = None
-        return taken
-
-
 class _Attached(torch.autograd.Function):
     """A value whose gradients were made beforehand."""
 
     @staticmethod
     def forward(
-        ctx: Any, value: torch.Tensor, rows_of: torch.Tensor | None, made: _Made, *inputs: torch.Tensor | None
+        ctx: Any,
+        value: torch.Tensor,
+        rows_of: torch.Tensor | None,
+        made: list[Sequence[torch.Tensor | None]],
+        again: Callable[[], Sequence[torch.Tensor | None]],
+        *inputs: torch.Tensor | None,
     ) -> torch.Tensor:
-        ctx.rows_of, ctx.made = rows_of, made
+        ctx.rows_of, ctx.made, ctx.again = rows_of, made, again
         ctx.inputs = [None if one is None else (one.dtype, one.shape) for one in inputs]
         return value.clone()
 
@@ -618,7 +626,9 @@ class _Attached(torch.autograd.Function):
         if ctx.rows_of is not None:
             slope = slope[ctx.rows_of].unsqueeze(1)
         scaled: list[torch.Tensor | None] = []
-        for gradient, kept in zip(ctx.made.take(), ctx.inputs, strict=True):
+        # They are given away, since autograd may change them; whoever asks once more gets new ones.
+        gradients = ctx.made.pop() if ctx.made else ctx.again()
+        for gradient, kept in zip(gradients, ctx.inputs, strict=True):
             if gradient is None or kept is None:
                 scaled.append(None)
                 continue
@@ -626,14 +636,14 @@ class _Attached(torch.autograd.Function):
             if not (slope.device.type == "cpu" and slope.numel() == 1 and float(slope) == 1):
                 gradient.mul_(slope.to(gradient.dtype))
             scaled.append(gradient.to(kept[0]).view(kept[1]))
-        return None, None, None, *scaled
+        return None, None, None, None, *scaled
 
 
 def attach(
     value: torch.Tensor,
-    inputs: list[torch.Tensor | None],
-    gradients: list[torch.Tensor | None],
-    again: Callable[[], list[torch.Tensor | None]],
+    inputs: Sequence[torch.Tensor | None],
+    gradients: Sequence[torch.Tensor | None],
+    again: Callable[[], Sequence[torch.Tensor | None]],
     rows_of: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Gives a value the graph of its inputs.
@@ -651,13 +661,13 @@ def attach(
     """
     if all(gradient is None for gradient in gradients):
         return value
-    result: torch.Tensor = _Attached.apply(value, rows_of, _Made(gradients, again), *inputs)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _Attached.apply(value, rows_of, [gradients], again, *inputs)  # type: ignore[no-untyped-call]
     return result
 
 
 def run_batch(
-    student: Student,
-    teacher: Teacher,
+    student: Source,
+    teacher: Source,
     objective: Objective,
     batch: Batch,
     *,
@@ -683,16 +693,18 @@ def run_batch(
     Raises:
         OptionError: logits of another width than the mapping's, or on another device than the loss.
     """
-    source, read = student_source(student), teacher_source(teacher)
     for side, width, expected in zip(
-        ("student", "teacher"), (source.width, read.width), objective.widths or (source.width, read.width), strict=True
+        ("student", "teacher"),
+        (student.width, teacher.width),
+        objective.widths or (student.width, teacher.width),
+        strict=True,
     ):
         if width != expected:
             raise OptionError(
                 f"the {side}'s logits must have the mapping's width of {expected}, but they have {width}: the mapping "
                 "is of another tokenizer or another size of the model's head"
             )
-    dtype, device = compute_dtype(source.states), source.states.device
+    dtype, device = compute_dtype(student.states), student.states.device
     if objective.student_silent is not None and objective.student_silent.device != device:
         raise OptionError(
             f"the loss is on {objective.student_silent.device}, but what the student hands in is on {device}: "
@@ -700,11 +712,11 @@ def run_batch(
         )
     weight = torch.from_numpy(batch.weight).to(device, dtype)
     chunk_factor, label_factor = chunk_factor.to(device, dtype), label_factor.to(device, dtype)
-    inputs = [*student_inputs(student), link_log_weight]
+    inputs = [*student.inputs, link_log_weight]
     wanted = [torch.is_grad_enabled() and one is not None and one.requires_grad for one in inputs]
     labels = any(block.labels is not None for block in batch.blocks)
     arguments = (
-        (source, read, objective, batch.blocks),
+        (student, teacher, objective, batch.blocks),
         (weight * chunk_factor, label_factor if labels else None, wanted),
     )
     result = run(*arguments[0], *arguments[1])

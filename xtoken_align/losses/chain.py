@@ -10,9 +10,8 @@ student that never says `123` learns how often the number goes on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,57 +22,43 @@ from ..rules.pieces import Pieces
 from ..spans.spans import Predictions
 from ..spans.units import offsets_of
 from .divergence import never_negative
-from .tables import live_tokens, log_of, log_sum
+from .tables import live_tokens, log_sum
 
 Ids = NDArray[np.int64]
-
-
-Array = Any
-"""A numpy array of int64, or a tensor."""
 
 
 @dataclass(frozen=True, eq=False)
 class PrefixTree:
     """A tree whose nodes are the piece sequences with which some token's decomposition begins; node 0 is the empty one.
 
-    Nodes are numbered level by level, the children of one node side by side.
+    Nodes are numbered level by level, the children of one node side by side. The tokens `1`, `12`, `13`, `123` with
+    their digits as pieces have the nodes
+
+        0 -- 1: `1` -- 2: `1` `2` -- 4: `1` `2` `3`
+                 |---- 3: `1` `3`
+
+    `tokens` has them in the order `1`, `12`, `123`, `13`, so that those below node 2 are the range 1 to 3, of which the
+    first is its own; `path` has 1 for `1`, then 1, 2 for `12`, and 1, 2, 4 for `123`.
 
     Attributes:
+        pieces: every token as the other side writes it.
+        path: int64, the node after each of `pieces.ids`; -1 at tokens without a probability.
         tokens: int64 (tokens,), the tokens that have a decomposition, so ordered that those below a node are a range.
         begin: int64 (nodes,), where the tokens whose decomposition begins with a node's pieces begin in `tokens`.
         end: int64 (nodes,), where they end; those that are equal to it come first.
         own_end: int64 (nodes,), where the equal ones end.
         child: int64 (nodes + 1,), the first child of each node; node n's children are child[n] to child[n + 1] - 1.
         piece: int64 (nodes,), the last piece of each node, -1 for the root.
-        keys: int64 (nodes,), parent * width + piece, ascending.
-        node_of: int64, the node of each token's whole decomposition, -1 for tokens without one.
-        width: the pieces' vocabulary's width.
     """
 
+    pieces: Pieces
+    path: Ids
     tokens: Ids
     begin: Ids
     end: Ids
     own_end: Ids
     child: Ids
     piece: Ids
-    keys: Ids
-    node_of: Ids
-    width: int
-
-    def step(self, nodes: Ids, pieces: Ids) -> Ids:
-        """The child of each node by each piece, -1 where there is none or the node is -1."""
-        keys = nodes * self.width + pieces
-        at = np.searchsorted(self.keys, keys)
-        inside = at < len(self.keys)
-        found = (nodes >= 0) & (pieces >= 0) & inside
-        found[found] = self.keys[at[found]] == keys[found]
-        return np.where(found, at, -1)
-
-    def has_children(self, nodes: Ids) -> NDArray[np.bool_]:
-        """Which nodes are prefixes of longer decompositions; -1 is not."""
-        safe = np.maximum(nodes, 0)
-        branching: NDArray[np.bool_] = (nodes >= 0) & (self.child[safe + 1] > self.child[safe])
-        return branching
 
 
 def make_tree(pieces: Pieces, live: NDArray[np.bool_], width: int) -> PrefixTree:
@@ -86,234 +71,157 @@ def make_tree(pieces: Pieces, live: NDArray[np.bool_], width: int) -> PrefixTree
     """
     tokens = np.flatnonzero((pieces.lengths > 0) & live)
     starts, lengths = pieces.offsets[tokens], pieces.lengths[tokens].astype(np.int64)
-    at = np.zeros(len(tokens), dtype=np.int64)  # the node of each token's pieces so far
+    path = np.full(len(pieces.ids), -1, dtype=np.int64)
+    node = np.zeros(len(tokens), dtype=np.int64)  # of each token's pieces so far
     levels = [np.full(1, -1, dtype=np.int64)]
     count, depth = 1, 0
     open_ = np.arange(len(tokens))
     while len(open_):
-        keys = at[open_] * width + pieces.ids[starts[open_] + depth]
+        # A node is its parent and one more piece. Equal ones get one number; in their order siblings stand together.
+        keys = node[open_] * width + pieces.ids[starts[open_] + depth]
         level, place = np.unique(keys, return_inverse=True)
-        at[open_] = count + place
+        node[open_] = path[starts[open_] + depth] = count + place
         levels.append(level)
         count, depth = count + len(level), depth + 1
         open_ = open_[lengths[open_] > depth]
-    node_of = np.full(len(pieces), -1, dtype=np.int64)
-    node_of[tokens] = at
-    return _ranges(tokens, node_of, levels, width)
-
-
-def _ranges(tokens: Ids, node_of: Ids, levels: list[Ids], width: int) -> PrefixTree:
-    """Orders the tokens: a node's own ones first, then child by child."""
-    at, keys = node_of[tokens], np.concatenate(levels)
-    nodes = len(keys)
+    keys = np.concatenate(levels)
     parent = np.where(keys >= 0, keys // width, -1)
-    own = np.bincount(at, minlength=nodes)
+    begin, end, own_end = _ranges(node, parent, [len(level) for level in levels])
+    return PrefixTree(
+        pieces=pieces,
+        path=path,
+        tokens=tokens[np.argsort(begin[node], kind="stable")],
+        begin=begin,
+        end=end,
+        own_end=own_end,
+        child=np.searchsorted(parent, np.arange(count + 1)),
+        piece=np.where(keys >= 0, keys % width, -1),
+    )
+
+
+def _ranges(node: Ids, parent: Ids, sizes: list[int]) -> tuple[Ids, Ids, Ids]:
+    """Where each node's tokens begin, where they end, and where its own ones end: own ones first, then child by child.
+
+    Args:
+        node: int64 (tokens,), the node of each token's whole decomposition.
+        parent: int64 (nodes,), -1 for the root.
+        sizes: how many nodes each level has.
+    """
+    own = np.bincount(node, minlength=len(parent))
     below = own.copy()
-    edges = offsets_of(np.array([len(level) for level in levels]))
-    for first, last in zip(edges[-2:0:-1].tolist(), edges[:1:-1].tolist(), strict=True):
-        below += np.bincount(parent[first:last], below[first:last], minlength=nodes).astype(np.int64)
-    begin = np.zeros(nodes, dtype=np.int64)
-    for first, last in zip(edges[1:-1].tolist(), edges[2:].tolist(), strict=True):
+    edges = offsets_of(np.array(sizes)).tolist()
+    for first, last in zip(edges[-2:0:-1], edges[:1:-1], strict=True):
+        below += np.bincount(parent[first:last], below[first:last], minlength=len(parent)).astype(np.int64)
+    begin = np.zeros(len(parent), dtype=np.int64)
+    for first, last in pairwise(edges[1:]):
         level = slice(first, last)
         before = offsets_of(below[level])[:-1]
         # Siblings stand side by side: what of the level comes before a node, less what comes before the first sibling.
         eldest = np.searchsorted(parent[level], parent[level])
         begin[level] = begin[parent[level]] + own[parent[level]] + before - before[eldest]
-    order = np.argsort(begin[at], kind="stable")
-    child = np.searchsorted(parent, np.arange(nodes + 1))
-    return PrefixTree(
-        tokens=tokens[order],
-        begin=begin,
-        end=begin + below,
-        own_end=begin + own,
-        child=child,
-        piece=np.where(keys >= 0, keys % width, -1),
-        keys=keys,
-        node_of=node_of,
-        width=width,
-    )
+    return begin, begin + below, begin + own
 
 
-@dataclass(frozen=True, eq=False)
-class ChainTables:
-    """Both sides' decompositions with their prefixes.
-
-    Attributes:
-        student: the student's tokens by the teacher's pieces.
-        teacher: the teacher's tokens by the student's pieces.
-        student_pieces: the student's decompositions.
-        teacher_pieces: the teacher's.
-    """
-
-    student: PrefixTree
-    teacher: PrefixTree
-    student_pieces: Pieces
-    teacher_pieces: Pieces
-
-    def levels(self, predictions: Predictions, fits: NDArray[np.bool_]) -> tuple[Levels, Levels]:
-        """The levels of a batch at which the student is restricted, and those at which the teacher is.
-
-        Args:
-            predictions: numpy arrays.
-            fits: bool (N,), False for misfit chunks, which have no levels.
-        """
-        return (
-            find_levels(self.student, self.student_pieces, predictions, fits, of_student=True),
-            find_levels(self.teacher, self.teacher_pieces, predictions, fits, of_student=False),
-        )
-
-
-def chain_tables(mapping: Mapping) -> ChainTables:
-    """The tables of a mapping."""
-    pieces = mapping.decompositions("student"), mapping.decompositions("teacher")
-    return ChainTables(
-        make_tree(pieces[0], live_tokens(mapping, "student"), len(pieces[1])),
-        make_tree(pieces[1], live_tokens(mapping, "teacher"), len(pieces[0])),
-        *pieces,
-    )
+def chain_trees(mapping: Mapping) -> tuple[PrefixTree, PrefixTree]:
+    """The student's tokens by the teacher's pieces, and the teacher's by the student's."""
+    student, teacher = mapping.decompositions("student"), mapping.decompositions("teacher")
+    live = [mask.numpy() for mask in live_tokens(mapping)]
+    return make_tree(student, live[0], len(teacher)), make_tree(teacher, live[1], len(student))
 
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """Comparisons of two conditional distributions over next pieces, chunk by chunk; numpy arrays, or tensors.
-
-    A level's outcomes are the end of the prefix's token and each next piece. Restricted to the tokens `1`, `12`, `13`,
-    `134` after the prefix `1`, a level has the outcomes end, `2`, `3`: piece = [-1, id of 2, id of 3], token = the four
-    ids, outcome = [0, 1, 2, 2].
+    """Comparisons of two conditional distributions over next pieces, chunk by chunk.
 
     Attributes:
-        restricted_student: whether the restricted side is the student.
-        chunk: int64 (m,), ascending.
-        restricted: int64 (m,), the restricted side's row: a flattened position, or after `in_block` a place in a block.
-        spoken: int64 (m,), the other side's.
-        level: int64 (outcomes,), the level of each outcome; a level's first one is its end.
-        piece: int64 (outcomes,), the spoken token, -1 for the end.
-        token: int64 (tokens,), the restricted side's tokens.
-        outcome: int64 (tokens,), the outcome of each.
+        tree: of the restricted side.
+        of_student: whether the student is restricted and the teacher speaks, or the other way round.
+        chunk: int64 (m,), the chunk of each level, ascending.
+        node: int64 (m,), the prefix.
+        student: int64 (m,), the student's row: a flattened position, or in a block its place there.
+        teacher: int64 (m,), the teacher's.
     """
 
-    restricted_student: bool
-    chunk: Array
-    restricted: Array
-    spoken: Array
-    level: Array
-    piece: Array
-    token: Array
-    outcome: Array
+    tree: PrefixTree
+    of_student: bool
+    chunk: Ids
+    node: Ids
+    student: Ids
+    teacher: Ids
 
-    def __len__(self) -> int:
-        return len(self.chunk)
-
-    def rows(self, *, of_student: bool) -> Ids:
-        """The rows that these levels read on one side."""
-        rows: Ids = self.restricted if of_student == self.restricted_student else self.spoken
-        return rows
-
-    def of_chunks(self, first: int, last: int) -> Levels:
-        """The levels of chunks first to last."""
-        begin, end = np.searchsorted(self.chunk, [first, last])
-        return self._cut(int(begin), int(end))
-
-    def in_block(self, student: Ids, teacher: Ids) -> Levels:
-        """The same with places among a block's rows in place of flattened positions."""
-        restricted, spoken = (student, teacher) if self.restricted_student else (teacher, student)
-        places = []
-        for rows, wanted in ((restricted, self.restricted), (spoken, self.spoken)):
-            order = np.argsort(rows)
-            places.append(order[np.searchsorted(rows, wanted, sorter=order)])
-        return replace(self, restricted=places[0], spoken=places[1])
-
-    def parts(self, count: int) -> Iterator[Levels]:
-        """At most so many levels at a time."""
-        for first in range(0, len(self), count):
-            yield self._cut(first, min(first + count, len(self)))
-
-    def tensors(self, device: torch.device) -> Levels:
-        """The same as tensors."""
-        arrays: dict[str, Any] = {
-            name: torch.from_numpy(np.ascontiguousarray(value)).to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if name != "restricted_student"
-        }
-        return replace(self, **arrays)
-
-    def _cut(self, first: int, last: int) -> Levels:
-        """Levels first to last, with outcomes and tokens that count from their own first ones."""
-        begin, end = np.searchsorted(self.level, [first, last])
-        of_tokens = slice(*np.searchsorted(self.outcome, [begin, end]))
-        of_level, of_outcome = slice(first, last), slice(begin, end)
+    def take(self, which: slice | NDArray[np.bool_]) -> Levels:
+        """Some of the levels."""
         return replace(
             self,
-            chunk=self.chunk[of_level],
-            restricted=self.restricted[of_level],
-            spoken=self.spoken[of_level],
-            level=self.level[of_outcome] - first,
-            piece=self.piece[of_outcome],
-            token=self.token[of_tokens],
-            outcome=self.outcome[of_tokens] - begin,
+            chunk=self.chunk[which],
+            node=self.node[which],
+            student=self.student[which],
+            teacher=self.teacher[which],
         )
 
 
-def find_levels(
-    tree: PrefixTree, pieces: Pieces, predictions: Predictions, fits: NDArray[np.bool_], *, of_student: bool
-) -> Levels:
-    """The levels at which one side is restricted, for chunks in which that side has one token and the other its pieces.
+def find_levels(tree: PrefixTree, predictions: Predictions, fits: NDArray[np.bool_], *, of_student: bool) -> Levels:
+    """The levels of chunks in which one side, the restricted one, has one token and the other that token's pieces.
+
+    A chunk has one level after each of its pieces with which a longer token goes on. If the student has `12` at row 4
+    and the teacher `1` `2` at rows 6 and 7, the levels are those after `1`, which the teacher's row 7 goes on from, and
+    after `12`, which its row 8 does; the student's row is 4 for both.
 
     Args:
         tree: of the restricted side's decompositions.
-        pieces: those decompositions.
         predictions: numpy arrays.
         fits: bool (N,), False for chunks that have no levels.
         of_student: whether the student is restricted, else the teacher.
     """
     student = predictions.student_offsets, predictions.student, predictions.student_tokens
     teacher = predictions.teacher_offsets, predictions.teacher, predictions.teacher_tokens
-    whole, part = (student, teacher) if of_student else (teacher, student)
-    whole_at, whole_rows, whole_tokens = whole
-    part_at, part_rows, part_tokens = part
-    sizes = np.diff(part_at)
-    chunks = np.flatnonzero(fits & (np.diff(whole_at) == 1))
-    token = whole_tokens[whole_at[chunks]]
-    chunks = chunks[pieces.lengths[token] == sizes[chunks]]
-    token = whole_tokens[whole_at[chunks]]
-    nodes = np.zeros(len(chunks), dtype=np.int64)
-    empty = np.zeros(0, dtype=np.int64)
-    found: list[tuple[Ids, Ids, Ids]] = [(empty, empty, empty)]
-    open_ = np.arange(len(chunks))
-    depth = 0
-    while len(open_):
-        first = part_at[chunks[open_]]
-        nodes[open_] = tree.step(nodes[open_], part_tokens[first + depth])
-        depth += 1
-        goes_on = sizes[chunks[open_]] > depth
-        # The row that predicts the next piece; after the last one the row of that piece itself.
-        row = np.where(goes_on, part_rows[first + np.where(goes_on, depth, 0)], part_rows[first + depth - 1] + 1)
-        found.append((open_, nodes[open_].copy(), row))
-        open_ = open_[goes_on]
-    exact = nodes == tree.node_of[token]
-    at, node, row = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-    kept = exact[at] & tree.has_children(node)
-    at, node, row = at[kept], node[kept], row[kept]
-    order = np.argsort(at, kind="stable")
-    chunk = chunks[at[order]]
-    level, piece, token, outcome = _spell_out(tree, node[order])
-    return Levels(of_student, chunk, whole_rows[whole_at[chunk]], row[order], level, piece, token, outcome)
+    whole_at, whole_rows, whole_tokens = student if of_student else teacher
+    spoken_at, spoken_rows, spoken_tokens = teacher if of_student else student
+    sizes = np.diff(spoken_at)
+    chunk = np.flatnonzero(fits & (np.diff(whole_at) == 1))
+    token = whole_tokens[whole_at[chunk]]
+    as_many = tree.pieces.lengths[token] == sizes[chunk]
+    chunk, token = chunk[as_many], token[as_many]
+    # From here on one entry per piece: its chunk's place in `chunk`, how many pieces come before, where it was spoken.
+    size = sizes[chunk]
+    own = np.arange(len(chunk)).repeat(size)
+    depth = np.arange(len(own)) - offsets_of(size)[own]
+    spoken = spoken_at[chunk[own]] + depth
+    place = tree.pieces.offsets[token[own]] + depth
+    differs = np.bincount(own, spoken_tokens[spoken] != tree.pieces.ids[place], minlength=len(chunk)) > 0
+    node = tree.path[place]
+    kept = np.flatnonzero(~differs[own] & (node >= 0) & (tree.child[node + 1] > tree.child[node]))
+    own, node, spoken = own[kept], node[kept], spoken[kept]
+    # The row that predicts the next piece; after the last one, the row of that piece itself.
+    goes_on = depth[kept] + 1 < size[own]
+    row = np.where(goes_on, spoken_rows[np.where(goes_on, spoken + 1, spoken)], spoken_rows[spoken] + 1)
+    chunk = chunk[own]
+    rows = whole_rows[whole_at[chunk]], row
+    return Levels(tree, of_student, chunk, node, *(rows if of_student else rows[::-1]))
 
 
-def _spell_out(tree: PrefixTree, node: Ids) -> tuple[Ids, Ids, Ids, Ids]:
-    """The `level`, `piece`, `token` and `outcome` of levels at these nodes."""
+def spell_out(tree: PrefixTree, node: Ids) -> tuple[Ids, Ids, Ids, Ids]:
+    """The outcomes of levels at these nodes, and the restricted side's tokens of each outcome.
+
+    A level's outcomes are the end of the prefix's token and each next piece. After the prefix `1`, of the tokens `1`,
+    `12`, `13`, `123` the outcomes are end, `2`, `3`: piece = [-1, id of `2`, id of `3`], token = the ids of `1`, `12`,
+    `123`, `13`, outcome = [0, 1, 1, 2].
+
+    Returns:
+        level: int64 (outcomes,), the level of each outcome; a level's first one is its end.
+        piece: int64 (outcomes,), the spoken token, -1 for the end.
+        token: int64 (tokens,), the restricted side's tokens.
+        outcome: int64 (tokens,), the outcome of each, ascending.
+    """
     children = tree.child[node + 1] - tree.child[node]
-    outcome_at = offsets_of(children + 1)
-    level = np.repeat(np.arange(len(node)), children + 1)
-    place = np.arange(len(level)) - outcome_at[level]
-    child = tree.child[node[level]] + place - 1
-    is_end = place == 0
-    child = np.where(is_end, node[level], child)
-    sizes = np.where(is_end, tree.own_end[child], tree.end[child]) - tree.begin[child]
-    outcome = np.repeat(np.arange(len(level)), sizes)
-    token_at = offsets_of(tree.end[node] - tree.begin[node])
-    of_token = level[outcome]
-    token = tree.tokens[tree.begin[node[of_token]] + np.arange(len(outcome)) - token_at[of_token]]
+    level = np.arange(len(node)).repeat(children + 1)
+    place = np.arange(len(level)) - offsets_of(children + 1)[level]
+    parent, is_end = node[level], place == 0
+    child = np.where(is_end, parent, tree.child[parent] + place - 1)
+    begin = tree.begin[child]
+    sizes = np.where(is_end, tree.own_end[child], tree.end[child]) - begin
+    outcome = np.arange(len(level)).repeat(sizes)
+    token = tree.tokens[begin[outcome] + np.arange(len(outcome)) - offsets_of(sizes)[outcome]]
     return level, np.where(is_end, -1, tree.piece[child]), token, outcome
 
 
@@ -377,57 +285,67 @@ def level_values(student: Reads, teacher: Reads, levels: Levels, *, temperature:
     Args:
         student: the student's rows.
         teacher: the teacher's.
-        levels: tensors.
+        levels: the levels, whose rows count among these.
         temperature: T.
 
     Source: this library, 2026.
     """
-    restricted, spoken = (student, teacher) if levels.restricted_student else (teacher, student)
-    count, outcome = len(levels), levels.outcome
-    ends = (levels.piece < 0).nonzero().squeeze(1)
-    inner = (levels.piece >= 0).nonzero().squeeze(1)
-    level, piece = levels.level[inner], levels.piece[inner]
-    log_end = spoken.all_but(levels.spoken, level, piece)
+    count = len(levels.node)
+    arrays = spell_out(levels.tree, levels.node)
+    inner = np.flatnonzero(arrays[1] >= 0)
+    rows = (levels.student, levels.teacher) if levels.of_student else (levels.teacher, levels.student)
+    level, piece, token, outcome, inner, restricted_row, spoken_row = (
+        torch.from_numpy(array).to(student.scores.device, non_blocking=True) for array in (*arrays, inner, *rows)
+    )
+    restricted, spoken = (student, teacher) if levels.of_student else (teacher, student)
+    log_end = spoken.all_but(spoken_row, level[inner], piece[inner])
     if spoken.log_rest is not None:
-        log_end = torch.logaddexp(log_end, spoken.log_rest.to(log_end.dtype)[levels.spoken])
-    log_pieces = spoken.at(levels.spoken[level], piece)
-    log_spoken = log_pieces.new_empty(len(levels.level)).index_copy(0, inner, log_pieces).index_copy(0, ends, log_end)
+        log_end = torch.logaddexp(log_end, spoken.log_rest.to(log_end.dtype)[spoken_row])
+    log_pieces = spoken.at(spoken_row[level[inner]], piece[inner])
+    # Every outcome that is no end is overwritten by its piece.
+    log_spoken = log_end[level].index_copy(0, inner, log_pieces)
     if spoken.log_rest is not None:
         # A next piece that is not among a cached teacher's best is part of "anything else", on both sides.
-        unknown = (log_spoken == -math.inf) & (levels.piece >= 0)
-        outcome = torch.where(unknown[outcome], ends[levels.level[outcome]], outcome)
-    tokens = restricted.at(levels.restricted[levels.level[levels.outcome]], levels.token)
-    log_restricted = _log_sums(tokens, outcome, len(levels.level))
-    log_student, log_teacher = (
-        (log_restricted, log_spoken) if levels.restricted_student else (log_spoken, log_restricted)
-    )
-    log_student = _normalised(log_student, levels.level, count)
-    log_teacher = log_teacher.detach().masked_fill(log_student == -math.inf, -math.inf)
-    log_teacher = _normalised(log_teacher, levels.level, count)
+        unknown = (log_spoken == -math.inf) & (piece >= 0)
+        ends = (piece < 0).nonzero().squeeze(1)
+        joined = torch.where(unknown[outcome], ends[level[outcome]], outcome)
+    else:
+        joined = outcome
+    tokens = restricted.at(restricted_row[level[outcome]], token)
+    _, log_restricted = _normalised(tokens, joined, len(level))
+    log_student, log_teacher = (log_restricted, log_spoken) if levels.of_student else (log_spoken, log_restricted)
+    log_student, _ = _normalised(log_student, level, count)
+    log_teacher, _ = _normalised(log_teacher.detach().masked_fill(log_student == -math.inf, -math.inf), level, count)
     if temperature != 1:
-        log_student = _normalised(log_student / temperature, levels.level, count)
-        log_teacher = _normalised(log_teacher / temperature, levels.level, count)
+        log_student, _ = _normalised(log_student / temperature, level, count)
+        log_teacher, _ = _normalised(log_teacher / temperature, level, count)
     # Where the teacher has no mass on any outcome there is no comparison and must be no gradient.
     lowest = torch.finfo(log_student.dtype).min / 4
     terms = log_teacher.exp() * (log_teacher.clamp_min(lowest) - log_student.clamp_min(lowest))
-    value = terms.new_zeros(count).index_add(0, levels.level, terms)
+    value = terms.new_zeros(count).index_add(0, level, terms)
     return never_negative(value * temperature**2)
 
 
-def _log_sums(values: torch.Tensor, segment: torch.Tensor, count: int) -> torch.Tensor:
-    """(count,), log of the sum of exp(values) over each segment, -inf where it has none."""
-    top = _tops(values, segment, count)
-    return top + log_of(values.new_zeros(count).index_add(0, segment, (values - top[segment]).exp()))
+def _normalised(values: torch.Tensor, segment: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The values normalised within each segment, and log of the sum of exp(values) over each segment.
 
+    A segment at -inf, or an empty one, has the sum -inf; its values stay at -inf.
 
-def _normalised(values: torch.Tensor, segment: torch.Tensor, count: int) -> torch.Tensor:
-    """Normalised within each segment; a segment at -inf stays there."""
-    above = values - _tops(values, segment, count)[segment]
-    total = values.new_zeros(count).index_add(0, segment, above.exp())
-    return above - total.masked_fill(total == 0, 1).log()[segment]
+    Args:
+        values: floats (n,).
+        segment: int64 (n,), the segment of each.
+        count: how many segments there are.
 
-
-def _tops(values: torch.Tensor, segment: torch.Tensor, count: int) -> torch.Tensor:
-    """(count,), each segment's largest value, so that none underflows beside a distant one."""
+    Example:
+        >>> own, sums = _normalised(torch.tensor([0.2, 0.2, 0.4]).log(), torch.tensor([0, 0, 1]), 2)
+        >>> [round(number, 4) for number in own.exp().tolist()], [round(number, 4) for number in sums.exp().tolist()]
+        ([0.5, 0.5, 1.0], [0.4, 0.4])
+    """
+    # Relative to each segment's largest value, so that none underflows beside a distant one.
     top = values.detach().new_full((count,), -math.inf).scatter_reduce(0, segment, values.detach(), "amax")
-    return top.clamp_min_(torch.finfo(values.dtype).min)
+    top.clamp_min_(torch.finfo(values.dtype).min)
+    above = values - top[segment]
+    total = values.new_zeros(count).index_add(0, segment, above.exp())
+    nothing = total == 0
+    log_total = total.masked_fill(nothing, 1).log()
+    return above - log_total[segment], (top + log_total).masked_fill(nothing, -math.inf)

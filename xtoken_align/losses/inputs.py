@@ -210,6 +210,7 @@ class Source:
         scale: of the logits.
         softcap: of the logits.
         width: V.
+        inputs: what a student's loss is differentiated by: logits or hidden states, the head's matrix, its bias.
     """
 
     states: torch.Tensor
@@ -220,9 +221,10 @@ class Source:
     scale: float = 1.0
     softcap: float | None = None
     width: int = 0
+    inputs: tuple[torch.Tensor | None, ...] = ()
 
-    def read(self, rows: torch.Tensor, dtype: torch.dtype, first: int = -1) -> torch.Tensor:
-        """Floats (n, V): the logits of these rows; of a cached teacher log-probabilities, -inf where unknown.
+    def read(self, rows: torch.Tensor, dtype: torch.dtype, first: int = -1) -> Rows:
+        """The scores (n, V) of these rows: logits; of a cached teacher log-probabilities, -inf where unknown.
 
         Args:
             rows: int64 (n,).
@@ -230,19 +232,22 @@ class Source:
             first: the first row where they follow each other, so that nothing need be copied; else -1. What is
                 returned is then not to be changed.
         """
-        states = _select(self.states, rows, first)
-        if self.ids is not None:
-            return _spread(_select(self.ids, rows, first), states.to(dtype), self.width)
+        states, ids, rest = (
+            None if one is None else one.index_select(0, rows) if first < 0 else one[first : first + len(rows)]
+            for one in (self.states, self.ids, self.rest)
+        )
+        assert states is not None
+        if ids is not None and rest is not None:
+            # An unused place, id -1, goes to a column that is cut off.
+            scores = states.new_full((len(ids), self.width + 1), -torch.inf, dtype=dtype)
+            scores.scatter_(1, torch.where(ids < 0, self.width, ids.long()), states.to(dtype))
+            return Rows(scores[:, : self.width], log_rest=rest.to(dtype).log())
         if self.weight is None:
-            return states.to(dtype)
+            return Rows(states.to(dtype))
         logits = torch.nn.functional.linear(states, self.weight, self.bias).to(dtype)
         if self.scale != 1:
             logits.mul_(self.scale)
-        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
-
-    def log_rest(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-        """Floats (n,): log of the mass on unknown tokens, None where all are known."""
-        return None if self.rest is None else _select(self.rest, rows, -1).to(dtype).log()
+        return Rows(logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap))
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,21 +269,6 @@ class Gradients:
     bias: torch.Tensor | None = None
     link_leaf: torch.Tensor | None = None
     links: torch.Tensor | None = None
-
-    def all(self, lift: torch.Tensor | None) -> list[torch.Tensor | None]:
-        """Those of states, head, bias and links, divided by what the weights were multiplied by."""
-        made = [self.states, self.weight, self.bias, self.links]
-        if lift is not None:
-            for gradient in made:
-                if gradient is not None:
-                    gradient.div_(lift)
-        return made
-
-    def place(self, count: int, first: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """Where the gradient of the logits of rows that follow each other can be written at once, else None."""
-        if first < 0 or self.source.weight is not None or self.states.dtype != dtype:
-            return None
-        return self.states[first : first + count]
 
     def add(self, rows: torch.Tensor, logits: torch.Tensor, gradient: torch.Tensor) -> None:
         """Adds the gradient of the logits (n, V) of some rows, which `read` returned; overwrites it."""
@@ -303,48 +293,39 @@ class Gradients:
             self.bias.add_(gradient.sum(dim=0))
 
 
-def device_of(side: Student) -> torch.device:
-    """Where a side's tensors are."""
-    if isinstance(side, Hidden):
-        return side.states.device
-    return (side.logits if isinstance(side, Logits) else side).device
+def source_of(side: Student | Teacher, name: str) -> Source:
+    """A side as rows without its graph.
 
+    Args:
+        side: what the student or the teacher hands in.
+        name: "student" or "teacher".
 
-def widths(side: Student | Teacher) -> tuple[int, ...]:
-    """How wide the rows are that one side's blocks are made of."""
-    if isinstance(side, Hidden):
-        return tuple(side.weight.shape)
+    Raises:
+        OptionError: logits without three dimensions.
+    """
     if isinstance(side, TopK):
-        return (side.width,)
-    return ((side.logits if isinstance(side, Logits) else side).shape[-1],)
-
-
-def student_source(student: Student) -> Source:
-    """The student as rows, without its graph."""
-    if isinstance(student, Hidden):
-        return _hidden(student)
-    return _logits(student.logits if isinstance(student, Logits) else student, "the student")
-
-
-def teacher_source(teacher: Teacher) -> Source:
-    """The teacher as rows, without its graph: teachers get no gradient."""
-    if isinstance(teacher, Hidden):
-        return _hidden(teacher)
-    if isinstance(teacher, TopK):
         return Source(
-            states=teacher.log_probs.detach().flatten(0, 1),
-            ids=teacher.ids.flatten(0, 1),
-            rest=teacher.rest.detach().flatten(),
-            width=teacher.width,
+            states=side.log_probs.detach().flatten(0, 1),
+            ids=side.ids.flatten(0, 1),
+            rest=side.rest.detach().flatten(),
+            width=side.width,
         )
-    return _logits(teacher.logits if isinstance(teacher, Logits) else teacher, "the teacher")
-
-
-def student_inputs(student: Student) -> list[torch.Tensor | None]:
-    """What a student's loss is differentiated by: logits or hidden states, the head's matrix, its bias."""
-    if isinstance(student, Hidden):
-        return [student.states, student.weight, student.bias]
-    return [student.logits if isinstance(student, Logits) else student, None, None]
+    if isinstance(side, Hidden):
+        dtype = side.states.dtype
+        return Source(
+            states=side.states.detach().flatten(0, 1),
+            # Once and not block by block: a head in float32 under autocast is copied here, as autocast itself does.
+            weight=side.weight.detach().to(dtype),
+            bias=None if side.bias is None else side.bias.detach().to(dtype),
+            scale=side.scale,
+            softcap=side.softcap,
+            width=len(side.weight),
+            inputs=(side.states, side.weight, side.bias),
+        )
+    logits = side.logits if isinstance(side, Logits) else side
+    if logits.dim() != 3:
+        raise OptionError(f"the {name}'s logits must have shape (B, T, V), but they have shape {tuple(logits.shape)}")
+    return Source(states=logits.detach().flatten(0, 1), width=logits.shape[-1], inputs=(logits, None, None))
 
 
 def new_gradients(
@@ -381,31 +362,3 @@ def new_gradients(
         links,
         None if links is None else torch.zeros_like(links),
     )
-
-
-def _hidden(side: Hidden) -> Source:
-    return Source(
-        states=side.states.detach().flatten(0, 1),
-        # Once and not block by block: a head in float32 under autocast is copied here, as autocast itself does.
-        weight=side.weight.detach().to(side.states.dtype),
-        bias=None if side.bias is None else side.bias.detach().to(side.states.dtype),
-        scale=side.scale,
-        softcap=side.softcap,
-        width=len(side.weight),
-    )
-
-
-def _logits(logits: torch.Tensor, who: str) -> Source:
-    if logits.dim() != 3:
-        raise OptionError(f"{who}'s logits must have shape (B, T, V), but they have shape {tuple(logits.shape)}")
-    return Source(states=logits.detach().flatten(0, 1), width=logits.shape[-1])
-
-
-def _select(values: torch.Tensor, rows: torch.Tensor, first: int) -> torch.Tensor:
-    return values.index_select(0, rows) if first < 0 else values[first : first + len(rows)]
-
-
-def _spread(ids: torch.Tensor, log_probs: torch.Tensor, width: int) -> torch.Tensor:
-    """(n, K) of ids to (n, V). An unused place, id -1, goes to a column that is cut off."""
-    spread = log_probs.new_full((len(ids), width + 1), float("-inf"))
-    return spread.scatter_(1, torch.where(ids < 0, width, ids.long()), log_probs)[:, :width]

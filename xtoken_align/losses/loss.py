@@ -19,16 +19,15 @@ from ..errors import OptionError
 from ..mapping.mapping import Mapping
 from ..spans.spans import Predictions, Spans
 from .blocks import IGNORED, Batch, Ids, Objective, Result, Term, block_sizes, plan_batch, run_batch
-from .chain import chain_tables
+from .chain import chain_trees
 from .functional import alm, chunk_log_likelihoods, outcomes_kl, sorted_l1
-from .inputs import Hidden, Logits, Student, Teacher, TopK, check_positions, device_of, widths
+from .inputs import Hidden, Logits, Student, Teacher, TopK, check_positions, source_of
 from .options import IMPLEMENTATIONS, columns_kept, one_of, positive, same_shape, share, size, weight
 from .scale import DynamicScale
 from .sharded import Shares, shared_out, shares_of
 from .tables import (
     LinkWeights,
     Outcomes,
-    both_live,
     live_tokens,
     mapping_bins,
     mapping_links,
@@ -98,7 +97,7 @@ def _projection(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
 def _pairs(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
     """Common pairs and two remainders."""
     pairs = mapping_pairs(mapping, threshold=None if options.kind == "gold" else options.threshold)
-    live, paper = both_live(mapping), options.normalize == "none"
+    live, paper = live_tokens(mapping), options.normalize == "none"
     ranks = ranks_of_pairs(pairs, *live, limit=options.uncommon_top_k, with_common=paper, indexed=options.indexed)
     if paper:
         return (Term(sorted_l1, ranks),)
@@ -106,7 +105,7 @@ def _pairs(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
 
 
 def _everything(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
-    return (Term(sorted_l1, ranks_of_all(*both_live(mapping), indexed=options.indexed)),)
+    return (Term(sorted_l1, ranks_of_all(*live_tokens(mapping), indexed=options.indexed)),)
 
 
 KINDS = {
@@ -261,13 +260,18 @@ class XTokenLoss(torch.nn.Module):
         options.check_together()
         self.options = options
         self.mapping = mapping
-        live = [live_tokens(mapping, side) for side in ("student", "teacher")]
         terms = KINDS[options.kind].terms(mapping, options)
-        silent = [torch.from_numpy(np.flatnonzero(~mask)) for mask in live]
+        silent = [(~live).nonzero().squeeze(1) for live in live_tokens(mapping)]
         self._formulas = tuple(term.formula for term in terms)
         self._tables = tree_map_only(torch.Tensor, self._as_buffer, [tuple(term.table for term in terms), *silent])
-        self._bins = _bin_numbers(terms) if KINDS[options.kind].bins else None
-        self._chain = chain_tables(mapping) if options.kind == "c-kl" else None
+        self._bins = None
+        if KINDS[options.kind].bins:
+            # Both sides' bins as the first term numbers them, the rest included; -1 for tokens in none.
+            table = terms[0].table
+            assert isinstance(table, Outcomes)
+            groups = ((side.group.numpy(), side.count) for side in (table.student, table.teacher))
+            self._bins = tuple(np.where(group == count, -1, group) for group, count in groups)
+        self._trees = chain_trees(mapping) if options.kind == "c-kl" else None
         self.scale = DynamicScale() if options.scale == "dynamic" and options.compat is None else None
         self.links = LinkWeights(mapping, terms[0].table) if options.learn_w else None  # type: ignore[arg-type]
 
@@ -357,18 +361,18 @@ class XTokenLoss(torch.nn.Module):
             same_shape("labels", labels, spans.student.shape, "(B, T_s)")
         predictions = _predictions(spans, student_ids, teacher_ids)
         shares = shares_of(student, teacher)
-        if shares is not None and (self.kind == "alm" or self.options.compat is not None):
+        if shares is not None and (self.options.kind == "alm" or self.options.compat is not None):
             raise OptionError(
                 "alm and the compat forms read whole logits, but these are sharded by the vocabulary (kind "
-                f"{self.kind!r}, compat {self.options.compat!r}); gather them first or take another kind"
+                f"{self.options.kind!r}, compat {self.options.compat!r}); gather them first or take another kind"
             )
         if self.options.compat is not None:
             options = replace(self.options, kd_weight=share * self.options.kd_weight)
             return _peer_loss(self.mapping, options, student, teacher, spans, labels)
-        if isinstance(teacher, TopK) and not KINDS[self.kind].partial_teachers:
+        if isinstance(teacher, TopK) and not KINDS[self.options.kind].partial_teachers:
             able = [kind for kind in KINDS if KINDS[kind].partial_teachers]
             raise OptionError(
-                f"{self.kind} needs the teacher's whole distribution, but the teacher is a TopK; use "
+                f"{self.options.kind} needs the teacher's whole distribution, but the teacher is a TopK; use "
                 f"{', '.join(able[:-1])} or {able[-1]}"
             )
         own_labels = None if labels is None or not self.options.ce_weight else _next_labels(labels.numpy(force=True))
@@ -378,7 +382,7 @@ class XTokenLoss(torch.nn.Module):
         factor = torch.ones((), dtype=torch.float64) if self.scale is None else self.scale.factor.clone()
         kd_factor = share * self.options.kd_weight * factor / chunks
         ce_factor = self.options.ce_weight / torch.as_tensor(items, dtype=torch.float64)
-        compare = self._likelihoods if self.kind == "alm" else self._distributions
+        compare = self._likelihoods if self.options.kind == "alm" else self._distributions
         loss, result, weights, misfits = compare(
             student, teacher, predictions, own_labels, kd_factor, ce_factor, shares
         )
@@ -396,7 +400,7 @@ class XTokenLoss(torch.nn.Module):
                 for name, (numerator, denominator) in _metrics(result, weights, misfits).items()
             },
         }
-        if not KINDS[self.kind].agreement:
+        if not KINDS[self.options.kind].agreement:
             del metrics["agreement"]
         if self.scale is not None and self.training:
             self.scale.add(metrics["kd"], metrics["ce"])
@@ -421,16 +425,16 @@ class XTokenLoss(torch.nn.Module):
             raise OptionError("this loss does not learn W; make it with learn_w=True")
         return self.links.export()
 
-    def _plan(self, predictions: Predictions, labels: Ids | None, student: Student, teacher: Teacher) -> Batch:
-        sizes = block_sizes(device_of(student), *widths(student), *widths(teacher))
+    def _plan(self, predictions: Predictions, labels: Ids | None, *, fused: bool) -> Batch:
+        sizes = block_sizes(next(self.buffers()).device, *self.mapping.matrix.shape)
         return plan_batch(
             predictions,
             labels,
             sizes,
-            rows=sizes.hidden if isinstance(student, Hidden) else sizes.logits,
+            rows=sizes.hidden if fused else sizes.logits,
             merge=self.options.merge,
             bins=self._bins,
-            chain=self._chain,
+            trees=self._trees,
         )
 
     def _distributions(
@@ -445,11 +449,11 @@ class XTokenLoss(torch.nn.Module):
     ) -> tuple[torch.Tensor, Result, torch.Tensor, int]:
         """The loss with its graph, the pass, each chunk's weight, and how many chunks are misfits."""
         if shares is None:
-            batch = self._plan(predictions, labels, student, teacher)
+            batch = self._plan(predictions, labels, fused=isinstance(student, Hidden))
         else:
             # Every rank plans for all, since it must know which rows the others read.
             plans = [
-                self._plan(shares.chunks(predictions, rank), shares.labels(labels, rank), student, teacher)
+                self._plan(shares.chunks(predictions, rank), shares.labels(labels, rank), fused=False)
                 for rank in range(shares.ranks)
             ]
             student, teacher, batch = shared_out(student, teacher, plans, shares)
@@ -459,8 +463,8 @@ class XTokenLoss(torch.nn.Module):
             log_weight = log_weight if shares is None else shares.replicated(log_weight)
             objective = _with_weights(objective, log_weight)
         loss, result, weights = run_batch(
-            student,
-            teacher,
+            source_of(student, "student"),
+            source_of(teacher, "teacher"),
             objective,
             batch,
             chunk_factor=kd_factor,
@@ -501,8 +505,9 @@ class XTokenLoss(torch.nn.Module):
         nothing = Predictions(
             **{name: values[: 1 if name.endswith("offsets") else 0] for name, values in vars(predictions).items()}
         )
-        batch = self._plan(nothing, labels, student, teacher)
-        loss, result, _ = run_batch(student, teacher, objective, batch, chunk_factor=kd_factor, label_factor=ce_factor)
+        batch = self._plan(nothing, labels, fused=isinstance(student, Hidden))
+        sources = source_of(student, "student"), source_of(teacher, "teacher")
+        loss, result, _ = run_batch(*sources, objective, batch, chunk_factor=kd_factor, label_factor=ce_factor)
         weights = torch.from_numpy(predictions.weight).to(values)
         zeros = torch.zeros_like(weights)
         result = replace(
@@ -600,16 +605,6 @@ def _divisor(given: Count | None, own: int) -> Count:
     if given is None:
         return max(own, 1)
     return given.clamp_min(1) if isinstance(given, torch.Tensor) else max(given, 1)
-
-
-def _bin_numbers(terms: tuple[Term, ...]) -> tuple[Ids, Ids]:
-    """Both sides' bins as the first term numbers them, the rest included; -1 for tokens in none."""
-    table = terms[0].table
-    assert isinstance(table, Outcomes)
-    student, teacher = (
-        np.where(side.group.numpy() == side.count, -1, side.group.numpy()) for side in (table.student, table.teacher)
-    )
-    return student, teacher
 
 
 def _with_weights(objective: Objective, log_weight: torch.Tensor) -> Objective:

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils._pytree import register_pytree_node
 
 from ..errors import OptionError
@@ -463,21 +462,16 @@ def ranks_of_all(student_live: torch.Tensor, teacher_live: torch.Tensor, *, inde
     return Ranks(sets[0], sets[1], sets[2], sets[3], None, None)
 
 
-def live_tokens(mapping: Mapping, side: str) -> NDArray[np.bool_]:
-    """Which tokens have a probability: all but padding and holes."""
-    kinds = (mapping.student if side == "student" else mapping.teacher).kinds
-    return ~np.isin(kinds, [Kind.PADDING, Kind.HOLE])
-
-
-def both_live(mapping: Mapping) -> list[torch.Tensor]:
-    """The student's and the teacher's `live_tokens`, as tensors."""
-    return [torch.from_numpy(live_tokens(mapping, side)) for side in ("student", "teacher")]
+def live_tokens(mapping: Mapping) -> list[torch.Tensor]:
+    """Which tokens of the student and of the teacher have a probability, bool (V,) each: all but padding and holes."""
+    sides = mapping.student.kinds, mapping.teacher.kinds
+    return [torch.from_numpy(~np.isin(kinds, [Kind.PADDING, Kind.HOLE])) for kinds in sides]
 
 
 def mapping_bins(mapping: Mapping, *, indexed: bool = True) -> Outcomes:
     """The mapping's bins: tokens that stand for each other by their first pieces."""
     bins = (torch.from_numpy(part.astype(np.int64)) for part in mapping.bins())
-    masked = [torch.where(live, part, MASKED) for part, live in zip(bins, both_live(mapping), strict=True)]
+    masked = [torch.where(live, part, MASKED) for part, live in zip(bins, live_tokens(mapping), strict=True)]
     return outcomes_of_bins(masked[0], masked[1], indexed=indexed)
 
 
@@ -487,7 +481,7 @@ def mapping_links(mapping: Mapping, *, merge: str, unreached: str, indexed: bool
     The teacher's mass on a column t that it does not reach moves to f(g(t)), the first piece of the first piece, or is
     dropped.
     """
-    live = both_live(mapping)
+    live = live_tokens(mapping)
     first = mapping.first_pieces("student")
     first = np.where((np.diff(mapping.matrix.indptr) > 0) & live[0].numpy(), first, -1)
     if merge == "mean":
