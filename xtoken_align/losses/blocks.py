@@ -273,9 +273,11 @@ def _block(
     parts = []
     for begin, end in bounds:
         places = [slice(int(at[begin] - at[first]), int(at[end] - at[first])) for _, at in sides]
-        counts = [np.diff(at[begin : end + 1]) for _, at in sides]
-        one_each = all((count == 1).all() for count in counts)
-        parts.append(Part(slice(begin, end), *places, *(() if one_each else counts)))
+        part = Part(slice(begin, end), *places)
+        student_size, teacher_size = (np.diff(at[begin : end + 1]) for _, at in sides)
+        if (student_size != 1).any() or (teacher_size != 1).any():
+            part = replace(part, student_size=student_size, teacher_size=teacher_size)
+        parts.append(part)
     return Block(
         student_rows=rows[0],
         teacher_rows=rows[1],
@@ -361,7 +363,7 @@ def run(
         wanted: whether the gradient of states, head, bias and links is.
     """
     dtype, device = compute_dtype(student.states), student.states.device
-    per_chunk = {
+    per_chunk: dict[str, Any] = {
         name: torch.zeros(len(chunk_weight), dtype=dtype, device=device)
         for name in ("value", "agrees", "dropped", "empty", "compared")
     }

@@ -292,10 +292,9 @@ def level_values(student: Reads, teacher: Reads, levels: Levels, *, temperature:
     """
     count = len(levels.node)
     arrays = spell_out(levels.tree, levels.node)
-    inner = np.flatnonzero(arrays[1] >= 0)
     rows = (levels.student, levels.teacher) if levels.of_student else (levels.teacher, levels.student)
     level, piece, token, outcome, inner, restricted_row, spoken_row = (
-        torch.from_numpy(array).to(student.scores.device, non_blocking=True) for array in (*arrays, inner, *rows)
+        torch.from_numpy(array).to(student.scores.device, non_blocking=True) for array in (*arrays, np.flatnonzero(arrays[1] >= 0), *rows)
     )
     restricted, spoken = (student, teacher) if levels.of_student else (teacher, student)
     log_end = spoken.all_but(spoken_row, level[inner], piece[inner])

@@ -264,13 +264,14 @@ class XTokenLoss(torch.nn.Module):
         silent = [(~live).nonzero().squeeze(1) for live in live_tokens(mapping)]
         self._formulas = tuple(term.formula for term in terms)
         self._tables = tree_map_only(torch.Tensor, self._as_buffer, [tuple(term.table for term in terms), *silent])
-        self._bins = None
+        self._bins: tuple[Ids, Ids] | None = None
         if KINDS[options.kind].bins:
             # Both sides' bins as the first term numbers them, the rest included; -1 for tokens in none.
             table = terms[0].table
             assert isinstance(table, Outcomes)
-            groups = ((side.group.numpy(), side.count) for side in (table.student, table.teacher))
-            self._bins = tuple(np.where(group == count, -1, group) for group, count in groups)
+            student, teacher = (side.group.numpy() for side in (table.student, table.teacher))
+            count = table.student.count
+            self._bins = np.where(student == count, -1, student), np.where(teacher == count, -1, teacher)
         self._trees = chain_trees(mapping) if options.kind == "c-kl" else None
         self.scale = DynamicScale() if options.scale == "dynamic" and options.compat is None else None
         self.links = LinkWeights(mapping, terms[0].table) if options.learn_w else None  # type: ignore[arg-type]
