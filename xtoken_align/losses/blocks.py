@@ -29,7 +29,6 @@ from .inputs import (
     compute_dtype,
     new_gradients,
 )
-from .options import IMPLEMENTATIONS, one_of
 from .tables import Outcomes, Table
 
 Ids = NDArray[np.int64]
@@ -188,6 +187,8 @@ def plan_batch(
         bins: each token's bin on both sides, where chunks that begin in two bins are misfits.
         trees: C-KL's, of the student's decompositions and of the teacher's.
     """
+    # With bins [0, 1] of the student's tokens and [1, 0] of the teacher's, a chunk whose first tokens are the student's 0
+    # and the teacher's 1 fits; one that begins with token 0 on both sides is a misfit.
     fits = np.ones(len(predictions), dtype=np.bool_)
     if bins is not None:
         first_student = bins[0][predictions.student_tokens[predictions.student_offsets[:-1]]]
@@ -257,6 +258,8 @@ def _block(
     level_one = len(rows[0])
     if own:
         read = [[one.student for one in own], [one.teacher for one in own]]
+        # Level one's rows stand first, and in one piece where chunks follow each other; what levels read beside them is
+        # appended once, however many levels read it.
         rows = [
             np.concatenate([here, np.setdiff1d(np.concatenate(further), here)])
             for here, further in zip(rows, read, strict=True)
@@ -272,8 +275,9 @@ def _block(
         ]
     parts = []
     for begin, end in bounds:
+        # Rows count from the block's first one, chunks through the batch.
         places = [slice(int(at[begin] - at[first]), int(at[end] - at[first])) for _, at in sides]
-        part = Part(slice(begin, end), *places)
+        part = Part(slice(begin, end), places[0], places[1])
         student_size, teacher_size = (np.diff(at[begin : end + 1]) for _, at in sides)
         if (student_size != 1).any() or (teacher_size != 1).any():
             part = replace(part, student_size=student_size, teacher_size=teacher_size)
@@ -404,7 +408,7 @@ def run(
 
 def _path(implementation: str, device: torch.device, dtype: torch.dtype) -> str:
     """The way in which outcomes are compared where they are of the common case: "cpu", "triton" or "reference"."""
-    if one_of("implementation", implementation, IMPLEMENTATIONS) == "auto":
+    if implementation == "auto":
         if device.type == "cuda" and dtype == torch.float32 and triton.kernels_work(device):
             return "triton"
         return "cpu" if device.type == "cpu" else "reference"
@@ -428,7 +432,7 @@ def _run_block(block: Block, student_first: int, teacher_first: int, pass_: _Pas
         in_place = in_place and gradients.states.dtype == dtype
         place = gradients.states[student_first : student_first + len(rows)]
         gradient = place if in_place else torch.empty_like(scores)
-        # The formulas write the rows of level one, whatever was there.
+        # The formulas overwrite the rows of level one; levels and cross-entropies are added to what is there.
         gradient[block.level_one if pass_.objective.terms else 0 :] = 0
     if block.parts:
         others = torch.from_numpy(block.teacher_rows).to(device, non_blocking=True)
@@ -476,6 +480,8 @@ def _compare_chunks(
     block: Block, scores: torch.Tensor, teachers: Rows, pass_: _Pass, gradient: torch.Tensor | None
 ) -> None:
     """Level one of a block: the values of its chunks, and the gradient of their rows."""
+    # Terms add up: the first writes its gradient over what was there, further ones add theirs. The first says what could
+    # be compared: of H-KL that is the common part, the remainders follow.
     for part in block.parts:
         student, teacher = Rows(scores[part.student]), Rows(teachers.scores[part.teacher])
         if teachers.log_rest is not None:
@@ -500,6 +506,7 @@ def _compare_chunks(
 def _merged(rows: Rows, size: Ids) -> Rows:
     """The rows as those of chunks of these sizes."""
     device = rows.scores.device
+    # Sizes 1, 3, 2 are the chunks 0 1 1 1 2 2 of the rows.
     chunk = np.repeat(np.arange(len(size)), size)
     sizes, chunks = (torch.from_numpy(one).to(device, non_blocking=True) for one in (size, chunk))
     return replace(rows, chunk=chunks, size=sizes)
@@ -546,6 +553,7 @@ def _differentiate(
     }
     if place is None or gradients is None:
         return term.formula(student, teacher, term.table, **options)
+    # The leaf is the block's rows alone, so that the graph ends here and its memory is free for the next block.
     leaf = student.scores.detach().requires_grad_()
     with torch.enable_grad():
         found = term.formula(replace(student, scores=leaf), teacher, term.table, **options)
@@ -585,6 +593,7 @@ def _add_cross_entropy(
     scores: torch.Tensor, labels: Ids, weight: torch.Tensor, gradient: torch.Tensor | None, result: Result
 ) -> None:
     """The cross-entropy of the labelled rows; it runs over the whole width, as everywhere."""
+    # d CE / dz = softmax(z) - onehot(label), per labelled row; some rows at a time, since softmax(z) takes memory.
     labelled = np.flatnonzero(labels != IGNORED)
     at_once = block_sizes(scores.device, scores.shape[1]).part
     for start in range(0, len(labelled), at_once):
@@ -717,6 +726,7 @@ def run_batch(
     inputs = [*student.inputs, link_log_weight]
     wanted = [torch.is_grad_enabled() and one is not None and one.requires_grad for one in inputs]
     labels = any(block.labels is not None for block in batch.blocks)
+    # The pass makes the gradient of the whole sum, so the factors go into it; the value is made of its parts below.
     arguments = (
         (student, teacher, objective, batch.blocks),
         (weight * chunk_factor, label_factor if labels else None, wanted),

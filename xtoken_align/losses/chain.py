@@ -37,8 +37,8 @@ class PrefixTree:
         0 -- 1: `1` -- 2: `1` `2` -- 4: `1` `2` `3`
                  |---- 3: `1` `3`
 
-    `tokens` has them in the order `1`, `12`, `123`, `13`, so that those below node 2 are the range 1 to 3, of which the
-    first is its own; `path` has 1 for `1`, then 1, 2 for `12`, and 1, 2, 4 for `123`.
+    `tokens` has them in the order `1`, `12`, `123`, `13`. Those below node 2 are `12` and `123`, of which `12` is its
+    own: begin[2], own_end[2], end[2] = 1, 2, 3. `path` has 1 for `1`, then 1, 2 for `12`, and 1, 2, 4 for `123`.
 
     Attributes:
         pieces: every token as the other side writes it.
@@ -108,10 +108,13 @@ def _ranges(node: Ids, parent: Ids, sizes: list[int]) -> tuple[Ids, Ids, Ids]:
         sizes: how many nodes each level has.
     """
     own = np.bincount(node, minlength=len(parent))
+    # Upwards, the deepest level first: what is below a node is its own and what is below its children. Of the class's
+    # four tokens, own = [0, 1, 1, 1, 1] and below = [4, 4, 2, 1, 1].
     below = own.copy()
     edges = offsets_of(np.array(sizes)).tolist()
     for first, last in zip(edges[-2:0:-1], edges[:1:-1], strict=True):
         below += np.bincount(parent[first:last], below[first:last], minlength=len(parent)).astype(np.int64)
+    # Downwards: a node begins after its parent's own tokens and what is below its elder siblings: [0, 0, 1, 3, 2].
     begin = np.zeros(len(parent), dtype=np.int64)
     for first, last in pairwise(edges[1:]):
         level = slice(first, last)
@@ -180,6 +183,7 @@ def find_levels(tree: PrefixTree, predictions: Predictions, fits: NDArray[np.boo
     sizes = np.diff(spoken_at)
     chunk = np.flatnonzero(fits & (np.diff(whole_at) == 1))
     token = whole_tokens[whole_at[chunk]]
+    # Only a token that was spoken in as many pieces as it has can have been spoken in these pieces.
     as_many = tree.pieces.lengths[token] == sizes[chunk]
     chunk, token = chunk[as_many], token[as_many]
     # From here on one entry per piece: its chunk's place in `chunk`, how many pieces come before, where it was spoken.
@@ -213,11 +217,13 @@ def spell_out(tree: PrefixTree, node: Ids) -> tuple[Ids, Ids, Ids, Ids]:
         token: int64 (tokens,), the restricted side's tokens.
         outcome: int64 (tokens,), the outcome of each, ascending.
     """
+    # One entry per outcome: place 0 is the end, places 1, 2, ... are the children, which are numbered side by side.
     children = tree.child[node + 1] - tree.child[node]
     level = np.arange(len(node)).repeat(children + 1)
     place = np.arange(len(level)) - offsets_of(children + 1)[level]
     parent, is_end = node[level], place == 0
     child = np.where(is_end, parent, tree.child[parent] + place - 1)
+    # The end has the node's own tokens, which come first in its range; a piece has the whole range of its child.
     begin = tree.begin[child]
     sizes = np.where(is_end, tree.own_end[child], tree.end[child]) - begin
     outcome = np.arange(len(level)).repeat(sizes)
@@ -248,6 +254,7 @@ class Reads:
 
     def at(self, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """The numbers of some rows and tokens."""
+        # Where it stands in the flattened gradient, which is shaped like the scores.
         place = row * self.scores.shape[1] + token
         values = self.scores.detach()[row, token].requires_grad_(self.wanted)
         self._picked.append((values, place))
@@ -294,9 +301,11 @@ def level_values(student: Reads, teacher: Reads, levels: Levels, *, temperature:
     arrays = spell_out(levels.tree, levels.node)
     rows = (levels.student, levels.teacher) if levels.of_student else (levels.teacher, levels.student)
     level, piece, token, outcome, inner, restricted_row, spoken_row = (
-        torch.from_numpy(array).to(student.scores.device, non_blocking=True) for array in (*arrays, np.flatnonzero(arrays[1] >= 0), *rows)
+        torch.from_numpy(array).to(student.scores.device, non_blocking=True)
+        for array in (*arrays, np.flatnonzero(arrays[1] >= 0), *rows)
     )
     restricted, spoken = (student, teacher) if levels.of_student else (teacher, student)
+    # What was spoken, as it stands: after `1` the logits of `2` and `3`, and for the end the sum over all but these.
     log_end = spoken.all_but(spoken_row, level[inner], piece[inner])
     if spoken.log_rest is not None:
         log_end = torch.logaddexp(log_end, spoken.log_rest.to(log_end.dtype)[spoken_row])
@@ -310,9 +319,11 @@ def level_values(student: Reads, teacher: Reads, levels: Levels, *, temperature:
         joined = torch.where(unknown[outcome], ends[level[outcome]], outcome)
     else:
         joined = outcome
+    # The restricted side's: after `1` the end has the logit of `1`, `2` the sum over `12` and `123`, `3` that of `13`.
     tokens = restricted.at(restricted_row[level[outcome]], token)
     _, log_restricted = _normalised(tokens, joined, len(level))
     log_student, log_teacher = (log_restricted, log_spoken) if levels.of_student else (log_spoken, log_restricted)
+    # An outcome that the student cannot have is not compared. The temperature is that of the level's distributions.
     log_student, _ = _normalised(log_student, level, count)
     log_teacher, _ = _normalised(log_teacher.detach().masked_fill(log_student == -math.inf, -math.inf), level, count)
     if temperature != 1:

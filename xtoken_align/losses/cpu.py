@@ -101,7 +101,7 @@ def compare_outcomes(
         return None
     if gradient is not None and out is not None:
         if in_place:
-            # What `_exp` leaves of columns that are no outcomes is little, but not nothing.
+            # What `_LOWEST` leaves of columns that are no outcomes is little, but not nothing.
             gradient.index_fill_(1, index.alone, 0)
         _spread(gradient, student, ours.shared, outcomes.student, out)
     compared = torch.ones_like(agrees)
@@ -114,22 +114,21 @@ def _masses(
 ) -> _Masses | None:
     assert grouping.index is not None
     shape = (len(logits), grouping.count)
+    # log P = log - log(total): all that follows is relative to the likeliest outcome, whose log mass is `top`, so that
+    # no exponential overflows and none is taken twice.
     log = log_masses(logits, grouping, out=buffers.get(f"{side} log", logits, shape))
     shared = log.index_select(1, grouping.index.shared)
     top = log.amax(dim=1, keepdim=True)
     if not bool((top > VOID / 2).all()):
         return None
-    linear = _exp(log.sub_(top), buffers.get(f"{side} linear", logits, shape))
+    linear = buffers.get(f"{side} linear", logits, shape)
+    torch.clamp_min(log.sub_(top), _LOWEST[log.dtype], out=linear).exp_()
     total = linear.sum(dim=1, keepdim=True)
     whole = (top + total.log()).squeeze(1)
     if temperature != 1:
-        linear = _exp(log.mul_(1 / temperature), linear)
+        torch.clamp_min(log.mul_(1 / temperature), _LOWEST[log.dtype], out=linear).exp_()
         total = linear.sum(dim=1, keepdim=True)
     return _Masses(log, linear, total, whole, shared)
-
-
-def _exp(log: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    return torch.clamp_min(log, _LOWEST[log.dtype], out=out).exp_()
 
 
 _Values = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
@@ -147,6 +146,7 @@ def _all_outcomes(
     value = product / theirs.total.squeeze(1) - (theirs.total.log() - ours.total.log()).squeeze(1)
     if weight is None:
         return value, agrees, None
+    # d KL / d log mass of outcome o = Q[o] - P[o], at T > 1 times T.
     gradient = torch.mul(ours.linear, weight / ours.total, out=place)
     return value, agrees, gradient.addcmul_(theirs.linear, weight / theirs.total, value=-1)
 
@@ -159,6 +159,7 @@ def _best_outcomes(
     log_teacher, log_student = theirs.log.gather(1, best), ours.log.gather(1, best)
     agrees = ((log_teacher == 0) & (log_student == 0)).any(dim=1)
     log_teacher, log_student = log_teacher - theirs.total.log(), log_student - ours.total.log()
+    # With 0 at the best ones, what is left of `linear` is the rest; the student's is read again for its gradient below.
     rest = [side.linear.scatter_(1, best, 0).sum(dim=1, keepdim=True) / side.total for side in (theirs, ours)]
     if bool((rest[1] < _LEAST).any()):
         return rest[1].flatten().fill_(math.nan), agrees, None
@@ -167,6 +168,7 @@ def _best_outcomes(
     value = (teacher * (log_teacher - log_student)).sum(dim=1) + (rest[0] * log_rest).squeeze(1)
     if weight is None:
         return value, agrees, None
+    # Q[o] - P[o] for the best; an outcome of the rest has its share of the rest's: Q[o] (1 - P[rest] / Q[rest]).
     gradient = torch.mul(ours.linear, weight * (1 - rest[0] / rest[1]) / ours.total, out=place)
     return value, agrees, gradient.scatter_(1, best, student.sub_(teacher).mul_(weight))
 
@@ -185,6 +187,8 @@ def _spread(
     """
     index = grouping.index
     assert index is not None
+    # Columns 0 and 3 of the tokens [0, 3] and [4, 5, 6] with gradients g0, g3: token 0 gets g0 exp(z0 - m0), token 3
+    # g0 exp(z3 - m0), and so on, where m is the column's log mass. A token alone in its column gets all of it.
     shares = None
     if len(index.member):
         shared_by = torch.cat([index.shared, index.shared[index.slot]])

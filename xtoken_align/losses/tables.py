@@ -135,15 +135,17 @@ def make_grouping(
 
 def _indexed(group: torch.Tensor, count: int) -> GroupIndex:
     width, device = len(group), group.device
+    # `index_select` and `nonzero` take a third of the time of an index in brackets, and functions make this every call.
     tokens = (group >= 0).nonzero().squeeze(1)
-    column = group[tokens]
+    column = group.index_select(0, tokens)
+    # The lowest token of each column; a column without one keeps the number `width`.
     head = group.new_full((count,), width).scatter_reduce_(0, column, tokens, "amin")
     void = (head == width).nonzero().squeeze(1)
     # Members are few, so they alone are sorted.
-    is_member = head[column] != tokens
-    member, column = tokens[is_member], column[is_member]
-    order = column.argsort(stable=True)
-    member = member[order]
+    is_member = (head.index_select(0, column) != tokens).nonzero().squeeze(1)
+    member, column = tokens.index_select(0, is_member), column.index_select(0, is_member)
+    member = member.index_select(0, column.argsort(stable=True))
+    # In the class's example the four columns have [1, 0, 0, 2] members, so that the first and the last are shared.
     sizes = torch.bincount(column, minlength=count)
     shared = sizes.nonzero().squeeze(1)
     sizes = sizes[shared]
@@ -192,6 +194,7 @@ def log_masses(scores: torch.Tensor, grouping: Grouping, out: torch.Tensor | Non
         masses = masses.index_fill_(1, index.void, VOID)
     if not len(index.member):
         return masses
+    # Shared columns alone: log(exp(head) + sum of exp(members)), each relative to the largest of its own scores.
     heads = masses.index_select(1, index.shared)
     members = scores.index_select(1, index.member)
     slot = index.slot.expand(members.shape)
@@ -325,8 +328,13 @@ def outcomes_of_bins(student_bin: torch.Tensor, teacher_bin: torch.Tensor, *, in
     # The rest has number `width`, a masked token `width + 1`.
     numbers = []
     for side in bins:
-        counts = (side >= 0) & shared[side.clamp_min(0)] if width else torch.zeros_like(side, dtype=torch.bool)
+        counts = (
+            (side >= 0) & shared.index_select(0, side.clamp_min(0))
+            if width
+            else torch.zeros_like(side, dtype=torch.bool)
+        )
         numbers.append(torch.where(counts, side, torch.where(side == MASKED, width + 1, width)))
+    # The rest is an outcome where both sides have some of it; a masked token's number never is.
     rest = torch.stack([(side == width).any() for side in numbers]).all()
     counts = torch.cat([shared, rest[None], torch.zeros_like(rest)[None]])
     masked = [side == MASKED for side in bins]
@@ -341,6 +349,7 @@ def _flags(numbers: torch.Tensor, width: int) -> torch.Tensor:
 
 def _dense(student: torch.Tensor, teacher: torch.Tensor) -> tuple[list[torch.Tensor], int]:
     """Bins renumbered below the number of tokens, so that nothing's shape depends on a value; negative ones stay."""
+    # Bins 7 | 3 7 are 3 7 7 in order, of which the numbers are 0 1 1, so they become 1 | 0 1.
     both = torch.cat([student, teacher])
     order = both.argsort()
     ordered = both[order]
@@ -357,6 +366,8 @@ def _outcomes(
     Where most student tokens are the lowest of their outcome, each outcome's column is that token, so that neither the
     student's logits nor their gradient need be gathered; else columns are counted through.
     """
+    # Student numbers [0, 1, 1, 2] of outcomes 0, 1, 2 have the lowest tokens 0, 1, 3, which become the columns: the
+    # student's groups are [0, 1, 1, 3], and a teacher's token of outcome 2 is in column 3.
     width = len(numbers[0])
     tokens = torch.arange(width, device=counts.device)
     column = torch.full_like(counts, width, dtype=torch.int64).scatter_reduce(0, numbers[0], tokens, "amin")
@@ -364,7 +375,7 @@ def _outcomes(
         column, width = counts.cumsum(0) - 1, size
     column = torch.where(counts, column, -1)
     sides = [
-        make_grouping(column[number], width, ~mask, indexed=indexed)
+        make_grouping(column.index_select(0, number), width, ~mask, indexed=indexed)
         for number, mask in zip(numbers, masked, strict=True)
     ]
     return Outcomes(sides[0], sides[1], None, weigh_by_kept=False)
@@ -395,11 +406,13 @@ def outcomes_of_links(
     if indexed:
         rows, columns, weights = rows[usable], columns[usable], weights[usable]
         usable = torch.ones_like(rows, dtype=torch.bool)
+    # A reached column keeps the teacher's mass; that of another goes to its target, and is dropped if none reaches that.
     width = len(target)
     reached = _flags(torch.where(usable, columns, -1), width)
     teacher = torch.where(reached, torch.arange(width, device=target.device), target)
     teacher = torch.where((teacher >= 0) & reached[teacher.clamp_min(0)], teacher, width)
     linked = _flags(torch.where(usable, rows, -1), len(student_live))
+    # A row with one link of weight 1 is a token in a column, so that W is a partition and needs no links.
     if indexed and bool((torch.bincount(rows) <= 1).all()) and bool((weights == 1).all()):
         student = torch.full_like(student_live, width, dtype=torch.int64).index_copy(0, rows, columns)
         # Tokens without a link have the number `width`, which is no outcome.
