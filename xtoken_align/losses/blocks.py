@@ -187,8 +187,8 @@ def plan_batch(
         bins: each token's bin on both sides, where chunks that begin in two bins are misfits.
         trees: C-KL's, of the student's decompositions and of the teacher's.
     """
-    # With bins [0, 1] of the student's tokens and [1, 0] of the teacher's, a chunk whose first tokens are the student's 0
-    # and the teacher's 1 fits; one that begins with token 0 on both sides is a misfit.
+    # With bins [0, 1] of the student's tokens and [1, 0] of the teacher's, a chunk fits whose first tokens are the
+    # student's 0 and the teacher's 1; one that begins with token 0 on both sides is a misfit.
     fits = np.ones(len(predictions), dtype=np.bool_)
     if bins is not None:
         first_student = bins[0][predictions.student_tokens[predictions.student_offsets[:-1]]]
@@ -480,8 +480,8 @@ def _compare_chunks(
     block: Block, scores: torch.Tensor, teachers: Rows, pass_: _Pass, gradient: torch.Tensor | None
 ) -> None:
     """Level one of a block: the values of its chunks, and the gradient of their rows."""
-    # Terms add up: the first writes its gradient over what was there, further ones add theirs. The first says what could
-    # be compared: of H-KL that is the common part, the remainders follow.
+    # Terms add up: the first writes its gradient over what was there, further ones add theirs. The first says what
+    # could be compared: of H-KL that is the common part, the remainders follow.
     for part in block.parts:
         student, teacher = Rows(scores[part.student]), Rows(teachers.scores[part.teacher])
         if teachers.log_rest is not None:

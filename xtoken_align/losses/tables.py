@@ -406,7 +406,7 @@ def outcomes_of_links(
     if indexed:
         rows, columns, weights = rows[usable], columns[usable], weights[usable]
         usable = torch.ones_like(rows, dtype=torch.bool)
-    # A reached column keeps the teacher's mass; that of another goes to its target, and is dropped if none reaches that.
+    # A reached column keeps the teacher's mass; that of another goes to its target, or is dropped if none reaches that.
     width = len(target)
     reached = _flags(torch.where(usable, columns, -1), width)
     teacher = torch.where(reached, torch.arange(width, device=target.device), target)
