@@ -14,7 +14,7 @@ from span_checks import any_text, check, chunk_rows, surfaces_of, vocab
 
 from xtoken_align import Vocab
 from xtoken_align.errors import OptionError
-from xtoken_align.spans.aligner import align_ids
+from xtoken_align.spans.aligner import align_ids, align_texts
 from xtoken_align.spans.spans import Spans
 
 Real = Callable[[str], Vocab]
@@ -316,3 +316,23 @@ def test_no_chunk_reaches_over_what_differs() -> None:
     # Both sides have a boundary before "hey" and after "foo", and none between that compares.
     spans = align_ids([[0, 1, 2, 3]], [[0, 1, 2, 3]], student=one, teacher=other)
     assert chunk_rows(spans) == ([-1, -1, -1, 0], [-1, -1, -1, 0])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("7", "0", "in 1977 he"),
+        ("’", "'", "don’t"),
+        ("“", '"', "“so”"),
+        ("~", "-", "a~b"),
+        ("…", ".", "so…"),
+        ("ß", "z", "groß"),
+    ],
+)
+def test_a_replacement_of_any_character_counts_from_ids_as_from_texts(old: str, new: str, text: str) -> None:
+    letters = [*sorted({*text} | {new, old})]
+    student, teacher = vocab(letters, change=lambda given: given.replace(old, new)), vocab(letters)
+    from_texts = align_texts([text], student=student, teacher=teacher)
+    from_ids = align_ids(student.encode_batch([text]), teacher.encode_batch([text]), student=student, teacher=teacher)
+    assert chunk_rows(from_ids) == chunk_rows(from_texts)
+    assert from_ids.statistics().student_gaps == 0

@@ -224,6 +224,12 @@ def test_every_kind_can_be_left_out_by_its_name(vocab: Vocab, loss_on: list[str]
         counted(vocab, THINKS, loss_on=["thougt"])
 
 
+def test_the_end_of_an_empty_answer_counts(vocab: Vocab) -> None:
+    assert counted(vocab, {"content": ""}) == "<|im_end|>"
+    assert counted(vocab, {"content": ""}, "teacher") == "<|im_end|>"
+    assert counted(vocab, {"content": ""}, loss_on=["content"]) == ""
+
+
 def test_calls_that_the_templates_write_differently_count_for_the_student_alone(vocab: Vocab) -> None:
     assert counted(vocab, CALLS, teacher=XML) == f"Wait.{JSON}<|im_end|>"
     assert counted(vocab, CALLS, "teacher", teacher=XML) == "Wait.<|im_end|>"
@@ -246,3 +252,57 @@ def test_a_refused_chat_says_which_one_it_is(vocab: Vocab) -> None:
             student_template=picky,
             teacher_template=TEMPLATE,
         )
+
+
+def test_a_template_without_ends_of_turns_ends_them_with_the_next_header(tmp_path: Path) -> None:
+    # GLM: the model stops by writing the next speaker's token, as its generation_config.json says.
+    tokens = [added(text, 0) for text in ("<|user|>", "<|assistant|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")]
+    data = byte_level(*tokens)
+    ids = {token["content"]: token["id"] for token in data["added_tokens"]}
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [ids["<|endoftext|>"], ids["<|user|>"]]}), encoding="utf-8"
+    )
+    glm = read_vocab(folder_with(tmp_path, data, {"eos_token": "<|endoftext|>"}))
+    headers = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+    chat = [{"role": ("user", "assistant")[at % 2], "content": f"text {at}"} for at in range(4)]
+    chatml = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    spans = align_chats([chat], student=glm, teacher=glm, student_template=chatml, teacher_template=headers)
+    weighted = [number for number in range(int(spans.count[0])) if spans.weight[0][number] > 0]
+    pairs = [
+        tuple(
+            b"".join(
+                glm.surfaces[token] for token in getattr(spans, f"{side}_ids")[0][getattr(spans, side)[0] == number]
+            )
+            for side in ("student", "teacher")
+        )
+        for number in weighted
+    ]
+    # Nothing follows the last answer.
+    assert pairs.count((b"<|im_end|>", b"<|user|>")) == 1
+    said = b"".join(ours for ours, _ in pairs)
+    assert said == b"text 1<|im_end|>text 3"
+
+
+def test_a_template_that_looks_at_a_contents_beginning_is_followed_with_fewer_marks(vocab: Vocab) -> None:
+    looks = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.content.startswith('Q') and m.content.endswith('?') %}[asks] {% endif %}{{ m.content }}"
+        "<|im_end|>\n{% endfor %}"
+    )
+    chat = [{"role": "user", "content": "Q, why?"}, {"role": "assistant", "content": "Q, so?"}]
+    placed = place_pieces(chat, pieces_of(chat), Renderer(vocab, looks, "student", {}))
+    assert [placed.text[slice(*placed.at[number])] for number in range(2)] == ["Q, why?", "Q, so?"]
+
+
+def test_a_search_never_leaves_its_own_turn(vocab: Vocab) -> None:
+    # A content that decides what is written can bear no mark at all; "no" stands in another turn too.
+    switch = (
+        "{% for m in messages %}<|im_start|>{% if m.content in ['yes', 'no'] %}{{ m.content }}{% else %}?{% endif %}"
+        "<|im_end|>{% endfor %}"
+    )
+    chat = [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(["no", "maybe", "no"])]
+    placed = place_pieces(chat, pieces_of(chat), Renderer(vocab, switch, "student", {}))
+    for number, (begin, end) in placed.at.items():
+        turn = placed.text[:begin].count("<|im_start|>") - 1
+        assert turn == number
+        assert placed.text[begin:end] == chat[number]["content"]

@@ -32,9 +32,8 @@ _REMEMBERED = 16
 _PROBES = ("A", "\u00e9", "e\u0301", "\ufb01", "\u0130", "\u200b")
 """Case, an accent in one and in two characters, a compatibility form, a folding of two characters, a control."""
 
-_QUOTES = "\u2018\u2019\u201c\u201d\u2026\u2013\u2014"
 _PLAIN = "".join(map(chr, range(0x21, 0x7F)))
-"""What a rule of one's own may replace: digits, quotes, signs."""
+"""What a rule of a tokenizer's own may replace: digits, quotes, signs."""
 
 _SPACE = ord(" ")
 _IS_ASCII_SPACE = np.array([code < 0x80 and chr(code).isspace() for code in range(256)])
@@ -130,7 +129,7 @@ class Folding:
         self._steps: list[Callable[[str], str]] = [
             vocab.encoder.normalize
             for vocab in (student, teacher)
-            if any(vocab.encoder.normalize(probe) != probe for probe in (*_PROBES, *_PLAIN, *_QUOTES))
+            if any(vocab.encoder.normalize(probe) != probe for probe in (*_PROBES, *_PLAIN, _all_characters(vocab)))
         ]
         self._drops_spaces = any(vocab.joins_words or vocab.ends_words for vocab in (student, teacher))
         self._known: dict[str, bytes] = {}
@@ -215,6 +214,12 @@ class Folding:
         for step in self._steps:
             text = step(text)
         return (_SPACES.sub("", text) if self._drops_spaces else text).encode("utf-8", "replace")
+
+
+def _all_characters(vocab: Vocab) -> str:
+    """Every character that a vocabulary's tokens have, between zeros, with which nothing composes."""
+    characters = {*b"".join(vocab.surfaces.list).decode("utf-8", "ignore")} - {"\u2581"}
+    return "0".join(sorted(character for character in characters if not character.isspace()))
 
 
 @lru_cache(maxsize=8)

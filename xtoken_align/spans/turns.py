@@ -138,7 +138,11 @@ def stretches_of(
         stretches += [one for one in new if one.begin < one.end]
         done = max(done, stretches[-1].end if stretches else 0)
     if spans is not None:
-        stretches = _with_bare_spans(stretches, spans, placed.text, tokens.ends)
+        return _with_bare_spans(stretches, spans, placed.text, tokens)
+    said = {piece.message for piece in pieces if piece.text.strip()}
+    for at, message in enumerate(messages):
+        if at not in said and message.get("role") == "assistant" and "assistant" in loss_roles:
+            stretches = _with_empty_answer(stretches, messages, at, placed.text, render, tokens)
     return stretches
 
 
@@ -243,6 +247,28 @@ def _begin(
     return min(common, first) if common >= done else first
 
 
+def _with_empty_answer(
+    stretches: Sequence[Stretch], messages: Chat, message: int, text: str, render: Renderer, tokens: TurnTokens
+) -> list[Stretch]:
+    """The stretches, and the end of an answer that says nothing, where the template writes it as it writes others."""
+    other = {**messages[message], "content": _STAND_IN}
+    try:
+        before, found, after = render(
+            [*map(dict, messages[:message]), other, *map(dict, messages[message + 1 :])]
+        ).partition(_STAND_IN)
+    except OptionError:
+        return [*stretches]
+    if not found or before + after != text:
+        return [*stretches]
+    at = len(before)
+    until = min((one.begin for one in stretches if one.begin >= at), default=len(text))
+    ender = tokens.end_behind(text, at, until, told=False)
+    if ender is None or any(one.begin < ender[1] and at < one.end for one in stretches):
+        return [*stretches]
+    end = Stretch(ender[0], ender[1], message, "end", (message, "end 0"), labelled=True)
+    return sorted((*stretches, end), key=lambda one: one.begin)
+
+
 def _generation(messages: Chat, placed: Placed, render: Renderer) -> list[tuple[int, int]] | None:
     """Where `{% generation %}` blocks stand in the text; None for a template without."""
     if not render.says_generation or any(mark in placed.text for mark in GENERATION):
@@ -269,14 +295,15 @@ def _span_around(spans: Sequence[tuple[int, int]], begin: int, end: int) -> tupl
 
 
 def _with_bare_spans(
-    stretches: Sequence[Stretch], spans: Sequence[tuple[int, int]], text: str, enders: re.Pattern[str]
+    stretches: Sequence[Stretch], spans: Sequence[tuple[int, int]], text: str, tokens: TurnTokens
 ) -> list[Stretch]:
     """The stretches, and blocks in which no piece stands: the end of an empty answer."""
     bare = [
         Stretch(ender.start(), end, -1, "end", (-1, f"{begin}"), None, labelled=True)
         for begin, end in spans
         if not any(one.begin < end and begin < one.end for one in stretches)
-        for ender in [enders.search(text, begin, end)]
+        # Of tokens whose role nobody knows, the last one ends the block.
+        for ender in [tokens.ends.search(text, begin, end) or [None, *tokens.controls.finditer(text, begin, end)][-1]]
         if ender
     ]
     return sorted((*stretches, *bare), key=lambda one: one.begin)
