@@ -140,8 +140,8 @@ def stretches_of(
     if spans is not None:
         return _with_bare_spans(stretches, spans, placed.text, tokens)
     said = {piece.message for piece in pieces if piece.text.strip()}
-    for at, message in enumerate(messages):
-        if at not in said and message.get("role") == "assistant" and "assistant" in loss_roles:
+    for at, one in enumerate(messages):
+        if at not in said and one.get("role") == "assistant" and "assistant" in loss_roles:
             stretches = _with_empty_answer(stretches, messages, at, placed.text, render, tokens)
     return stretches
 
