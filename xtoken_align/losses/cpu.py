@@ -94,7 +94,7 @@ def compare_outcomes(
     in_place = index.head is None and out is not None
     place = out if in_place and out is not None else buffers.get("gradient", student, ours.log.shape)
     if top_k is None or top_k >= outcomes.student.count:
-        value, agrees, gradient = _all_outcomes(ours, theirs, weight, place, buffers)
+        value, agrees, gradient = _all_outcomes(ours, theirs, weight, place)
     else:
         value, agrees, gradient = _best_outcomes(ours, theirs, top_k, weight, place)
     if not bool(value.isfinite().all()):
@@ -135,11 +135,10 @@ _Values = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 """Values (n,), whether both sides' likeliest outcome is one (n,), and the gradient of the student's log masses."""
 
 
-def _all_outcomes(
-    ours: _Masses, theirs: _Masses, weight: torch.Tensor | None, place: torch.Tensor, buffers: Buffers
-) -> _Values:
-    # The largest sum of both is 0 only where one outcome is the likeliest on both sides.
-    agrees = torch.add(ours.log, theirs.log, out=buffers.get("sum", ours.log, ours.log.shape)).amax(dim=1) == 0
+def _all_outcomes(ours: _Masses, theirs: _Masses, weight: torch.Tensor | None, place: torch.Tensor) -> _Values:
+    # The largest sum of both is 0 only where one outcome is the likeliest on both sides. The sums lie for now where the
+    # gradient will be.
+    agrees = torch.add(ours.log, theirs.log, out=place).amax(dim=1) == 0
     # sum P (log P - log Q), where both logarithms are relative to the totals. Equal sides give exactly 0.
     difference = torch.sub(theirs.log, ours.log, out=theirs.log)
     product = difference.mul_(theirs.linear).sum(dim=1)
