@@ -281,10 +281,11 @@ def write_archive(
 
 # Reading.
 
-UNFOLDS_FREELY = 1 << 27
-MAX_EXPANSION = 100
-"""A file may unfold into 128 MiB, or into 100 times its own size where that is more; real mappings unfold into 3.4
-times theirs. Deflate reaches 1,030, by which a file of one megabyte would fill the whole of `MAX_TOTAL_BYTES`."""
+UNFOLDS_FREELY = 1 << 26
+MAX_EXPANSION = 10
+"""A file may unfold into 64 MiB, or into ten times its own size where that is more; real mappings unfold into 3.4 times
+theirs, 27 MB at most. Deflate reaches 1,030, by which a file of one megabyte would fill the whole of `MAX_TOTAL_BYTES`;
+and comparing two mappings needs some seven times what both unfold into."""
 
 _CHUNK_BYTES = 1 << 20
 _MAX_DIRECTORY_BYTES = 1 << 16
