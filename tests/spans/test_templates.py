@@ -79,11 +79,18 @@ def test_a_template_that_loops_without_end_is_refused(template: str, monkeypatch
         written(template)
 
 
-@pytest.mark.parametrize("template", ["{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ 1 // 0 }}", "{{ x.y.z }}"])
+@pytest.mark.parametrize(
+    "template", ["{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ 1 // 0 }}", "{{ x.y.z }}", "{{ cycler() }}"]
+)
 def test_whatever_a_template_does_wrong_is_one_sentence(template: str) -> None:
     with pytest.raises(OptionError, match="the student's chat template refuses a chat: ") as caught:
         written(template)
     assert "\n" not in str(caught.value)
+
+
+def test_blocks_nested_deeper_than_python_allows_are_one_sentence() -> None:
+    with pytest.raises(OptionError, match="the student's chat template is not valid Jinja: too many statically nested"):
+        written("{% for i in [1] %}" * 25 + "{% endfor %}" * 25)
 
 
 def test_a_generation_block_changes_nothing_and_can_be_asked_for() -> None:

@@ -129,7 +129,7 @@ class Renderer:
             LookupError,
             AttributeError,
             ArithmeticError,
-            RecursionError,
+            RuntimeError,
             MemoryError,
         ) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -316,5 +316,6 @@ def _compiled(source: str, side: str) -> Any:  # noqa: C901 - one environment, a
     environment.globals["strftime_now"] = now
     try:
         return environment.from_string(source)
-    except (TemplateError, RecursionError) as error:
+    # What jinja2 makes of a template is Python: blocks nested more than twenty deep are a SyntaxError of its.
+    except (TemplateError, RecursionError, SyntaxError, MemoryError) as error:
         raise OptionError(f"the {side}'s chat template is not valid Jinja: {' '.join(str(error).split())}") from error
