@@ -125,6 +125,10 @@ def decide_roles(parsed: Parsed, kinds: NDArray[np.uint8]) -> dict[str, tuple[in
             members = sorted(token_id for text in texts for token_id in ids.get(text, ()))
             if members and role not in decided:
                 decided[role] = tuple(members)
+    # A list of stop tokens that names nothing new is no role of its own.
+    ends = {token_id for role in _STOPS[:-1] for token_id in decided.get(role, ())}
+    if ends.issuperset(decided.get("stop", ())):
+        decided.pop("stop", None)
     return {role: decided[role] for role in in_order(decided)}
 
 
