@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from xtoken_align import Mapping, Vocab, build, read_vocab
 from xtoken_align.errors import SourceError
@@ -19,6 +20,10 @@ from xtoken_align.sources.presets import presets
 # Triton decides when it is first imported whether kernels are interpreted, which is all they can be without a GPU.
 if not any(Path("/dev", name).exists() for name in ("nvidiactl", "kfd", "dxg")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A deadline per example measures the machine: the first example of a test pays for what is loaded on first use.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 
 J2 = "pkg:ai21_tokenizer/resources/j2-tokenizer/j2-tokenizer.model"
 
