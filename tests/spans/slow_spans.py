@@ -152,7 +152,9 @@ def _pair_specials(ours: list[_Token], theirs: list[_Token]) -> None:
 
 def _correspond(one: _Token, other: _Token) -> bool:
     mute = {"pad", "unk"}
-    if one.roles & other.roles - mute:
+    # Whatever ends a turn or a text on one side stands for whatever ends one on the other.
+    ends = {"eos", "eot", "eom", "stop"}
+    if one.roles & other.roles - mute or (one.roles & ends and other.roles & ends):
         return True
     return one.string == other.string != "" and not (one.roles & mute or other.roles & mute)
 
