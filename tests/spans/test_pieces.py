@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from test_row_ids import added, byte_level, folder_with
 
@@ -116,6 +116,15 @@ def test_pieces_are_found_in_published_templates(name: str, vocab: Vocab) -> Non
     holds()
 
 
+# What asks for an answer stands before the empty one and not before the thought.
+EMPTY_ANSWER_BEFORE_A_THOUGHT = [
+    {"role": "user", "content": "7"},
+    {"role": "assistant", "content": ""},
+    {"role": "user", "content": ""},
+    {"role": "assistant", "content": "7", "reasoning_content": "7"},
+]
+
+
 @pytest.mark.skipif(not templates_of_trl(), reason="trl is not installed")
 @pytest.mark.parametrize("name", [name for name in templates_of_trl() if name.endswith("_training")])
 def test_no_label_lies_outside_of_what_a_template_says_that_the_assistant_wrote(name: str, vocab: Vocab) -> None:
@@ -125,6 +134,7 @@ def test_no_label_lies_outside_of_what_a_template_says_that_the_assistant_wrote(
 
     @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
     @given(chats())
+    @example(EMPTY_ANSWER_BEFORE_A_THOUGHT)
     def holds(chat: list[dict[str, Any]]) -> None:
         pieces = pieces_of(chat)
         try:

@@ -133,7 +133,7 @@ def stretches_of(
                 labelled = span is not None
                 begin, end = (max(span[0], done), min(span[1], until)) if span is not None else (begin, None)
             else:
-                begin = _begin(messages, placed.text, done, regions, message, render)
+                begin = _begin(messages, placed.text, done, regions, message, render, tokens)
             new = _turn(placed.text, begin, end, until, regions, tokens, message, labelled)
         stretches += [one for one in new if one.begin < one.end]
         done = max(done, stretches[-1].end if stretches else 0)
@@ -212,6 +212,7 @@ def _begin(
     regions: Sequence[tuple[tuple[int, int], str, int]],
     message: int,
     render: Renderer,
+    tokens: TurnTokens,
 ) -> int:
     """Where an assistant's own words begin, in a turn whose first piece is known.
 
@@ -225,8 +226,9 @@ def _begin(
     prompt = render.generation_prompt
     for asked in dict.fromkeys((prompt, _THINK_START.sub("", prompt))):
         at = gap.rfind(asked) if asked.strip() else -1
-        if at >= 0:
-            begin = done + at + len(asked)
+        begin = done + at + len(asked)
+        # Before an answer that said nothing the same words stand; an end of a turn follows there.
+        if at >= 0 and not tokens.ends.search(text, begin, first):
             # An empty thought before a content is the template's.
             return first if field == "content" and _THINK_MARK.search(text, begin, first) else begin
     if field == "content":
