@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from loss_calls import KINDS, assert_same, called, case_of, fast, name_of, options_of
-from random_batches import Case
+from random_batches import Case, top_k_of
 
 from xtoken_align import Spans
-from xtoken_align.losses import Hidden, XTokenLoss, blocks, uld
+from xtoken_align.losses import Hidden, Teacher, TopK, XTokenLoss, blocks, uld
 from xtoken_align.losses.blocks import BlockSizes
 
 SEEDS = (10, 38)
@@ -196,3 +196,42 @@ def test_ids_that_are_given_take_the_place_of_the_spans_own() -> None:
             out = XTokenLoss(case.mapping, kind)(leaf, case.teacher_logits, form, **ids)
             assert_same(called(out, [leaf]), here, rtol=1e-12, atol=1e-14)
         assert not torch.isclose(XTokenLoss(case.mapping, kind)(leaf, case.teacher_logits, blind).kd, here.kd)
+
+
+@pytest.mark.parametrize("options", options_of(*KINDS), ids=name_of)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_logits_whose_last_dimension_is_strided_are_the_same(options: dict[str, Any], dtype: torch.dtype) -> None:
+    # A row alone, since flattening several rows copies them; this one has levels of C-KL.
+    case = part(several_rows(25), slice(1))
+    given = case.student_logits.to(dtype), case.teacher_logits.to(dtype)
+    found = []
+    for sides in (given, list(map(turn, given))):
+        leaf = sides[0].detach().requires_grad_()
+        out = XTokenLoss(case.mapping, **options)(leaf, sides[1], case.spans, labels=case.labels)
+        found.append(called(out, [leaf]))
+    assert sides[0].stride(2) != 1
+    assert_same(found[1], found[0], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["c-kl", "partition-kl", "h-kl"])
+def test_strided_hidden_states_heads_and_cached_teachers_are_the_same(kind: str) -> None:
+    case = part(several_rows(25), slice(1))
+    source = torch.Generator().manual_seed(1)
+    states = torch.randn(*case.student_logits.shape[:2], 5, generator=source, dtype=torch.float64)
+    weight = torch.randn(case.student_logits.shape[2], 5, generator=source, dtype=torch.float64)
+    teacher: Teacher = case.teacher_logits if kind == "h-kl" else top_k_of(case, 3)
+    found = []
+    for turned in (False, True):
+        leaves = [turn(one) if turned else one.clone() for one in (states, weight)]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        if turned and isinstance(teacher, TopK):
+            teacher = TopK(turn(teacher.ids), turn(teacher.log_probs), turn(teacher.rest), teacher.width)
+        out = XTokenLoss(case.mapping, kind)(Hidden(*leaves), teacher, case.spans, labels=case.labels)
+        found.append(called(out, leaves))
+    assert_same(found[1], found[0], rtol=1e-12, atol=1e-14)
+
+
+def turn(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, the last dimension strided."""
+    return tensor.detach().transpose(-1, -2).contiguous().transpose(-1, -2)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xtoken_align.spans.dataset as home
-from xtoken_align.errors import OptionError, SourceError
+from xtoken_align.errors import MismatchError, OptionError, SourceError
 from xtoken_align.spans.aligner import align_chats, align_texts
 from xtoken_align.spans.batch import SpanCollator
 from xtoken_align.spans.dataset import AlignColumns, spans_from_columns
@@ -41,6 +41,9 @@ def same(one: Spans, other: Spans) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in FIELDS)
 
 
+COLUMNS = {f"{side}_{name}" for side in ("student", "teacher") for name in ("ids", "chunks", "tokenizer")}
+
+
 @pytest.fixture(scope="module")
 def align(real: Real) -> AlignColumns:
     for name in ("llama-3", "qwen3"):
@@ -65,7 +68,7 @@ def test_columns_and_back_are_the_spans_of_the_texts(
     expected = align_texts(texts, **vocabs, bos=True, eos=True, padding_side=side)
     columns = align({"text": texts, "other": [0] * len(texts)})
     assert same(spans_from_columns(columns, padding_side=side), expected)
-    lists = {name: [row.tolist() for row in rows] for name, rows in columns.items()}
+    lists = {name: [np.asarray(row).tolist() for row in rows] for name, rows in columns.items()}
     assert same(spans_from_columns(lists, padding_side=side), expected)
 
 
@@ -92,9 +95,37 @@ def test_the_collator_takes_the_columns_of_a_row(align: AlignColumns, real: Real
     assert same(collate.spans(rows), collate.spans([{"text": text} for text in TEXTS]))
 
 
+def test_columns_and_the_collator_keep_whose_ids_they_are(align: AlignColumns, real: Real) -> None:
+    identities = real("llama-3").identity, real("qwen3").identity
+    assert identities[0] == f"llama-3@{real('llama-3').fingerprint}"
+    columns = align({"text": TEXTS})
+    assert spans_from_columns(columns).tokenizers == identities
+    rows = [{name: column[row] for name, column in columns.items()} for row in range(len(TEXTS))]
+    limits = {"max_student_tokens": 40, "max_teacher_tokens": 40}
+    collate = SpanCollator(student=real("llama-3"), teacher=real("qwen3"), pack=True, **limits)
+    assert collate(rows)["spans"].tokenizers == identities
+    swapped = SpanCollator(student=real("qwen3"), teacher=real("llama-3"), bos=False, eos=False)
+    with pytest.raises(MismatchError, match="rows' student ids are of the tokenizer llama-3@"):
+        swapped(rows)
+
+
+def test_columns_of_a_version_that_did_not_note_the_tokenizers_are_read(align: AlignColumns) -> None:
+    columns = align({"text": TEXTS})
+    older = {name: rows for name, rows in columns.items() if not name.endswith("tokenizer")}
+    assert spans_from_columns(older).tokenizers is None
+    assert same(spans_from_columns(older), spans_from_columns(columns))
+    # Data sets that are put together have None where one of them lacks a column.
+    mixed = {**columns, "student_tokenizer": [None, *columns["student_tokenizer"][1:]]}
+    assert spans_from_columns(mixed).tokenizers == spans_from_columns(columns).tokenizers
+    mixed["student_tokenizer"] = ["other@0", *columns["student_tokenizer"][1:]]
+    with pytest.raises(OptionError, match=r"the same student tokenizer, but they are of llama-3@.* and other@0"):
+        spans_from_columns(mixed)
+
+
 def test_no_rows_make_no_spans(align: AlignColumns) -> None:
     columns = align({"text": []})
-    assert columns == {"student_ids": [], "student_chunks": [], "teacher_ids": [], "teacher_chunks": []}
+    assert set(columns) == COLUMNS
+    assert all(rows == [] for rows in columns.values())
     assert len(spans_from_columns(columns)) == 0
 
 
@@ -107,10 +138,11 @@ def test_a_data_set_is_mapped(align: AlignColumns, real: Real, processes: int | 
     texts = TEXTS * 25
     given_ = datasets.Dataset.from_dict({"text": texts})
     mapped = given_.map(align, batched=True, batch_size=16, num_proc=processes, remove_columns=["text"])
-    assert sorted(mapped.column_names) == ["student_chunks", "student_ids", "teacher_chunks", "teacher_ids"]
+    assert set(mapped.column_names) == COLUMNS
     expected = align_texts(texts, student=real("llama-3"), teacher=real("qwen3"), bos=True, eos=True)
     assert same(spans_from_columns(mapped[:]), expected)
     assert same(spans_from_columns(mapped.with_format("numpy")[:]), expected)
+    assert spans_from_columns(mapped.with_format("numpy")[:]).tokenizers == expected.tokenizers
 
 
 def test_equal_settings_have_equal_hashes_and_others_have_others(align: AlignColumns) -> None:

@@ -94,7 +94,7 @@ def test_two_workers_align_as_one_process_does(align: AlignColumns, place: str, 
     columns = align({"text": TEXTS})
     assert all(row.keys() == columns.keys() for row in rows)
     for name, column in columns.items():
-        assert [row[name] for row in rows] == [entry.tolist() for entry in column]
+        assert [row[name] for row in rows] == [np.asarray(entry).tolist() for entry in column]
     assert not running(place)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import fields
 from itertools import pairwise
 
@@ -156,6 +157,14 @@ def test_predicted_ids_are_those_that_the_logits_at_a_row_are_about() -> None:
     assert made.student_tokens.tolist() == [0, 1, 2, 0]
     assert made.teacher.tolist() == [0, 1, 3, 4]
     assert made.teacher_offsets.tolist() == [0, 1, 2, 4]
+
+
+def test_spans_say_whose_ids_they_are_wherever_they_go() -> None:
+    spans = align_ids([[3, 0, 1]], [[3, 0, 1]], student=STUDENT, teacher=TEACHER)
+    identities = STUDENT.identity, TEACHER.identity
+    assert identities[0] != identities[1]
+    for view in (spans, spans.torch(), spans.to("cpu"), spans.torch().numpy(), pickle.loads(pickle.dumps(spans))):
+        assert view.tokenizers == identities
 
 
 def test_a_batch_without_chunks_predicts_nothing() -> None:

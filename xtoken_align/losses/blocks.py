@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import OptionError
-from ..spans.spans import Predictions
+from ..spans.spans import IGNORED, Predictions
 from . import cpu, triton
 from .chain import Levels, PrefixTree, Reads, find_levels, level_values
 from .inputs import (
@@ -32,9 +32,6 @@ from .inputs import (
 from .tables import Outcomes, Table
 
 Ids = NDArray[np.int64]
-
-IGNORED = -100
-"""The label of a token that has no cross-entropy."""
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,9 @@ class Source:
             scores.scatter_(1, torch.where(ids < 0, self.width, ids.long()), states.to(dtype))
             return Rows(scores[:, : self.width], log_rest=rest.to(dtype).log())
         if self.weight is None:
-            return Rows(states.to(dtype))
+            # What reads rows steps along them: logits that were transposed are put in order, a block at a time.
+            scores = states.to(dtype)
+            return Rows(scores if scores.stride(1) == 1 else scores.contiguous())
         logits = torch.nn.functional.linear(states, self.weight, self.bias).to(dtype)
         if self.scale != 1:
             logits.mul_(self.scale)
@@ -349,11 +351,11 @@ def new_gradients(
     # Of logits the gradient is as large as they are; bfloat16 has the range of float32, so nothing of it becomes 0.
     kept = torch.bfloat16 if source.weight is None and source.states.dtype == torch.bfloat16 else dtype
     if source.weight is None and kept == dtype and written:
-        states = torch.empty_like(source.states, dtype=kept)
+        states = torch.empty_like(source.states, dtype=kept, memory_format=torch.contiguous_format)
         others = np.setdiff1d(np.arange(len(states)), np.concatenate(written), assume_unique=True)
         states[torch.from_numpy(others).to(states.device)] = 0
     else:
-        states = torch.zeros_like(source.states, dtype=kept)
+        states = torch.zeros_like(source.states, dtype=kept, memory_format=torch.contiguous_format)
     return Gradients(
         source,
         states,

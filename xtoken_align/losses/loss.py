@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_map_only
 
 from ..errors import OptionError
 from ..mapping.mapping import Mapping
-from ..spans.spans import Predictions, Spans
-from .blocks import IGNORED, Batch, Ids, Objective, Result, Term, block_sizes, plan_batch, run_batch
+from ..spans.spans import IGNORED, Predictions, Spans
+from .blocks import Batch, Ids, Objective, Result, Term, block_sizes, plan_batch, run_batch
 from .chain import chain_trees
 from .functional import alm, chunk_log_likelihoods, outcomes_kl, sorted_l1
 from .inputs import Hidden, Logits, Student, Teacher, TopK, check_positions, source_of

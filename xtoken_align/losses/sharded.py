@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import OptionError
-from ..spans.spans import Predictions
-from .blocks import IGNORED, Batch
+from ..spans.spans import IGNORED, Predictions
+from .blocks import Batch
 from .inputs import Logits, TopK
 
 

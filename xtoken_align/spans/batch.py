@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MissingExtraError, OptionError
+from ..errors import MismatchError, MissingExtraError, OptionError
+from ..vocab.vocab import Vocab
 from .aligner import Aligner
 from .careful import chunks_of_units
 from .chunks import Chunks
-from .spans import AlignedUnits, Spans, make_spans
+from .spans import IGNORED, AlignedUnits, Spans, make_spans
 from .units import End, Numbers, Units, check_side, offsets_of, one_per_row, runs, token_mask, units_of
-
-IGNORED = -100
-"""The label that PyTorch's cross-entropy ignores (`torch.nn.CrossEntropyLoss`, `ignore_index`)."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -32,7 +30,7 @@ class SpanCollator(Aligner):
     - `messages`: a chat, rendered by each side's template and encoded;
     - `student_ids` and `teacher_ids`: ids, aligned here; with `student_chunks` and `teacher_chunks` (what
       `AlignColumns` adds to a data set) they are aligned already. `student_loss_mask` and `teacher_loss_mask` say which
-      tokens count.
+      tokens count; ids of another tokenizer than `student_tokenizer` and `teacher_tokenizer` name are refused.
 
     A batch has, as torch tensors, `student_input_ids`, `student_attention_mask`, `student_position_ids` and the
     same of the teacher, all (B, T); `labels` (B, T_s), the student's ids where they count and -100 elsewhere and
@@ -73,6 +71,7 @@ class SpanCollator(Aligner):
 
         Raises:
             OptionError: a row has none of the forms above, or not that of the first row.
+            MismatchError: rows of ids say that they are another tokenizer's.
             MissingExtraError: torch is not installed.
         """
         spans = self.spans(rows)
@@ -129,6 +128,7 @@ class SpanCollator(Aligner):
             ids = _column(rows, f"{side}_ids")
             if ids is None:
                 raise OptionError(f"rows with ids need `{side}_ids`, got {sorted(rows[0])}")
+            _check_tokenizer(rows, side, vocab)
             flat = units_of(_cut(ids, limit, self.truncation_side), width=len(vocab), side=side)
             units.append(one_per_row(flat.ids, flat.counts))
             own_chunks, loss_mask = _column(rows, f"{side}_chunks"), _column(rows, f"{side}_loss_mask")
@@ -239,7 +239,14 @@ def _reordered(aligned: AlignedUnits, order: Numbers) -> AlignedUnits:
     student, student_chunk, student_labelled = reordered(aligned.student, chunks.student, aligned.student_labelled)
     teacher, teacher_chunk, teacher_labelled = reordered(aligned.teacher, chunks.teacher, aligned.teacher_labelled)
     together = Chunks(student_chunk, teacher_chunk, chunks.count[order], chunks.differs[order])
-    return AlignedUnits(student, teacher, together, student_labelled, teacher_labelled, aligned.vocabs)
+    return replace(
+        aligned,
+        student=student,
+        teacher=teacher,
+        chunks=together,
+        student_labelled=student_labelled,
+        teacher_labelled=teacher_labelled,
+    )
 
 
 # Columns of ids and chunks
@@ -265,6 +272,16 @@ def _numbered_through(student: Numbers, student_counts: Numbers, teacher: Number
         numbered.append(np.where(is_chunk, number, -1).astype(np.int32))
     count = np.bincount(on_both // max(width, 1), minlength=len(teacher_counts)).astype(np.int64)
     return Chunks(numbered[0], numbered[1], count, np.zeros(len(teacher_counts), dtype=np.bool_))
+
+
+def _check_tokenizer(rows: Rows, side: str, vocab: Vocab) -> None:
+    """Refuses rows that say of themselves that their ids are of another tokenizer."""
+    for identity in {row.get(f"{side}_tokenizer") for row in rows} - {None}:
+        if str(identity).rpartition("@")[2] != vocab.fingerprint:
+            raise MismatchError(
+                f"the rows' {side} ids are of the tokenizer {identity}, but the collator's {side} is "
+                f"{vocab.identity}: align the data set anew, or give the tokenizer that it was aligned with"
+            )
 
 
 def _column(rows: Rows, name: str) -> list[Any] | None:

@@ -39,8 +39,9 @@ class AlignColumns(Aligner):
     """Aligns the texts or chats of a data set: what `datasets.Dataset.map(..., batched=True)` calls.
 
     It makes the columns `student_ids`, `teacher_ids`, `student_chunks` and `teacher_chunks` (each token's chunk,
-    counted from 0 in every row, -1 outside every chunk), for chats `student_loss_mask` and `teacher_loss_mask` too.
-    `SpanCollator` takes rows of them, `spans_from_columns` makes `Spans` of them.
+    counted from 0 in every row, -1 outside every chunk), for chats `student_loss_mask` and `teacher_loss_mask` too, and
+    `student_tokenizer` and `teacher_tokenizer`, by which a loss knows whose ids they are. `SpanCollator` takes rows of
+    them, `spans_from_columns` makes `Spans` of them.
 
     It travels to other processes, where each vocabulary is read once. What `datasets` keeps under the settings' hash is
     found again while settings, vocabularies and the library's version are the same.
@@ -88,21 +89,28 @@ class AlignColumns(Aligner):
             self._vocab("student", self.vocabulary_hashes[0]), self._vocab("teacher", self.vocabulary_hashes[1])
         )
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[NDArray[Any]]]:
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Aligns a batch.
 
         Args:
             batch: columns; other ones than `column` are not looked at.
 
         Returns:
-            Columns of int32 arrays, of bool arrays the loss masks, one per row.
+            Columns of int32 arrays, of bool arrays the loss masks, one per row, and of strings the tokenizers.
 
         Raises:
             OptionError: the column is missing, or a row has neither a text nor a chat.
         """
         if self.column not in batch:
             raise OptionError(f"there is no column `{self.column}` among {sorted(batch)}: name it with `column`")
-        return {name: _rows(ragged) for name, ragged in self.columns(batch[self.column]).items()}
+        columns: dict[str, list[Any]] = {name: _rows(own) for name, own in self.columns(batch[self.column]).items()}
+        rows = len(columns["student_ids"])
+        return columns | {name: [identity] * rows for name, identity in self.identities.items()}
+
+    @property
+    def identities(self) -> dict[str, str]:
+        """The columns that have one value in every row: whose ids the rows hold, by `Vocab.identity`."""
+        return {f"{side}_tokenizer": getattr(self.tables, side).identity for side in ("student", "teacher")}
 
     def columns(self, entries: Sequence[Any]) -> dict[str, Ragged]:
         """The columns of some texts or chats, each as one array with offsets."""
@@ -177,7 +185,9 @@ def spans_from_columns(batch: Mapping[str, Any], *, padding_side: End = "right")
     if not (has_tokens[0] & has_tokens[1]).all():
         raise OptionError("a chunk stands on one side alone: cut rows with the limits of AlignColumns or SpanCollator")
     together = Chunks(student_chunk, teacher_chunk, count, np.zeros(rows, dtype=np.bool_))
-    aligned = AlignedUnits(student, teacher, together, student_labelled, teacher_labelled)
+    tokenizers = _tokenizer_of(batch, "student"), _tokenizer_of(batch, "teacher")
+    known = None if tokenizers[0] is None or tokenizers[1] is None else (tokenizers[0], tokenizers[1])
+    aligned = AlignedUnits(student, teacher, together, student_labelled, teacher_labelled, tokenizers=known)
     return make_spans(aligned.one_per_row(padding_side))
 
 
@@ -190,6 +200,14 @@ def _side(batch: Mapping[str, Any], side: str) -> tuple[Units, Numbers, Flags | 
     chunks = values_of(list(batch[f"{side}_chunks"]), units, f"{side}_chunks").astype(np.int64)
     mask = batch.get(f"{side}_loss_mask")
     return units, chunks, None if mask is None else values_of(list(mask), units, f"{side}_loss_mask").astype(np.bool_)
+
+
+def _tokenizer_of(batch: Mapping[str, Any], side: str) -> str | None:
+    """Whose ids a side's rows hold; None for rows of a version that did not note it."""
+    noted = sorted({str(identity) for identity in batch.get(f"{side}_tokenizer", ()) if identity is not None})
+    if len(noted) > 1:
+        raise OptionError(f"all rows need the same {side} tokenizer, but they are of {' and '.join(noted)}")
+    return noted[0] if noted else None
 
 
 def _portable(source: Any, side: str) -> Any:

@@ -45,6 +45,8 @@ class AlignBlocks:
         for name, (values, offsets) in align.columns(table.column(align.column).to_pylist()).items():
             lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
             aligned = aligned.append_column(name, lists)
+        for name, identity in align.identities.items():
+            aligned = aligned.append_column(name, pa.array([identity] * table.num_rows, pa.string()))
         return aligned
 
 

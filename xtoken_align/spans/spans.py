@@ -16,6 +16,9 @@ from .chunks import Chunks
 from .drawing import Side, as_html, plot_tokens
 from .units import End, Flags, Numbers, Units, offsets_of, one_per_row
 
+IGNORED = -100
+"""The label that PyTorch's cross-entropy ignores (`torch.nn.CrossEntropyLoss`, `ignore_index`)."""
+
 Array = Any
 """A numpy array or a torch tensor; all arrays of one `Spans` are of one sort."""
 
@@ -119,6 +122,7 @@ class Spans:
     teacher_loss_mask: Array
     _predictions: Predictions | None = None
     _vocabs: tuple[Vocab, Vocab] | None = None
+    _tokenizers: tuple[str, str] | None = None
 
     def __len__(self) -> int:
         return len(self.count)
@@ -143,6 +147,14 @@ class Spans:
     def __getstate__(self) -> dict[str, Any]:
         # Vocabularies cannot be pickled; they only serve to draw.
         return {**vars(self), "_vocabs": None}
+
+    @property
+    def tokenizers(self) -> tuple[str, str] | None:
+        """Whose ids these are, the student's and the teacher's: `Vocab.identity`, a name and a fingerprint.
+
+        Losses compare them with their mapping's. None where rows were aligned by a version that did not note them.
+        """
+        return self._tokenizers
 
     @property
     def student_mask(self) -> Array:
@@ -301,7 +313,7 @@ def _mapped(value: T, change: Callable[[Array], Array]) -> T:
         array = getattr(value, entry.name)
         if isinstance(array, Predictions):
             changed[entry.name] = _mapped(array, change)
-        elif array is not None and entry.name != "_vocabs":
+        elif array is not None and entry.name not in {"_vocabs", "_tokenizers"}:
             changed[entry.name] = change(array)
     return replace(value, **changed)
 
@@ -317,6 +329,7 @@ class AlignedUnits:
         student_labelled: bool (student tokens,), which tokens count in the loss; None for all.
         teacher_labelled: bool (teacher tokens,).
         vocabs: both vocabularies, for drawing.
+        tokenizers: their identities, where the vocabularies themselves are not at hand.
     """
 
     student: Units
@@ -325,6 +338,7 @@ class AlignedUnits:
     student_labelled: Flags | None = None
     teacher_labelled: Flags | None = None
     vocabs: tuple[Vocab, Vocab] | None = None
+    tokenizers: tuple[str, str] | None = None
 
     def one_per_row(self, padding_side: End, multiple: int = 1) -> AlignedUnits:
         """The same with every unit in a row of its own, see `units.one_per_row`."""
@@ -368,4 +382,8 @@ def make_spans(aligned: AlignedUnits) -> Spans:
     columns = np.arange(int(count.max(initial=0)))
     weight = np.zeros((rows, len(columns)), dtype=np.float32)
     weight[columns < count[:, None]] = flat_weight
-    return Spans(count=count.astype(np.int32), weight=weight, _vocabs=aligned.vocabs, **arrays)
+    vocabs, tokenizers = aligned.vocabs, aligned.tokenizers
+    if vocabs is not None:
+        tokenizers = vocabs[0].identity, vocabs[1].identity
+    arrays |= {"_vocabs": vocabs, "_tokenizers": tokenizers}
+    return Spans(count=count.astype(np.int32), weight=weight, **arrays)

@@ -16,8 +16,8 @@ from ..errors import MismatchError, OptionError
 from ..losses import FusedHead, LossOutput, MultiTeacherLoss, Student, XTokenLoss
 from ..mapping.mapping import Mapping as VocabMapping
 from ..read import read_vocab
-from ..spans.batch import IGNORED, SpanCollator
-from ..spans.spans import Spans
+from ..spans.batch import SpanCollator
+from ..spans.spans import IGNORED, Spans
 from ..vocab.vocab import Vocab
 from .cache.read import TeacherCache
 from .config import mistakes_of_loss, mistakes_of_weights, refuse, unknown_settings

@@ -14,8 +14,7 @@ from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 
 from ..errors import OptionError
-from ..spans.batch import IGNORED
-from ..spans.spans import Spans
+from ..spans.spans import IGNORED, Spans
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
 from .cache.write import at_rest

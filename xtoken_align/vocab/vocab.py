@@ -126,6 +126,11 @@ class Vocab:
         """SHA-256 over the text vocabulary and a canary's encoding; see `xtoken_align.vocab.fingerprint`."""
         return fingerprint(self.speakable_ids, self.surfaces, self.encode_batch(CANARY))
 
+    @property
+    def identity(self) -> str:
+        """`name@fingerprint`: what rows of ids keep, so that they are not read as another tokenizer's."""
+        return f"{self.name}@{self.fingerprint}"
+
     @cached_property
     def speakable_ids(self) -> NDArray[np.int64]:
         """int64, ids of kind text and byte, ascending: those that text may become."""

@@ -10,15 +10,13 @@ import torch
 
 from ...errors import OptionError
 from ...mapping.mapping import Mapping
-from ...spans.spans import Spans
+from ...spans.spans import IGNORED, Spans
 from ..inputs import compute_dtype
 from ..options import batch_of_logits, one_of, positive, same_shape, share, weight
 from .chunks import other_ids, rows_at
 from .nemo_rl import find_pairs
 
 MERGES = ("observed", "bayesian")
-IGNORED = -100
-"""The label of a token that is no answer (transformers, 2018 on)."""
 
 
 @dataclass(frozen=True, eq=False)
