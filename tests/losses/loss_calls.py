@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from random_batches import Case, random_case
+from slow_kinds import slow_kind
 from slow_loss import slow_loss
 
 from xtoken_align.losses import LossOutput, Teacher, XTokenLoss
+from xtoken_align.losses.divergence import Measure
 from xtoken_align.losses.functional import outcomes_kl
 from xtoken_align.losses.inputs import Compared, Rows
 from xtoken_align.losses.tables import Outcomes
@@ -39,6 +41,17 @@ def options_of(*kinds: str) -> list[dict[str, Any]]:
                 found += [{"kind": kind, "merge": merge, "normalize": "none"}]
                 found += [{"kind": kind, "merge": merge, "uncommon_top_k": 2}]
     return found
+
+
+MEASURES: list[dict[str, Any]] = [
+    {"divergence": "reverse"},
+    {"divergence": "jsd", "beta": 0.3},
+    {"student_top_k": 2},
+    {"divergence": "reverse", "student_top_k": 3},
+    {"divergence": "jsd", "student_top_k": 1000},
+    {"divergence": "jsd", "beta": 1.0},
+]
+"""Ways to compare two distributions, the forward KL of all outcomes aside; 1000 is more than there are."""
 
 
 def name_of(options: dict[str, Any]) -> str:
@@ -73,6 +86,14 @@ def slow(case: Case, student: torch.Tensor, teacher: Teacher, **options: Any) ->
     leaf = student.detach().double().requires_grad_()
     teacher = teacher.double() if isinstance(teacher, torch.Tensor) else teacher
     out = slow_loss(case.mapping, leaf, teacher, case.spans, **options)
+    return Called(out.loss.detach(), out.kd.detach(), out.ce.detach(), torch.autograd.grad(out.loss, leaf))
+
+
+def slow_by(case: Case, student: torch.Tensor, teacher: Teacher, **options: Any) -> Called:
+    """The slow twin that knows of divergences, in float64; of C-KL the form that the text alone weighs."""
+    leaf = student.detach().double().requires_grad_()
+    teacher = teacher.double() if isinstance(teacher, torch.Tensor) else teacher
+    out = slow_kind(case.mapping, leaf, teacher, case.spans, level_weight="text", end=False, **options)
     return Called(out.loss.detach(), out.kd.detach(), out.ce.detach(), torch.autograd.grad(out.loss, leaf))
 
 
@@ -126,8 +147,7 @@ def by_autograd(
             Rows(leaf),
             Rows(teacher),
             outcomes,
-            temperature=temperature,
-            top_k=top_k,
+            measure=Measure(temperature=temperature, top_k=top_k),
             looks=student.device.type == "cpu",
         )
     if coefficient is None:

@@ -8,7 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from loss_calls import KINDS, SORTED, Called, assert_same, case_of, fast, name_of, options_of, possible_labels, slow
+from loss_calls import (
+    KINDS,
+    MEASURES,
+    SORTED,
+    Called,
+    assert_same,
+    case_of,
+    fast,
+    name_of,
+    options_of,
+    possible_labels,
+    slow,
+    slow_by,
+)
 from random_batches import FEATURES, Case, top_k_of
 from small_vocabs import make_vocab
 
@@ -67,6 +80,26 @@ def test_every_option_is_the_slow_ones(options: dict[str, Any]) -> None:
         differs += not torch.isclose(truth.kd, other.kd)
     # An option changes something, unless it keeps more than there is.
     assert differs or options.get("top_k") == 1000
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=name_of)
+@pytest.mark.parametrize("kind", ["partition-kl", "c-kl", "p-kl", "h-kl", "gold"])
+def test_every_divergence_is_the_slow_one(kind: str, measure: dict[str, Any]) -> None:
+    every = [one for one in options_of(kind) if one.get("normalize") != "none"]
+    differs = 0
+    shift = 2 * MEASURES.index(measure)
+    for seed in range(shift, shift + 7):
+        case = batch(seed)
+        options = every[seed % len(every)] | {"temperature": 1.0 + (seed % 2)}
+        truth = slow_by(
+            case, case.student_logits, case.teacher_logits, labels=possible_labels(case), **options, **measure
+        )
+        assert_twins(case, truth, case.teacher_logits.double(), **options, **measure)
+        assert truth.kd >= 0
+        differs += not torch.isclose(
+            truth.kd, fast(case, case.student_logits, case.teacher_logits, **options).kd.double()
+        )
+    assert differs > 3
 
 
 @pytest.mark.parametrize("kind", ["partition-kl", "c-kl", "p-kl"])

@@ -41,6 +41,13 @@ VALUES: list[tuple[dict[str, Any], str]] = [
     ({"threshold": NAN}, "threshold must lie between 0 and 1"),
     ({"uncommon_top_k": -1}, "uncommon_top_k must be an integer of at least 0"),
     ({"compat": "verl"}, "compat must be one of nemo-rl, trl, tokenkit"),
+    ({"divergence": "backward"}, "divergence must be one of forward, reverse, jsd, but it is 'backward'"),
+    ({"divergence": "jsd", "beta": 1.5}, "beta must lie between 0 and 1, but it is 1.5"),
+    (
+        {"divergence": "reverse", "beta": 0.3},
+        "beta is the teacher's share in divergence='jsd'.*'reverse'; leave it out",
+    ),
+    ({"student_top_k": 0}, "student_top_k must be at least 1, or None for all columns"),
 ]
 
 TOGETHER: list[tuple[dict[str, Any], str]] = [
@@ -58,6 +65,11 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"kind": "partition-kl", "compat": "nemo-rl"}, "compat='nemo-rl' needs kind p-kl or h-kl or gold"),
     ({"kind": "p-kl", "compat": "trl"}, "compat='trl' needs kind uld or gold, but the kind is 'p-kl'"),
     ({"kind": "uld", "compat": "tokenkit"}, "compat='tokenkit' needs kind alm"),
+    ({"kind": "c-kl", "beta": 0.3}, "beta is the teacher's share in divergence='jsd', but the divergence is 'forward'"),
+    ({"kind": "uld", "divergence": "forward"}, "divergence says how .*, which uld does not do; leave it out"),
+    ({"kind": "alm", "student_top_k": 16}, "student_top_k says how .*, which alm does not do"),
+    ({"kind": "gold", "normalize": "none", "divergence": "jsd"}, "divergence says how .*, which normalize='none' does"),
+    ({"kind": "p-kl", "compat": "nemo-rl", "divergence": "reverse"}, "divergence says how .*, which compat='nemo-rl'"),
 ]
 
 

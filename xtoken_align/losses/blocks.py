@@ -21,6 +21,7 @@ from ..errors import OptionError
 from ..spans.spans import IGNORED, Predictions
 from . import cpu, triton
 from .chain import Levels, PrefixTree, Reads, find_levels, level_values
+from .divergence import Measure
 from .inputs import (
     Compared,
     Gradients,
@@ -76,7 +77,7 @@ class Term:
     """A part of a loss: the values of its terms add up.
 
     Attributes:
-        formula: `(student: Rows, teacher: Rows, table, *, temperature, top_k, looks) -> Compared`.
+        formula: `(student: Rows, teacher: Rows, table, *, measure, looks) -> Compared`.
         table: what it compares.
     """
 
@@ -90,8 +91,7 @@ class Objective:
 
     Attributes:
         terms: the formulas of level one.
-        temperature: T.
-        top_k: the teacher's outcomes that are kept, or None.
+        measure: how distributions are compared.
         implementation: "auto", "reference", "cpu" or "triton".
         student_silent: int64, the student's tokens without a probability, for C-KL's levels; None without levels.
         teacher_silent: int64, or None.
@@ -99,8 +99,7 @@ class Objective:
     """
 
     terms: tuple[Term, ...]
-    temperature: float = 1.0
-    top_k: int | None = None
+    measure: Measure = field(default_factory=Measure)
     implementation: str = "auto"
     student_silent: torch.Tensor | None = None
     teacher_silent: torch.Tensor | None = None
@@ -513,19 +512,21 @@ def _fast(
     term: Term, student: Rows, teacher: Rows, pass_: _Pass, weight: torch.Tensor, place: torch.Tensor | None
 ) -> Compared | None:
     """Outcomes compared in place, where rows are chunks and every outcome is possible; None where this is not so."""
-    outcomes, objective = term.table, pass_.objective
+    outcomes, measure = term.table, pass_.objective.measure
     if pass_.path == "reference" or student.chunk is not None or teacher.log_rest is not None:
+        return None
+    if measure.effective != "forward" or measure.student_top_k is not None:
         return None
     if not isinstance(outcomes, Outcomes) or outcomes.links is not None or not outcomes.student.count:
         return None
     coefficient = None if place is None else weight
-    options: dict[str, Any] = {"temperature": objective.temperature, "coefficient": coefficient, "out": place}
+    options: dict[str, Any] = {"temperature": measure.temperature, "coefficient": coefficient, "out": place}
     if pass_.path == "cpu":
-        options |= {"top_k": objective.top_k, "buffers": pass_.buffers}
+        options |= {"top_k": measure.top_k, "buffers": pass_.buffers}
         return cpu.compare_outcomes(student.scores, teacher.scores, outcomes, **options)
     # The kernels step through rows; those of transposed logits lie apart.
     in_rows = all(one is None or one.stride(1) == 1 for one in (student.scores, teacher.scores, place))
-    if not in_rows or (objective.top_k is not None and objective.top_k < outcomes.student.count):
+    if not in_rows or (measure.top_k is not None and measure.top_k < outcomes.student.count):
         return None
     pass_.result.by_kernels = True
     return triton.compare_outcomes(student.scores, teacher.scores, outcomes, **options)
@@ -543,11 +544,7 @@ def _differentiate(
 ) -> Compared:
     """Calls a formula; autograd makes the gradient, which is written to its place or added to what is there."""
     objective, gradients = pass_.objective, pass_.gradients
-    options = {
-        "temperature": objective.temperature,
-        "top_k": objective.top_k,
-        "looks": pass_.path == "cpu",
-    }
+    options: dict[str, Any] = {"measure": objective.measure, "looks": pass_.path == "cpu"}
     if place is None or gradients is None:
         return term.formula(student, teacher, term.table, **options)
     # The leaf is the block's rows alone, so that the graph ends here and its memory is free for the next block.
@@ -579,7 +576,7 @@ def _compare_levels(
     teacher = Reads(teachers.scores, objective.teacher_silent, teachers.log_rest)
     chunk = torch.from_numpy(levels.chunk).to(scores.device, non_blocking=True)
     with torch.set_grad_enabled(gradient is not None):
-        value = level_values(student, teacher, levels, temperature=objective.temperature)
+        value = level_values(student, teacher, levels, measure=objective.measure)
         total = (value * pass_.chunk_weight[chunk]).sum()
     if gradient is not None:
         student.add_gradient(total, gradient)

@@ -21,7 +21,7 @@ from ..mapping.mapping import Mapping
 from ..rules.pieces import Pieces
 from ..spans.spans import Predictions
 from ..spans.units import offsets_of
-from .divergence import never_negative
+from .divergence import Measure, compare_segments, normalised_segments
 from .tables import live_tokens, log_sum
 
 Ids = NDArray[np.int64]
@@ -282,8 +282,8 @@ class Reads:
                 gradient.index_add_(0, rows, slope)
 
 
-def level_values(student: Reads, teacher: Reads, levels: Levels, *, temperature: float) -> torch.Tensor:
-    """T^2 KL(teacher || student) of each level's outcomes: floats (m,).
+def level_values(student: Reads, teacher: Reads, levels: Levels, *, measure: Measure) -> torch.Tensor:
+    """The divergence of each level's outcomes: floats (m,).
 
     The restricted side's mass of an outcome is the sum over its tokens that go on with that piece, or that are equal to
     the prefix for the end. The speaking side's is the piece's own logit, and for the end the sum over all other tokens
@@ -293,7 +293,7 @@ def level_values(student: Reads, teacher: Reads, levels: Levels, *, temperature:
         student: the student's rows.
         teacher: the teacher's.
         levels: the levels, whose rows count among these.
-        temperature: T.
+        measure: how they are compared.
 
     Source: this library, 2026.
     """
@@ -321,41 +321,6 @@ def level_values(student: Reads, teacher: Reads, levels: Levels, *, temperature:
         joined = outcome
     # The restricted side's: after `1` the end has the logit of `1`, `2` the sum over `12` and `123`, `3` that of `13`.
     tokens = restricted.at(restricted_row[level[outcome]], token)
-    _, log_restricted = _normalised(tokens, joined, len(level))
+    _, log_restricted = normalised_segments(tokens, joined, len(level))
     log_student, log_teacher = (log_restricted, log_spoken) if levels.of_student else (log_spoken, log_restricted)
-    # An outcome that the student cannot have is not compared. The temperature is that of the level's distributions.
-    log_student, _ = _normalised(log_student, level, count)
-    log_teacher, _ = _normalised(log_teacher.detach().masked_fill(log_student == -math.inf, -math.inf), level, count)
-    if temperature != 1:
-        log_student, _ = _normalised(log_student / temperature, level, count)
-        log_teacher, _ = _normalised(log_teacher / temperature, level, count)
-    # Where the teacher has no mass on any outcome there is no comparison and must be no gradient.
-    lowest = torch.finfo(log_student.dtype).min / 4
-    terms = log_teacher.exp() * (log_teacher.clamp_min(lowest) - log_student.clamp_min(lowest))
-    value = terms.new_zeros(count).index_add(0, level, terms)
-    return never_negative(value * temperature**2)
-
-
-def _normalised(values: torch.Tensor, segment: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The values normalised within each segment, and log of the sum of exp(values) over each segment.
-
-    A segment at -inf, or an empty one, has the sum -inf; its values stay at -inf.
-
-    Args:
-        values: floats (n,).
-        segment: int64 (n,), the segment of each.
-        count: how many segments there are.
-
-    Example:
-        >>> own, sums = _normalised(torch.tensor([0.2, 0.2, 0.4]).log(), torch.tensor([0, 0, 1]), 2)
-        >>> [round(number, 4) for number in own.exp().tolist()], [round(number, 4) for number in sums.exp().tolist()]
-        ([0.5, 0.5, 1.0], [0.4, 0.4])
-    """
-    # Relative to each segment's largest value, so that none underflows beside a distant one.
-    top = values.detach().new_full((count,), -math.inf).scatter_reduce(0, segment, values.detach(), "amax")
-    top.clamp_min_(torch.finfo(values.dtype).min)
-    above = values - top[segment]
-    total = values.new_zeros(count).index_add(0, segment, above.exp())
-    nothing = total == 0
-    log_total = total.masked_fill(nothing, 1).log()
-    return above - log_total[segment], (top + log_total).masked_fill(nothing, -math.inf)
+    return compare_segments(log_teacher.detach(), log_student, level, count, measure)

@@ -15,7 +15,7 @@ import torch
 from ..errors import OptionError
 from ..spans.spans import Predictions
 from .blocks import Objective, Term, attach, block_sizes, blocks_of_rows, run
-from .divergence import compare, masked_sorted_distance, normalised, sorted_distance
+from .divergence import Measure, compare, masked_sorted_distance, normalised, sorted_distance
 from .inputs import Compared, Hidden, Logits, Rows, Source, compute_dtype
 from .options import (
     IMPLEMENTATIONS,
@@ -23,7 +23,6 @@ from .options import (
     check_pairs,
     check_rows,
     check_width,
-    columns_kept,
     one_of,
     positive,
     same_shape,
@@ -50,10 +49,8 @@ _EPSILON = 1e-6
 _LOG_HALF = -math.log(2)
 
 
-def outcomes_kl(
-    student: Rows, teacher: Rows, outcomes: Outcomes, *, temperature: float, top_k: int | None, looks: bool
-) -> Compared:
-    """T^2 KL(P' || Q') over common outcomes: Partition-KL, P-KL, and the common part of H-KL and GOLD.
+def outcomes_kl(student: Rows, teacher: Rows, outcomes: Outcomes, *, measure: Measure, looks: bool) -> Compared:
+    """T^2 KL(P' || Q'), or another divergence, over common outcomes: Partition-KL, P-KL, H-KL's and GOLD's common part.
 
     P[o], Q[o] = sums of the teacher's and the student's probabilities of outcome o's tokens, averaged over the chunk's
     rows; P', Q' = P, Q to the power 1 / T, normalised. With links a student token v adds w[v, o] q[v] to each outcome.
@@ -62,8 +59,7 @@ def outcomes_kl(
         student: the student's rows.
         teacher: the teacher's.
         outcomes: which tokens are in which outcome.
-        temperature: T.
-        top_k: keep the teacher's k likeliest outcomes of each chunk, all others become one.
+        measure: how the outcomes are compared.
         looks: whether values may be looked at, see `divergence.compare`.
 
     Source: X-Token (arXiv:2605.21699, 2026) for P-KL; bins are this library's, 2026.
@@ -76,7 +72,7 @@ def outcomes_kl(
     log_rows = normalised(masses, looks=looks)
     log_student = student.mean(log_rows)
     log_teacher, kept, log_rest = _teacher_outcomes(teacher, outcomes, looks=looks)
-    found = compare(log_teacher, log_student, temperature=temperature, top_k=top_k, log_rest=log_rest, looks=looks)
+    found = compare(log_teacher, log_student, measure=measure, log_rest=log_rest, looks=looks)
     # The teacher's mass that has an outcome: a chunk of which little can be compared counts little.
     factor = kept if outcomes.weigh_by_kept else torch.ones_like(kept)
     empty = student.average(_share_outside(student.scores, masses, log_rows, outcomes.student))
@@ -129,9 +125,7 @@ def _share_outside(
     return torch.sigmoid(outside - _log_whole(masses, log_rows)).nan_to_num(nan=0.0)
 
 
-def sorted_l1(
-    student: Rows, teacher: Rows, ranks: Ranks, *, temperature: float, top_k: int | None, looks: bool
-) -> Compared:
+def sorted_l1(student: Rows, teacher: Rows, ranks: Ranks, *, measure: Measure, looks: bool) -> Compared:
     """T^2 sum over ranks r of |r-th largest of q' - r-th largest of p'|: ULD, and the remainders of H-KL and GOLD.
 
     q', p' = softmax(z)^(1 / T), normalised, of which the tokens of `ranks` are sorted. With `ranks.common` the paper's
@@ -142,13 +136,12 @@ def sorted_l1(
         student: the student's rows.
         teacher: the teacher's.
         ranks: the tokens that are sorted.
-        temperature: T.
-        top_k: not read.
+        measure: of which the temperature is read.
         looks: whether values may be looked at, see `divergence.compare`.
 
     Source: ULD, Boizard et al. 2024; X-Token (arXiv:2605.21699, 2026) and GOLD, Patiño et al. 2025, for the remainders.
     """
-    del top_k
+    temperature = measure.temperature
     log_student = _tempered_rows(student, ranks.student_silent, temperature, looks=looks)
     log_teacher = _tempered_rows(teacher, ranks.teacher_silent, temperature, looks=looks)
     # Without a teacher's distribution, or one of the student, there is no comparison.
@@ -184,11 +177,10 @@ def _of_rows(
     teacher_logits: torch.Tensor,
     terms: Callable[..., tuple[Term, ...]],
     *,
-    temperature: float,
+    measure: Measure,
     weight: torch.Tensor | None,
     reduction: str,
     implementation: str,
-    top_k: int | None = None,
 ) -> torch.Tensor:
     """Compares row with row.
 
@@ -196,11 +188,10 @@ def _of_rows(
         student_logits: floats (N, V_s).
         teacher_logits: floats (N, V_t).
         terms: makes the loss's terms, with tables that are indexed or plain.
-        temperature: T.
+        measure: how distributions are compared.
         weight: floats (N,), what each row's value is multiplied by; 1 by default.
         reduction: "none", "sum", or "mean": the sum divided by that of the weights.
         implementation: which way is taken.
-        top_k: the teacher's outcomes that are kept.
 
     Returns:
         Scalar, or floats (N,) for "none", with the student's graph.
@@ -215,11 +206,10 @@ def _of_rows(
         # All rows at once: the compiler cuts them as it likes, and makes the gradient.
         sides = Rows(student_logits.to(dtype)), Rows(teacher_logits.detach().to(dtype))
         values = factors * sum(
-            term.formula(*sides, term.table, temperature=temperature, top_k=top_k, looks=False).value
-            for term in terms(indexed=False)
+            term.formula(*sides, term.table, measure=measure, looks=False).value for term in terms(indexed=False)
         )
         return values if reduction == "none" else values.sum()
-    objective = Objective(terms(indexed=implementation != "reference"), temperature, top_k, implementation)
+    objective = Objective(terms(indexed=implementation != "reference"), measure, implementation)
     sizes = block_sizes(student_logits.device, student_logits.shape[1], teacher_logits.shape[1])
     arguments = (
         Source(states=student_logits.detach(), width=student_logits.shape[1]),
@@ -269,10 +259,13 @@ def partition_kl(
     *,
     weight: torch.Tensor | None = None,
     temperature: float = 1.0,
+    divergence: str = "forward",
+    beta: float = 0.5,
+    student_top_k: int | None = None,
     reduction: str = "mean",
     implementation: str = "auto",
 ) -> torch.Tensor:
-    """T^2 KL(P' || Q') of the bins' probabilities.
+    """T^2 KL(P' || Q') of the bins' probabilities, or another divergence.
 
     P[b], Q[b] = sum of softmax(z)[v] over the teacher's and the student's tokens v in bin b, P', Q' = P, Q to the power
     1 / T, normalised. At T = 1 it equals `F.kl_div(Q.log(), P, reduction="none").sum(1)`.
@@ -286,6 +279,9 @@ def partition_kl(
         teacher_bin: integers (V_t,).
         weight: floats (N,), a factor per row.
         temperature: T; bins are summed at T = 1.
+        divergence: "forward", "reverse": KL(Q' || P'), or "jsd", see `XTokenLoss`.
+        beta: the teacher's share in "jsd".
+        student_top_k: compare the student's k likeliest bins of each row alone, both sides normalised on them.
         reduction: "none", "sum", or "mean", the sum divided by that of the weights.
         implementation: "auto", "reference", "cpu" or "triton", see `XTokenLoss`.
 
@@ -309,7 +305,7 @@ def partition_kl(
         student_logits,
         teacher_logits,
         lambda indexed: (Term(outcomes_kl, outcomes_of_bins(student_bin, teacher_bin, indexed=indexed)),),
-        temperature=positive("temperature", temperature),
+        measure=Measure(divergence, beta, temperature, student_top_k=student_top_k),
         weight=weight,
         reduction=reduction,
         implementation=implementation,
@@ -327,10 +323,13 @@ def p_kl(
     top_k: int | None = None,
     weight: torch.Tensor | None = None,
     temperature: float = 1.0,
+    divergence: str = "forward",
+    beta: float = 0.5,
+    student_top_k: int | None = None,
     reduction: str = "mean",
     implementation: str = "auto",
 ) -> torch.Tensor:
-    """T^2 KL(P' || Q') on the teacher's columns that W reaches.
+    """T^2 KL(P' || Q') on the teacher's columns that W reaches, or another divergence.
 
     q = W^T softmax(z_S), p = softmax(z_T) with the mass of unreached columns moved or dropped; P', Q' = p, q to the
     power 1 / T, normalised. A row is multiplied by the teacher's mass that was not dropped. At T = 1, with all columns
@@ -348,6 +347,10 @@ def p_kl(
         top_k: keep the teacher's k likeliest columns of each row, all others become one.
         weight: floats (N,), a factor per row.
         temperature: T; the projection is made at T = 1.
+        divergence: "forward", "reverse": KL(Q' || P'), or "jsd", see `XTokenLoss`.
+        beta: the teacher's share in "jsd".
+        student_top_k: compare the student's k likeliest columns of each row alone, both sides normalised on them; with
+            `top_k` the others that it leaves count as one column.
         reduction: "none", "sum", or "mean", the sum divided by that of the weights.
         implementation: "auto", "reference", "cpu" or "triton", see `XTokenLoss`.
 
@@ -377,11 +380,10 @@ def p_kl(
         lambda indexed: (
             Term(outcomes_kl, outcomes_of_links(rows, columns, weights, unreached, live, indexed=indexed)),
         ),
-        temperature=positive("temperature", temperature),
+        measure=Measure(divergence, beta, temperature, top_k, student_top_k),
         weight=weight,
         reduction=reduction,
         implementation=implementation,
-        top_k=columns_kept(top_k),
     )
 
 
@@ -396,10 +398,13 @@ def h_kl(
     teacher_live: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
     temperature: float = 1.0,
+    divergence: str = "forward",
+    beta: float = 0.5,
+    student_top_k: int | None = None,
     reduction: str = "mean",
     implementation: str = "auto",
 ) -> torch.Tensor:
-    """T^2 (KL on the common pairs + sorted L1 on what is in no pair).
+    """T^2 (KL on the common pairs + sorted L1 on what is in no pair); the KL may be another divergence.
 
     normalize "rest": the pairs and one rest, the mass of all other tokens, are two distributions P, Q at T = 1, and P',
     Q' these to the power 1 / T, normalised: KL(P' || Q'). "none", the paper's form: sum over pairs of exp(t)(t - s), s,
@@ -419,6 +424,10 @@ def h_kl(
         teacher_live: bool (V_t,).
         weight: floats (N,), a factor per row.
         temperature: T.
+        divergence: of the common part with "rest": "forward", "reverse": KL(Q' || P'), or "jsd", see `XTokenLoss`.
+        beta: the teacher's share in "jsd".
+        student_top_k: of the common part compare the student's k likeliest outcomes of each row alone, both sides
+            normalised on them.
         reduction: "none", "sum", or "mean", the sum divided by that of the weights.
         implementation: "auto", "reference", "cpu" or "triton", see `XTokenLoss`.
 
@@ -426,7 +435,7 @@ def h_kl(
         Scalar, or floats (N,) for "none". Never negative with "rest".
 
     Raises:
-        OptionError: for shapes that do not belong together, an id twice, or an option out of range.
+        OptionError: for shapes that do not belong together, an id twice, or an option out of range or without use.
 
     Example:
         >>> teacher, student = torch.tensor([[0.3, 0.2, 0.5]]).log(), torch.tensor([[0.5, 0.4, 0.1]]).log()
@@ -442,6 +451,12 @@ def h_kl(
     check_pairs(pairs, students, teachers)
     size("uncommon_top_k", uncommon_top_k)
     paper = normalize == "none"
+    measure = Measure(divergence, beta, temperature, student_top_k=student_top_k)
+    if paper and measure != Measure(temperature=temperature):
+        raise OptionError(
+            "normalize='none' is the paper's sum over pairs, which has no divergence, beta or student_top_k; leave "
+            "these out or take normalize='rest'"
+        )
 
     def terms(indexed: bool) -> tuple[Term, ...]:
         ranks = ranks_of_pairs(pairs, students, teachers, limit=uncommon_top_k, with_common=paper, indexed=indexed)
@@ -454,7 +469,7 @@ def h_kl(
         student_logits,
         teacher_logits,
         terms,
-        temperature=positive("temperature", temperature),
+        measure=measure,
         weight=weight,
         reduction=reduction,
         implementation=implementation,
@@ -521,7 +536,7 @@ def uld(
         student_logits,
         teacher_logits,
         lambda indexed: (Term(sorted_l1, ranks_of_all(students, teachers, indexed=indexed)),),
-        temperature=positive("temperature", temperature),
+        measure=Measure(temperature=temperature),
         weight=weight,
         reduction=reduction,
         implementation=implementation,

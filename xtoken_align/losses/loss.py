@@ -20,9 +20,10 @@ from ..mapping.mapping import Mapping
 from ..spans.spans import IGNORED, Predictions, Spans
 from .blocks import Batch, Ids, Objective, Result, Term, block_sizes, plan_batch, run_batch
 from .chain import chain_trees
+from .divergence import Measure
 from .functional import alm, chunk_log_likelihoods, outcomes_kl, sorted_l1
 from .inputs import Hidden, Logits, Student, Teacher, TopK, check_positions, source_of
-from .options import IMPLEMENTATIONS, columns_kept, one_of, positive, same_shape, share, size, weight
+from .options import IMPLEMENTATIONS, one_of, same_shape, share, size, weight
 from .scale import DynamicScale
 from .sharded import Shares, shared_out, shares_of
 from .tables import (
@@ -71,6 +72,7 @@ class Kind:
     Attributes:
         terms: from a mapping and options to the formulas with their tables; they add up.
         options: the options that this kind and few others read.
+        divergence: how it compares distributions unless told otherwise; None where it compares none.
         merges: how a chunk's positions can be merged.
         partial_teachers: whether a teacher may be a `TopK`.
         agreement: whether the two sides' best choices can be compared.
@@ -79,6 +81,7 @@ class Kind:
 
     terms: Callable[[Mapping, LossOptions], tuple[Term, ...]]
     options: tuple[str, ...] = ()
+    divergence: str | None = "forward"
     merges: tuple[str, ...] = ("first", "mean")
     partial_teachers: bool = False
     agreement: bool = True
@@ -114,8 +117,8 @@ KINDS = {
     "p-kl": Kind(_projection, ("top_k", "unreached"), partial_teachers=True),
     "h-kl": Kind(_pairs, ("normalize", "threshold", "uncommon_top_k")),
     "gold": Kind(_pairs, ("normalize", "uncommon_top_k")),
-    "uld": Kind(_everything, agreement=False),
-    "alm": Kind(lambda *_: (), merges=("first",), agreement=False),
+    "uld": Kind(_everything, divergence=None, agreement=False),
+    "alm": Kind(lambda *_: (), divergence=None, merges=("first",), agreement=False),
 }
 """Every kind of loss. C-KL has levels beside its terms; ALM compares likelihoods and has no terms."""
 
@@ -141,6 +144,15 @@ class LossOptions:
     learn_w: bool = False
     compat: str | None = None
     implementation: str = "auto"
+    divergence: str | None = None
+    beta: float = 0.5
+    student_top_k: int | None = None
+
+    @property
+    def measure(self) -> Measure:
+        """How distributions are compared, once `auto` is decided."""
+        own = KINDS[self.kind].divergence or "forward"
+        return Measure(self.divergence or own, self.beta, self.temperature, self.top_k, self.student_top_k)
 
     @property
     def indexed(self) -> bool:
@@ -149,7 +161,8 @@ class LossOptions:
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, ("auto", *KINDS))
-        positive("temperature", self.temperature)
+        # Until the kind is known its own divergence may be any.
+        Measure(self.divergence or "jsd", self.beta, self.temperature, self.top_k, self.student_top_k)
         one_of("merge", self.merge, ("first", "mean"))
         weight("kd_weight", self.kd_weight)
         weight("ce_weight", self.ce_weight)
@@ -158,7 +171,6 @@ class LossOptions:
         one_of("normalize", self.normalize, ("rest", "none"))
         share("threshold", self.threshold)
         size("uncommon_top_k", self.uncommon_top_k)
-        columns_kept(self.top_k)
         one_of("implementation", self.implementation, IMPLEMENTATIONS)
         if self.compat is not None:
             one_of("compat", self.compat, tuple(PEERS))
@@ -176,6 +188,7 @@ class LossOptions:
             raise OptionError(
                 f"{self.kind} reads every position of a chunk by itself, so merge must be 'first', but it is 'mean'"
             )
+        self._check_measure()
         for name in dict.fromkeys(name for kind in KINDS.values() for name in kind.options):
             kinds = [kind for kind in KINDS if name in KINDS[kind].options]
             if self.kind not in kinds and getattr(self, name) != getattr(LossOptions, name):
@@ -187,6 +200,21 @@ class LossOptions:
                 "learn_w needs kind='p-kl' with merge='mean', since no other loss reads W's weights, but the kind is "
                 f"{self.kind!r} and merge {self.merge!r}"
             )
+
+    def _check_measure(self) -> None:
+        """Refuses options of a divergence where none is computed, and a beta that nothing reads."""
+        form = None if KINDS[self.kind].divergence else self.kind
+        if self.compat is not None:
+            form = f"compat={self.compat!r}"
+        elif self.normalize == "none":
+            form = "normalize='none'"
+        for name in ("divergence", "beta", "student_top_k"):
+            if form is not None and getattr(self, name) != getattr(LossOptions, name):
+                raise OptionError(
+                    f"{name} says how distributions over common outcomes are compared, which {form} does not do; leave "
+                    "it out"
+                )
+        _ = self.measure
 
 
 @dataclass(frozen=True)
@@ -206,6 +234,11 @@ class XTokenLoss(torch.nn.Module):
         mapping: of the two tokenizers.
         kind: "partition-kl", "c-kl", "p-kl", "h-kl", "gold", "uld", "alm", or "auto", the mapping's choice.
         temperature: T.
+        divergence: how two distributions P, Q over common outcomes, the teacher's and the student's, are compared:
+            "forward", KL(P || Q), "reverse", KL(Q || P), or "jsd", beta KL(P || M) + (1 - beta) KL(Q || M) with
+            M = beta P + (1 - beta) Q. None takes the kind's own.
+        beta: "jsd": the teacher's share in M, as in TRL; at 0 it is the forward KL, at 1 the reverse one.
+        student_top_k: compare the student's k likeliest outcomes alone, both sides normalised on them; None for all.
         merge: which of a chunk's predicting positions are read: "first", at which both models have read the same bytes,
             or "mean", the average of all.
         kd_weight: factor of KD.
@@ -249,6 +282,9 @@ class XTokenLoss(torch.nn.Module):
         learn_w: bool = False,  # noqa: FBT002 - a switch among named options
         compat: str | None = None,
         implementation: str = "auto",
+        divergence: str | None = None,
+        beta: float = 0.5,
+        student_top_k: int | None = None,
     ) -> None:
         super().__init__()
         given: dict[str, Any] = {
@@ -311,8 +347,7 @@ class XTokenLoss(torch.nn.Module):
         tables, *silent = tree_map_only(_Buffer, lambda buffer: getattr(self, buffer.name), self._tables)
         return Objective(
             tuple(map(Term, self._formulas, tables)),
-            self.options.temperature,
-            self.options.top_k,
+            self.options.measure,
             self.options.implementation,
             student_silent=silent[0],
             teacher_silent=silent[1],

@@ -38,10 +38,10 @@ def size(name: str, value: int) -> int:
     return value
 
 
-def columns_kept(top_k: int | None) -> int | None:
+def columns_kept(top_k: int | None, name: str = "top_k") -> int | None:
     """A `top_k`: an integer of at least 1, or None for all columns."""
-    if top_k is not None and size("top_k", top_k) == 0:
-        raise OptionError("top_k must be at least 1, or None for all columns, but it is 0")
+    if top_k is not None and size(name, top_k) == 0:
+        raise OptionError(f"{name} must be at least 1, or None for all columns, but it is 0")
     return top_k
 
 
