@@ -201,7 +201,7 @@ def render_chat(
     roles = frozenset(options.loss_roles)
     with one_moment():
         placed = place_pieces(messages, pieces, render)
-        stretches = stretches_of(messages, pieces, placed, render, _turn_tokens(vocab), roles)
+        stretches = stretches_of(messages, pieces, placed, render, turn_tokens(vocab), roles)
     unplaced = any(pieces[number].role in roles for number in placed.unknown)
     if unplaced:
         stretches = [replace(stretch, labelled=False) for stretch in stretches]
@@ -209,7 +209,9 @@ def render_chat(
 
 
 @lru_cache(maxsize=16)
-def _turn_tokens(vocab: Vocab) -> TurnTokens:
+def turn_tokens(vocab: Vocab) -> TurnTokens:
+    """Finds the tokens that turns of a tokenizer's chats are made of."""
+
     def strings(ids: Iterable[int]) -> re.Pattern[str]:
         return pattern_of(frozenset(vocab.raw[token_id] for token_id in ids))
 
@@ -240,16 +242,16 @@ def tokenize_chats(
     Returns:
         For every chat its ids, and what they say on the axis of the rendered text's bytes.
     """
-    parts = [_parts(chat, vocab, options) for chat in chats]
+    parts = [control_parts(chat, vocab, options) for chat in chats]
     rows: list[tuple[Numbers, SideText]] = []
     for runs in vocab.row_encoder.encode_parts(parts):
         ids = np.array([token for run in runs for token in run.ids], dtype=np.int64)
-        sides = [_text_of(run, vocab, tables, first_id) for run in runs]
+        sides = [text_of_any_run(run, vocab, tables, first_id) for run in runs]
         rows.append((ids, one_after_another(sides)))
     return rows
 
 
-def _parts(chat: Rendered, vocab: Vocab, options: ChatOptions) -> list[Part]:
+def control_parts(chat: Rendered, vocab: Vocab, options: ChatOptions) -> list[Part]:
     """A chat as parts: its control tokens, and the text between."""
     controls = vocab.controls
     literal = () if vocab.row_tokens is None else vocab.row_tokens.literal
@@ -276,7 +278,7 @@ def _parts(chat: Rendered, vocab: Vocab, options: ChatOptions) -> list[Part]:
     return parts
 
 
-def _text_of(run: Run, vocab: Vocab, tables: PairTables, first_id: int) -> SideText:
+def text_of_any_run(run: Run, vocab: Vocab, tables: PairTables, first_id: int) -> SideText:
     """What the tokens of a run say, on the axis of the run's bytes."""
     placed = text_of_run(run, vocab, tables, first_id=first_id)
     if placed is not None:

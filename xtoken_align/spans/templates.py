@@ -93,6 +93,13 @@ class Renderer:
         finally:
             _marks_generation.reset(token)
 
+    def asking(self, messages: list[dict[str, Any]]) -> str:
+        """The text of a chat with what the template writes before an answer that is yet to come.
+
+        A function, and a template that does not look at `add_generation_prompt`, write the chat alone.
+        """
+        return self._render(messages, add_generation_prompt=True)
+
     @property
     def generation_prompt(self) -> str:
         """What the template writes before an answer that is yet to come; "" where it writes nothing."""

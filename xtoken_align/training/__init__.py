@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .config import DistillConfig, LoraConfig, StudentConfig, TeacherConfig, XTokenConfig
     from .config_file import read_config
     from .distillation import Distillation
+    from .on_policy import OnPolicy
     from .run import DistillResult, distill
     from .teachers import TeacherSpec
     from .trainer import DistillationMixin, XTokenTrainer
@@ -30,6 +31,7 @@ _HOMES = {
     "Distillation": "distillation",
     "DistillationMixin": "trainer",
     "LoraConfig": "config",
+    "OnPolicy": "on_policy",
     "StudentConfig": "config",
     "TeacherCache": "cache.read",
     "TeacherConfig": "config",
@@ -52,6 +54,7 @@ __all__ = [
     "Distillation",
     "DistillationMixin",
     "LoraConfig",
+    "OnPolicy",
     "StudentConfig",
     "TeacherCache",
     "TeacherConfig",

@@ -23,12 +23,13 @@ Mistake = tuple[str, str]
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
-_MOST = {"seed": 2**32 - 1, "data_seed": 2**32 - 1, "lmbda": 1}
-"""numpy's generator, which transformers seeds too, takes 32 bits (`numpy.random.seed`); `lmbda` is a probability."""
+_MOST = {"seed": 2**32 - 1, "data_seed": 2**32 - 1, "lmbda": 1, "top_p": 1}
+"""numpy's generator, which transformers seeds too, takes 32 bits (`numpy.random.seed`); `lmbda`, `top_p` are shares."""
 
 _LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("max_student_tokens", "max_teacher_tokens", "max_new_tokens", "prompt_tokens"), 1),
+    **dict.fromkeys(("generation_batch_size", "batch_size"), 1),
     **dict.fromkeys(
         ("warmup_steps", "dataloader_num_workers", "seed", "data_seed", "weight_decay", "max_grad_norm"), 0
     ),
@@ -36,7 +37,7 @@ _LEAST = {
 }
 
 _ABOVE_0 = (
-    *("learning_rate", "link_learning_rate", "num_train_epochs", "generation_temperature"),
+    *("learning_rate", "link_learning_rate", "num_train_epochs", "generation_temperature", "temperature", "top_p"),
     *("save_steps", "logging_steps"),
 )
 
@@ -69,8 +70,11 @@ class XTokenConfig(TrainingArguments):
             beginnings of the batch's rows, and the teachers score what it wrote. Such a batch has no cross-entropy.
         max_new_tokens: on-policy, the most tokens that the student writes.
         prompt_tokens: on-policy, how many tokens of a text the student continues, at most half of the text. Of a chat
-            it is all that stands before the first message that counts.
+            it continues all that stands before the last answer, of a row with a `prompt` that.
         generation_temperature: on-policy, the temperature at which the student samples.
+        top_p: on-policy, the student samples from the likeliest tokens that have this probability together.
+        generation_batch_size: on-policy, how many rows of a step the student continues at a time; by default as many
+            as a batch has. Rows of like lengths are continued together.
         link_learning_rate: the learning rate of W's weights, where a loss learns them (`learn_w`).
         fused: compute the loss from hidden states block by block, where the student's head allows it.
 
@@ -104,6 +108,8 @@ class XTokenConfig(TrainingArguments):
     max_new_tokens: int = 128
     prompt_tokens: int = 32
     generation_temperature: float = 1.0
+    top_p: float = 1.0
+    generation_batch_size: int | None = None
     link_learning_rate: float = 1e-2
     fused: bool = True
 
@@ -111,6 +117,8 @@ class XTokenConfig(TrainingArguments):
         refuse(self.mistakes_in(vars(self)))
         if self.per_device_eval_batch_size is None:
             self.per_device_eval_batch_size = self.per_device_train_batch_size
+        if self.generation_batch_size is None:
+            self.generation_batch_size = self.per_device_train_batch_size
         if not torch.accelerator.is_available():
             self.use_cpu = True
         if self.eval_steps and self.eval_strategy == "no":

@@ -167,6 +167,8 @@ class Distillation:
         Raises:
             OptionError: shapes do not fit, or the model does to its logits what its config does not say.
         """
+        if "teachers" not in batch:
+            raise OptionError("rows with nothing but a prompt have no answer to learn from: give texts or chats")
         packed = bool(self.collate.options.get("pack"))
         spans, answers = [], []
         for teacher, side in zip(self.teachers, batch["teachers"], strict=True):
@@ -210,6 +212,17 @@ class Distillation:
 
 
 @dataclass(frozen=True, eq=False)
+class HostRows:
+    """The rows of a batch as the data set has them, which stay in the processor's memory as `OnHost` does.
+
+    Attributes:
+        rows: the rows.
+    """
+
+    rows: Rows
+
+
+@dataclass(frozen=True, eq=False)
 class OnHost:
     """Spans that stay in the processor's memory, where the losses plan: what moves a batch to a device moves whatever
     has a method `to`, and this has none.
@@ -245,13 +258,16 @@ class DistillationCollator:
     """A `SpanCollator` for every teacher, in one batch.
 
     A batch has the student's `input_ids`, `attention_mask`, `position_ids` and `labels`, and under `teachers` for each
-    teacher the same without labels, its `spans` as `OnHost`, and `top_k` where it is a cache.
+    teacher the same without labels, its `spans` as `OnHost`, and `top_k` where it is a cache. Where some batches are
+    on-policy, it has its `rows` too.
 
     Args:
         student: the student's vocabulary.
         teachers: the teachers', in order.
         caches: each teacher's cache, None where it is a model.
         options: further arguments of `SpanCollator`, the same for all.
+        lmbda: the share of the batches that are on-policy. If all are, rows need no more than a `prompt`, and a batch
+            of such rows has nothing but them.
 
     Raises:
         OptionError: an option has a value that makes no sense, or rows of several teachers are to be packed.
@@ -262,6 +278,7 @@ class DistillationCollator:
     teachers: tuple[SourcedVocab, ...]
     caches: tuple[TeacherCache | None, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    lmbda: float = 0.0
 
     def __post_init__(self) -> None:
         known = [name for name in signature(SpanCollator).parameters if name not in ("student", "teacher")]
@@ -303,7 +320,10 @@ class DistillationCollator:
             raise OptionError(
                 f"rows with `teacher_ids` are of one teacher, but there are {len(self.teachers)}: give texts or chats"
             )
-        return self.batch([rows] * len(self.teachers))
+        if self.lmbda == 1 and rows and not any(name in rows[0] for name in ("student_ids", "messages", "text")):
+            return {"rows": HostRows(rows)}
+        batch = self.batch([rows] * len(self.teachers))
+        return {**batch, "rows": HostRows(rows)} if self.lmbda else batch
 
     def batch(self, rows: Sequence[Rows]) -> dict[str, Any]:
         """A batch from each teacher's own rows, whose student sides are the same."""

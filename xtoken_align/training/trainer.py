@@ -9,6 +9,7 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +23,7 @@ from ..files import write_atomically
 from ..losses import Metric, MultiTeacherLoss
 from .config import XTokenConfig
 from .distillation import Counts, Distillation
-from .on_policy import OnPolicy
+from .on_policy import OnPolicy, metrics_of_answers
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -65,8 +66,12 @@ class DistillationMixin(_Base):
 
     def __init__(self, *args: Any, distillation: Distillation, **kwargs: Any) -> None:
         self.distillation = distillation
+        given = args[1] if len(args) > 1 else kwargs.get("args")
+        _check_arguments(given)
+        self._on_policy = OnPolicy.of(given, distillation.collate)
+        if self._on_policy is not None:
+            distillation.collate = replace(distillation.collate, lmbda=self._on_policy.lmbda)
         kwargs["data_collator"] = kwargs.get("data_collator") or distillation.collate
-        _check_arguments(args[1] if len(args) > 1 else kwargs.get("args"))
         super().__init__(*args, **kwargs)
         # The loss is divided by what a whole step has; the trainer need not divide again.
         self.model_accepts_loss_kwargs = True
@@ -74,7 +79,6 @@ class DistillationMixin(_Base):
         # Whether a step's loss is one sum over all ranks; else each rank has its own mean.
         averaged = bool(getattr(self.args, "average_tokens_across_devices", False))
         self._sums_ranks = averaged and self.args.world_size > 1
-        self._on_policy = OnPolicy.of(self.args, distillation)
         self._counts: Counts | None = None
         self._lost = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self._sums, self._evaluated = MetricSums(), MetricSums()
@@ -88,14 +92,27 @@ class DistillationMixin(_Base):
         if not batches:
             return batches, None
         if self._on_policy is not None:
-            step, rank = self.state.global_step, self.args.process_index
-            batches = [self._on_policy(self.model, each, (step, at), rank) for at, each in enumerate(batches)]
+            batches = self._with_own_answers(batches, self._on_policy)
         counts = self.distillation.count(batches)
         if self._sums_ranks:
             items, *chunks = self.accelerator.reduce(torch.cat([counts.items[None], counts.chunks]), "sum").unbind()
             counts = Counts(items, torch.stack(chunks))
         self._counts = counts
         return batches, counts.items
+
+    def _with_own_answers(self, batches: list[Any], on_policy: OnPolicy) -> list[Any]:
+        """The batches of a step, some of them written by the student in place of the data's."""
+        step = self.state.global_step
+        chosen = [number for number in range(len(batches)) if on_policy.writes(step, number)]
+        if any("rows" not in batches[number] for number in chosen):
+            raise OptionError(
+                "on-policy batches need their rows, which this data_collator does not keep: leave data_collator out, "
+                "or set lmbda=0"
+            )
+        rows = [batches[number]["rows"].rows for number in chosen]
+        own = on_policy.batches(self.model, rows, step, chosen, self.args.process_index) if chosen else []
+        written = dict(zip(chosen, own, strict=True))
+        return [written.get(number, batch) for number, batch in enumerate(batches)]
 
     def compute_loss(
         self,
@@ -106,7 +123,7 @@ class DistillationMixin(_Base):
     ) -> Any:
         """The distillation loss; divided by the counts of the step, and multiplied by the ranks that average it."""
         output = self.distillation(model, inputs, self._counts)
-        self._sums.add(output.metrics)
+        self._sums.add({**output.metrics, **metrics_of_answers(inputs)})
         # Counts batches since the last finite loss without waiting for the device: 0 0 1 2 0 for "1.2 1.1 nan inf 1.3".
         self._lost = torch.where(output.loss.detach().isfinite(), 0, self._lost + 1)
         if self.distillation.per_batch:
