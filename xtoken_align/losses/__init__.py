@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .advantages import chunk_advantages
     from .functional import alm, gold, h_kl, p_kl, partition_kl, uld
     from .fuse import FusedHead, fuse_head, unfuse_head
     from .inputs import Hidden, Logits, Student, Teacher, TopK
@@ -32,6 +33,7 @@ _HOMES = {
     "TopK": "inputs",
     "XTokenLoss": "loss",
     "alm": "functional",
+    "chunk_advantages": "advantages",
     "fuse_head": "fuse",
     "gold": "functional",
     "h_kl": "functional",
@@ -55,6 +57,7 @@ __all__ = [
     "TopK",
     "XTokenLoss",
     "alm",
+    "chunk_advantages",
     "fuse_head",
     "gold",
     "h_kl",

@@ -18,7 +18,7 @@ OTHER = [[0.2, 0.3, 0.4, 0.1]] * 4
 def advantages(**options):
     """The text 12aa: the student writes 12 a a, the teacher 1 2 aa."""
     student, teacher = PAIR.logits("student", STUDENT), PAIR.logits("teacher", TEACHER)
-    return slow_chunk_advantages(PAIR.mapping, student, teacher, PAIR.spans([2, 3, 3], [0, 1, 3]), **options)
+    return slow_chunk_advantages(student, teacher, PAIR.spans([2, 3, 3], [0, 1, 3]), mapping=PAIR.mapping, **options)
 
 
 def test_a_chunks_ratio_is_shared_by_the_students_tokens() -> None:
@@ -50,7 +50,7 @@ def test_advantages_have_no_graph_and_those_of_one_tokens_chunks_are_the_tokens_
     found, _ = advantages(spread=spread)
     assert not found.requires_grad
     student, teacher = PAIR.logits("student", STUDENT[:2]), PAIR.logits("teacher", TEACHER[:2])
-    one, _ = slow_chunk_advantages(PAIR.mapping, student, teacher, PAIR.spans([1], [1]), spread=spread)
+    one, _ = slow_chunk_advantages(student, teacher, PAIR.spans([1], [1]), mapping=PAIR.mapping, spread=spread)
     assert one.tolist() == [[0.0, pytest.approx(log(0.2 / 0.2))]]
 
 
@@ -59,6 +59,6 @@ def test_two_perfect_sides_have_no_advantage_on_a_whole_text(name: str) -> None:
     # By chunk a side may know more than the other; over a text both gave it the same probability.
     world = WORLDS[name](1)
     student, teacher = (world.logits(side, world.by_tokens(side)) for side in ("student", "teacher"))
-    found, _ = slow_chunk_advantages(world.mapping, student, teacher, world.spans)
+    found, _ = slow_chunk_advantages(student, teacher, world.spans, mapping=world.mapping)
     assert found.sum(1).abs().max() < 1e-9
     assert found.abs().max() > 0.1

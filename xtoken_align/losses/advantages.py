@@ -1,0 +1,173 @@
+"""Signals for policy gradients: how much better the teacher likes a chunk than the student that wrote it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+
+from ..errors import OptionError
+from ..mapping.mapping import Mapping
+from ..spans.spans import Spans
+from .inputs import Hidden, Logits, TopK, check_positions, compute_dtype, source_of
+from .options import one_of, same_shape
+from .tables import live_tokens
+
+Spread = Literal["share", "whole"]
+
+_ELEMENTS = 1 << 24
+"""Logits that are read at a time: 64 MB in float32, which is little beside a batch's logits."""
+
+
+def chunk_advantages(
+    student: torch.Tensor | Logits | Hidden,
+    teacher: torch.Tensor | Logits | Hidden,
+    spans: Spans,
+    *,
+    mapping: Mapping | None = None,
+    student_reference: torch.Tensor | Logits | Hidden | None = None,
+    teacher_reference: torch.Tensor | Logits | Hidden | None = None,
+    spread: Spread = "share",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-likelihood ratios of teacher and student per chunk, spread over the student's tokens.
+
+        A_c = w_c ((l_T(c) - l_T'(c)) - (l_S(c) - l_S'(c)))
+
+    l(c) is the sum of the log-probabilities that a side gives its own tokens of chunk c, and w_c the chunk's weight. T'
+    and S' are reference models, each with its side's tokenizer; without one l' = 0. Where both sides have one
+    tokenizer, it is a token's `teacher_log_probs - student_log_probs`. Without references, minus the mean of A_c over
+    text that the student writes is the chunks' part of KL(p_S || p_T). A teacher's reference takes away how likely its
+    tokens are for any model: what is left is what the teacher learnt beyond it, an implicit reward.
+
+    What counts is said by the spans: a chunk with a token that their loss masks leave out has the weight 0.
+
+    Args:
+        student: floats (B, T_s), the log-probability of the token at each position, as verl, slime and NeMo-RL hand
+            them on (what stands at the first position of a row is not read); or what makes them: logits (B, T_s, V_s),
+            of which those at position t - 1 predict the token at t, or `Hidden` states with their head. Without
+            temperature.
+        teacher: the same of the teacher, (B, T_t) or (B, T_t, V_t).
+        spans: of the batch, on any device.
+        mapping: of the pair, where logits or hidden states are given: it says which ids are tokens.
+        student_reference: as `student`.
+        teacher_reference: as `teacher`.
+        spread: `share` gives each of a chunk's n student tokens A_c / n, so that a row's tokens sum to the row's ratio:
+            a reward per token. `whole` gives each of them A_c: an advantage, for the gradient of a chunk's
+            log-probability is the sum of its tokens' gradients.
+
+    Returns:
+        Floats (B, T_s) without a graph, the advantage of the token at each position, 0 outside of the chunks in use;
+        and bool (B, T_s), which positions those are. A chunk that a side cannot say (its ratio is not finite) is not in
+        use. float64 from float64, else float32.
+
+    Raises:
+        OptionError: shapes are not those of the spans, logits come without a mapping, or a teacher is a `TopK`.
+
+    Example:
+        The student writes `123` in three tokens of -0.6 together, the teacher in one of -0.9: each of the three tokens
+        gets -0.1. Nothing predicts the first token, `x`.
+
+        >>> import xtoken_align
+        >>> student, teacher = xtoken_align.read_vocab("qwen3"), xtoken_align.read_vocab("llama-3")
+        >>> spans = xtoken_align.align_texts(["x = 123"], student=student, teacher=teacher)
+        >>> log_probs = torch.tensor([[0.0, -0.5, -0.7, -0.3, -0.2, -0.1]])
+        >>> advantages, used = chunk_advantages(log_probs, torch.tensor([[0.0, -0.4, -0.9, -0.9]]), spans)
+        >>> [round(value, 4) for value in advantages[0].tolist()], used[0].tolist()
+        ([0.0, 0.1, -0.2, -0.1, -0.1, -0.1], [False, True, True, True, True, True])
+
+    Source: this library, 2026; the ratio as a reward is that of on-policy distillation (Gu et al. 2024, MiniLLM), with
+    a reference that of implicit rewards (Rafailov et al. 2023).
+    """
+    one_of("spread", spread, get_args(Spread))
+    likelihoods = [
+        None if side is None else _chunk_log_likelihoods(side, spans, which, name, mapping)
+        for side, which, name in (
+            (teacher, "teacher", "the teacher"),
+            (teacher_reference, "teacher", "the teacher's reference"),
+            (student, "student", "the student"),
+            (student_reference, "student", "the student's reference"),
+        )
+    ]
+    device = _tensor(student).device
+    of_teacher, its_reference, of_student, own_reference = (
+        None if values is None else values.to(device) for values in likelihoods
+    )
+    assert of_teacher is not None
+    assert of_student is not None
+    ratio = of_teacher - (0 if its_reference is None else its_reference)
+    ratio = ratio - (of_student - (0 if own_reference is None else own_reference))
+    predictions = spans.torch().predictions()
+    places, offsets = predictions.student.to(device) + 1, predictions.student_offsets.to(device)
+    is_finite = ratio.isfinite()
+    weighted = torch.where(is_finite, ratio * predictions.weight.to(ratio), 0)
+    sizes = offsets.diff()
+    if spread == "share":
+        weighted = weighted / sizes
+    shape = tuple(spans.student.shape)
+    advantages = weighted.new_zeros(shape)
+    used = torch.zeros(shape, dtype=torch.bool, device=device)
+    advantages.view(-1)[places] = weighted.repeat_interleave(sizes)
+    used.view(-1)[places] = is_finite.repeat_interleave(sizes)
+    return advantages, used
+
+
+@torch.no_grad()
+def _chunk_log_likelihoods(side: Any, spans: Spans, which: str, name: str, mapping: Mapping | None) -> torch.Tensor:
+    """Floats (N,), l(c) of every chunk in use; infinite or NaN where a token's log-probability is."""
+    if isinstance(side, TopK):
+        raise OptionError(
+            f"{name} is a TopK, whose best tokens need not be the text's: give the log-probabilities of the text's own "
+            "tokens, floats (B, T), which servers give as well"
+        )
+    predictions, shape = spans.torch().predictions(), tuple(getattr(spans, which).shape)
+    tensor = _tensor(side)
+    rows, tokens, offsets = (getattr(predictions, which + end).to(tensor.device) for end in ("", "_tokens", "_offsets"))
+    if isinstance(side, torch.Tensor) and side.dim() == 2:
+        same_shape(name, side, shape, "(B, T), one log-probability for the token at each position,")
+        values = side.to(compute_dtype(side)).flatten()[rows + 1]
+    else:
+        check_positions(name, side, shape)
+        values = _log_probs_of(side, name, rows, tokens, _silent(mapping, which, name, side))
+    chunk = torch.arange(len(offsets) - 1, device=values.device).repeat_interleave(offsets.diff())
+    return values.new_zeros(len(offsets) - 1).index_add(0, chunk, values)
+
+
+def _log_probs_of(side: Any, name: str, rows: torch.Tensor, tokens: torch.Tensor, silent: torch.Tensor) -> torch.Tensor:
+    """Floats (n,), the log-probabilities of tokens by logits that are read block by block.
+
+    Args:
+        side: logits (B, T, V), or hidden states.
+        name: of the side.
+        rows: int64 (n,), flattened positions.
+        tokens: int64 (n,).
+        silent: int64, ids that are no tokens.
+    """
+    source = source_of(side, name)
+    dtype = compute_dtype(source.states)
+    values = torch.zeros(len(rows), dtype=dtype, device=rows.device)
+    step = max(_ELEMENTS // source.width, 1)
+    for begin in range(0, len(rows), step):
+        part = slice(begin, begin + step)
+        scores = source.read(rows[part], dtype).scores.index_fill(1, silent, -torch.inf)
+        # A row without any mass has no distribution, and its tokens no probability: NaN.
+        values[part] = scores.gather(1, tokens[part, None]).squeeze(1) - scores.logsumexp(dim=1)
+    return values
+
+
+def _silent(mapping: Mapping | None, which: str, name: str, side: Any) -> torch.Tensor:
+    """The ids of a side that are no tokens."""
+    if mapping is None:
+        raise OptionError(
+            f"{name} hands in logits, and padding among them has no probability: give the mapping, or log-probabilities"
+        )
+    live = live_tokens(mapping)[which == "teacher"]
+    width = len(side.weight) if isinstance(side, Hidden) else _tensor(side).shape[-1]
+    if width != len(live):
+        raise OptionError(f"{name} must have the mapping's {len(live)} logits, but it has {width}")
+    return (~live).nonzero().squeeze(1).to(_tensor(side).device)
+
+
+def _tensor(side: torch.Tensor | Logits | Hidden) -> torch.Tensor:
+    if isinstance(side, Hidden):
+        return side.states
+    return side.logits if isinstance(side, Logits) else side
