@@ -26,7 +26,7 @@ from ..vocab.vocab import Vocab
 from .aligner import Aligner
 from .careful import TextPair, chunks_of_units
 from .chats import Rendered, control_parts, text_of_any_run, tokenize_chats, turn_tokens
-from .fold import SideText, one_after_another
+from .fold import SideText, one_after_another, text_of_run
 from .pieces import Chat, pieces_of, place_pieces
 from .tables import PairTables
 from .templates import Renderer, one_moment
@@ -183,7 +183,7 @@ def _asked(messages: list[dict[str, Any]], render: Renderer, vocab: Vocab) -> tu
     if ender is None:
         return rendered, space, ()
     name = after[slice(*ender)]
-    return rendered, space, ((after[: ender[0]], None), (name, vocab.controls[name]))
+    return rendered, space, ((after[: ender[0]], None), (name, vocab.controls.get(name)))
 
 
 # Answers
@@ -209,8 +209,9 @@ def rows_of_answers(aligner: Aligner, prompts: Sequence[Prompt], answers: Sequen
         for ids in (continued, [row.ids[row.frame :] for row in heard])
     )
 
-    def texts_of(unit: int) -> TextPair:
-        return said[unit].text, heard[unit].text
+    def texts_of(unit: int) -> TextPair | None:
+        text = heard[unit].text
+        return None if text is None else (said[unit].text, text)
 
     joined = np.array([row.joined for row in heard], dtype=np.bool_)
     chunks = chunks_of_units(student, teacher, tables, texts_of, joined)
@@ -395,35 +396,38 @@ class _Heard:
     Attributes:
         ids: int64 (tokens,).
         frame: how many of them are not compared.
-        text: what the others say.
+        text: what the others say; None where nobody knows which characters each of them stands for.
         joined: whether a token has the frame's last characters and the answer's first.
     """
 
     ids: Numbers
     frame: int
-    text: SideText
+    text: SideText | None
     joined: bool
 
 
 def _heard(prompts: Sequence[Prompt], said: Sequence[Sequence[Part]], tables: PairTables) -> list[_Heard]:
     """Encodes the teacher's rows."""
-    teacher = tables.teacher
+    teacher, first_id = tables.teacher, len(tables.student)
     rows = [[*prompt.teacher_parts, *parts] for prompt, parts in zip(prompts, said, strict=True)]
     heard = []
     for prompt, runs in zip(prompts, teacher.row_encoder.encode_parts(rows), strict=True):
-        ids = [*prompt.teacher_ids, *(token for run in runs for token in run.ids)]
-        text = one_after_another([text_of_any_run(run, teacher, tables, len(tables.student)) for run in runs])
+        ids = np.array([*prompt.teacher_ids, *(token for run in runs for token in run.ids)], dtype=np.int64)
+        known = [text_of_run(run, teacher, tables, first_id=first_id) for run in runs]
+        if not prompt.teacher_parts and any(text is None for text in known):
+            heard.append(_Heard(ids, len(prompt.teacher_ids), None, joined=False))
+            continue
+        text = one_after_another(
+            [
+                text_of_any_run(run, teacher, tables, first_id) if text is None else text
+                for run, text in zip(runs, known, strict=True)
+            ]
+        )
         at = sum(_size(part) for part, _ in prompt.teacher_parts)
         inside = text.begin >= at
         first = int(inside.argmax()) if inside.any() else len(inside)
-        heard.append(
-            _Heard(
-                ids=np.array(ids, dtype=np.int64),
-                frame=len(prompt.teacher_ids) + first,
-                text=_from(text, first, at),
-                joined=first > 0 and int(text.end[first - 1]) > at,
-            )
-        )
+        joined = first > 0 and int(text.end[first - 1]) > at
+        heard.append(_Heard(ids, len(prompt.teacher_ids) + first, _from(text, first, at), joined))
     return heard
 
 

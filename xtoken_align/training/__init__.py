@@ -11,6 +11,7 @@ from .._lazy import lazy_names
 from ..errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from ..spans.answers import Answer
     from ..spans.ray_data import align_ray
     from .cache.format import Truncation, loss_bound
     from .cache.ray_data import cache_teacher_ray
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .trainer import DistillationMixin, XTokenTrainer
 
 _HOMES = {
+    "Answer": ".spans.answers",
     "CacheReport": "cache.write",
     "DistillConfig": "config",
     "DistillResult": "run",
@@ -48,6 +50,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Answer",
     "CacheReport",
     "DistillConfig",
     "DistillResult",

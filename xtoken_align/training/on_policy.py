@@ -7,7 +7,9 @@ rows are cut into batches, on the device, or on what was drawn before: a run tha
 
 from __future__ import annotations
 
+import math
 import random
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from ..errors import OptionError
+from ..errors import OptionError, XTokenWarning
 from ..losses import Metric
 from ..spans.answers import Answer, Prompt, prompts_of, rows_of_answers
 from ..spans.batch import SpanCollator
@@ -178,10 +180,18 @@ class OnPolicy:
             draws: (prompts, max_new_tokens) from 0 to below 1, which decide what is sampled.
         """
         inner, stops = plain(model), self.stops(model)
+        lengths, limit = [len(prompt) for prompt in prompts], self._limit(inner)
+        if full := sum(length >= limit for length in lengths):
+            warnings.warn(
+                f"{full} of {len(prompts)} prompts fill the {limit} tokens that a row may have and leave no room "
+                "for an answer: raise max_student_tokens, or leave such rows out",
+                XTokenWarning,
+                stacklevel=4,
+            )
         answers = [Answer(np.zeros(0, dtype=np.int64), ended=False)] * len(prompts)
         # Activation checkpointing would have no use for the keys of past positions.
         with at_rest(inner), _own_generation_config(inner):
-            for group, room in self._groups(inner, [len(prompt) for prompt in prompts]):
+            for group, room in self._groups(inner, lengths):
                 written = self._write_group(inner, [prompts[row] for row in group], draws[group], room, stops)
                 for row, answer in zip(group, written, strict=True):
                     answers[row] = answer
@@ -195,20 +205,23 @@ class OnPolicy:
     def _vocab(self) -> Vocab:
         return self._collators[0].tables.student
 
+    def _limit(self, model: Any) -> float:
+        """How many tokens a row may have: as many as the collator leaves, and as the model has positions."""
+        most = self._collators[0].max_student_tokens, getattr(model.config, "max_position_embeddings", None)
+        return min((limit for limit in most if limit), default=math.inf)
+
     def _groups(self, model: Any, lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
         """Rows that are continued together, shortest first, and how many tokens each of them may get.
 
         Lengths 3, 9, 4 and 5, two rows at a time, at most 8 new tokens, and room for 12 in all: rows 0 and 2 with 8
         tokens, row 3 with 7, row 1 with 3.
         """
-        config, limit = model.config, self._collators[0].max_student_tokens
-        limits = [most for most in (limit, getattr(config, "max_position_embeddings", None)) if most]
+        limit = self._limit(model)
         # Without positions that are told, padding on the left would count.
         alike = "position_ids" not in signature(model.forward).parameters
 
         def key(row: int) -> tuple[int, int]:
-            room = min([self.max_new_tokens, *(most - lengths[row] for most in limits)])
-            return -room, lengths[row] if alike else 0
+            return -int(min(self.max_new_tokens, limit - lengths[row])), lengths[row] if alike else 0
 
         order = sorted((row for row, length in enumerate(lengths) if length), key=lambda row: (key(row), lengths[row]))
         for (negative, _), same in groupby(order, key):

@@ -110,7 +110,8 @@ class DistillationMixin(_Base):
                 "or set lmbda=0"
             )
         rows = [batches[number]["rows"].rows for number in chosen]
-        own = on_policy.batches(self.model, rows, step, chosen, self.args.process_index) if chosen else []
+        with self.compute_loss_context_manager():
+            own = on_policy.batches(self.model, rows, step, chosen, self.args.process_index) if chosen else []
         written = dict(zip(chosen, own, strict=True))
         return [written.get(number, batch) for number, batch in enumerate(batches)]
 
