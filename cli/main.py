@@ -118,6 +118,7 @@ COMMANDS = {
     "inspect": ("inspect", "Report what a mapping covers and what it loses."),
     "list": ("list_mappings", "List the mappings in the store."),
     "show": ("show", "Show the rows of tokens: rule, pieces and weights."),
+    "transplant": ("transplant", "Give a model another tokenizer, by way of a mapping."),
     "verify": ("verify", "Check mapping files from end to end."),
 }
 """Command -> (module, line in the overview): the overview is printed without importing any command."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .compare.diff import Diff, diff
     from .coverage.coverage import Coverage
     from .errors import XTokenError, XTokenWarning
+    from .export.transplant import Transplant, transplant
     from .losses import Hidden, MultiTeacherLoss, TopK, XTokenLoss, fuse_head
     from .mapping.mapping import Mapping
     from .read import read_vocab
@@ -45,6 +46,7 @@ _HOMES = {
     "Store": "store.store",
     "TeacherSpec": "training",
     "TopK": "losses",
+    "Transplant": "export.transplant",
     "Vocab": "vocab.vocab",
     "XTokenConfig": "training",
     "XTokenError": "errors",
@@ -63,6 +65,7 @@ _HOMES = {
     "get_or_build": "store.load",
     "load": "store.load",
     "read_vocab": "read",
+    "transplant": "export.transplant",
 }
 
 __all__ = [
@@ -80,6 +83,7 @@ __all__ = [
     "Store",
     "TeacherSpec",
     "TopK",
+    "Transplant",
     "Vocab",
     "XTokenConfig",
     "XTokenError",
@@ -99,6 +103,7 @@ __all__ = [
     "get_or_build",
     "load",
     "read_vocab",
+    "transplant",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -1,12 +1,14 @@
-"""Writing a file so that its name never stands for a half-written one."""
+"""Writing a file or a folder so that its name never stands for a half-written one."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
+import shutil
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import StoreError
@@ -56,6 +58,63 @@ def write_atomically(path: Path, content: bytes, *, overwrite: bool = True) -> N
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL or outside the file system's encoding
         reason = getattr(error, "strerror", None) or error
         raise StoreError(f"cannot write {path} ({reason}): choose another place or make this one writable") from error
+
+
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuses a folder that `whole_folder` would not write.
+
+    Raises:
+        StoreError: it holds something and `overwrite` is not set, or it holds what no model's folder holds.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir() or folder.is_symlink():
+        raise StoreError(f"expected a folder at {folder}, found a file or a link: choose another place")
+    entries = list(folder.iterdir())
+    if entries and not overwrite:
+        raise StoreError(f"the folder {folder} is not empty: choose another one, or allow it to be replaced (--force)")
+    # Replacing removes all that is there: a home folder or a repository given by mistake must survive it.
+    if entries and ((folder / "config.json") not in entries or any(entry.is_dir() for entry in entries)):
+        raise StoreError(
+            f"the folder {folder} is not replaced: expected nothing but a model's files in it, with a config.json and "
+            "without subfolders; choose another place"
+        )
+
+
+@contextmanager
+def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Lets a model's folder be written under a temporary name, and gives it its own name when all is written.
+
+    After an error, or Ctrl-C, what was there before is there still, and nothing else.
+
+    Args:
+        folder: the folder; its parent is made if it is missing.
+        overwrite: whether the files of a model that is there are replaced.
+
+    Yields:
+        An empty folder beside it.
+
+    Raises:
+        StoreError: it may not be replaced, or cannot be written.
+    """
+    check_folder(folder, overwrite=overwrite)
+    beside = folder.with_name(TEMPORARY_PATTERN.replace("*", secrets.token_hex(8)))
+    before = folder.with_name(TEMPORARY_PATTERN.replace("*", secrets.token_hex(8)))
+    try:
+        try:
+            beside.mkdir(parents=True)
+            yield beside
+            if folder.exists():
+                folder.rename(before)
+            beside.rename(folder)
+        except OSError as error:
+            if before.exists() and not folder.exists():
+                before.rename(folder)
+            reason = error.strerror or error
+            raise StoreError(f"cannot write {folder} ({reason}): choose another place or make room there") from error
+    finally:
+        for leftover in (beside, before):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _check_target(target: Path, *, overwrite: bool) -> None:

@@ -231,6 +231,22 @@ def _at_hub(text: str, revision: str | None) -> Located:
     return Located(name=hub_name(repo_id), label=repo_id, path=path, preset=None, revision=commit)
 
 
+def tokenizer_files(path: Path) -> list[Path]:
+    """The files that make a tokenizer: the one that was named, or some of a folder that may hold a model too.
+
+    Args:
+        path: a file or a folder, as `Located` has it.
+
+    Returns:
+        Paths in the order of their names; the model's own `config.json` and `generation_config.json` are none of them.
+    """
+    if not path.is_dir():
+        return [path]
+    patterns = (*hub.VOCABULARY_FILES, *hub.CONFIGURATION_FILES)
+    files = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
+    return sorted(file for file in files if file.name not in {"config.json", "generation_config.json"})
+
+
 def _looks_like_path(text: str) -> bool:
     """Whether a text can only mean a path; such a text is never sent to the Hub."""
     if text.startswith(PREFIX):

@@ -20,8 +20,7 @@ from ..corpus.texts import pieces, read_texts
 from ..errors import ArtifactError, CorpusError, MismatchError, MissingExtraError, OptionError, SourceError, StoreError
 from ..files import write_atomically
 from ..read import read_vocab
-from ..sources.hub import CONFIGURATION_FILES, VOCABULARY_FILES
-from ..sources.locate import locate
+from ..sources.locate import locate, tokenizer_files
 from .cache.read import TeacherCache
 from .config import DistillConfig, LoraConfig, XTokenConfig, check_config
 from .teachers import TeacherSpec
@@ -498,16 +497,8 @@ def write_student(model: Any, folder: Path, tokenizer: str) -> None:
     beside = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(beside, ignore_errors=True)
     whole.save_pretrained(beside)
-    path = locate(tokenizer).path
-    names = [
-        name
-        for name in (*VOCABULARY_FILES, *CONFIGURATION_FILES)
-        if name not in {"config.json", "generation_config.json"}
-    ]
-    # A tokenizer is one file, or some files of a folder that may hold a model too.
-    files = {each for name in names for each in path.glob(name) if each.is_file()} if path.is_dir() else {path}
-    for each in sorted(files):
-        shutil.copyfile(each, beside / each.name)
+    for file in tokenizer_files(locate(tokenizer).path):
+        shutil.copyfile(file, beside / file.name)
     if folder.exists():
         shutil.rmtree(folder)
     beside.rename(folder)
