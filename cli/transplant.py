@@ -106,7 +106,7 @@ def _transplant(model: str, tokenizer: str, options: dict[str, Any], say: Any) -
         mapping = load(options["mapping"], student=new, teacher=own, store=options["store"])
         if options["logits"] not in (None, mapping.student.sizes.logits):
             raise OptionError(
-                f"the mapping is for {mapping.student.sizes.logits} logits, not for {options['logits']}: leave --logits "
+                f"the mapping is for {mapping.student.sizes.logits} logits, not for {options['logits']}: leave it "
                 "out, or build a mapping with that --student-logits"
             )
     # Imported late: torch takes seconds, and a mistake in the arguments should not.

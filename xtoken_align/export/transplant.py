@@ -532,7 +532,7 @@ class _Renumbered:
         return emptied
 
     def _renew(self, role: str, value: Any) -> Any:
-        by_role = self._roles.get(role, (None,))[0]
+        by_role = None if self._same and value is None else self._roles.get(role, (None,))[0]
         old = value if isinstance(value, list) else [value]
         translated = [self._new[token_id] for token_id in old if token_id in self._new]
         by_counterpart = (translated if isinstance(value, list) else translated[0]) if translated else None
