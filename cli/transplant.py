@@ -112,11 +112,22 @@ def _transplant(model: str, tokenizer: str, options: dict[str, Any], say: Any) -
     # Imported late: torch takes seconds, and a mistake in the arguments should not.
     from ..export.transplant import transplant
 
+    _silence_transformers()
     say(f"loading {model} and making the rows")
     moved = transplant(model, mapping, seed=options["seed"])
     say("writing")
     moved.save(output, tokenizer=tokenizer, overwrite=force)
     return moved
+
+
+def _silence_transformers() -> None:
+    """Its bars and notes are about loading and writing, which this command says itself."""
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        return  # what is missing is said when the model is loaded
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _render(moved: Transplant, model: str, output: Path) -> None:

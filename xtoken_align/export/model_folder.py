@@ -37,7 +37,8 @@ def load_model(name: str) -> Any:
     except ImportError as error:
         raise MissingExtraError("A model", "train") from error
     path = Path(name).expanduser()
-    folder, options = (str(path) if path.exists() else name), {"dtype": "auto"}
+    folder = str(path) if path.exists() else name
+    options: dict[str, Any] = {"dtype": "auto"}
     if path.is_file() and path.suffix == ".gguf":
         folder, options = str(path.parent), {"gguf_file": path.name, "dtype": torch.float32}
     elif path.is_dir() and not (path / "config.json").exists() and len(files := sorted(path.glob("*.gguf"))) == 1:
@@ -134,10 +135,12 @@ def _converted(located: Located, side: Side) -> Any:
         options = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
         folder = path if path.is_dir() else path.parent
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, **options)
-    backend = TikTokenConverter(str(path), pattern=preset.pattern).converted()
-    for token in preset.added:
-        backend.add_tokens([AddedToken(token.text, special=token.special, normalized=False)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **_named(side))
+    convert: Any = TikTokenConverter
+    backend = convert(str(path), pattern=preset.pattern).converted()
+    added = [AddedToken(token.text, special=token.special, normalized=False) for token in preset.added]
+    backend.add_tokens(added)
+    make: Any = PreTrainedTokenizerFast
+    return make(tokenizer_object=backend, **_named(side))
 
 
 def _name_tokens(folder: Path, side: Side) -> None:

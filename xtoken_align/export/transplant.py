@@ -102,20 +102,22 @@ def plan_rows(mapping: Mapping) -> RowPlan:
     single = count[rows] == 1
     source[rows[single]] = columns[single]
     if mapping.student.fingerprint == mapping.teacher.fingerprint:
-        _keep_unused(mapping, way, source)
+        _keep_own_rows(mapping, way, source)
     split, pieces, weights = _padded(
         rows[~single], columns[~single], matrix.data[used][~single], matrix.position[used][~single]
     )
     return RowPlan(way, source, _repeated_specials(mapping, source), split, pieces, weights)
 
 
-def _keep_unused(mapping: Mapping, way: NDArray[np.uint8], source: NDArray[np.int64]) -> None:
-    """Under its own tokenizer a model keeps the rows of padding and holes, which no link tells of."""
+def _keep_own_rows(mapping: Mapping, way: NDArray[np.uint8], source: NDArray[np.int64]) -> None:
+    """Under its own tokenizer a model keeps what no link tells of: padding, holes, and specials with one string."""
     shared = min(mapping.matrix.shape)
-    kinds = mapping.student.kinds[:shared]
-    ids = np.flatnonzero((kinds >= Kind.PADDING) & (kinds == mapping.teacher.kinds[:shared]) & (source[:shared] < 0))
+    kinds, surfaces, own = mapping.student.kinds[:shared], mapping.student.surfaces, mapping.teacher.surfaces
+    candidates = (kinds >= Kind.SPECIAL) & (kinds == mapping.teacher.kinds[:shared])
+    candidates &= mapping.matrix.owner[:shared] != RULE_NUMBER["override"]
+    ids = np.array([i for i in np.flatnonzero(candidates).tolist() if surfaces[i] == own[i]], dtype=np.int64)
+    way[ids[source[ids] < 0]] = _WAY["unused"]
     source[ids] = ids
-    way[ids] = _WAY["unused"]
 
 
 def _repeated_specials(mapping: Mapping, source: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,14 @@ from numpy.typing import NDArray
 from ..readers.parsed import Parsed
 from .kinds import Kind
 
-if TYPE_CHECKING:
-    from .vocab import Vocab
+
+class HasRoles(Protocol):
+    """A vocabulary, or what a mapping keeps of one."""
+
+    @property
+    def roles(self) -> Mapping[str, tuple[int, ...]]:
+        """Role -> ids."""
+
 
 ROLES = (
     "bos",
@@ -132,7 +138,7 @@ def decide_roles(parsed: Parsed, kinds: NDArray[np.uint8]) -> dict[str, tuple[in
     return {role: decided[role] for role in in_order(decided)}
 
 
-def stop_ids(vocab: Vocab) -> list[int]:
+def stop_ids(vocab: HasRoles) -> list[int]:
     """The ids that end a turn or a text, ascending."""
     return sorted({token_id for role in _STOPS for token_id in vocab.roles.get(role, ())})
 
