@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 
 from xtoken_align.errors import StoreError
-from xtoken_align.files import write_atomically
+from xtoken_align.files import whole_folder, write_atomically
 
 NEW = b"new" * 1000
 
@@ -148,3 +148,67 @@ def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path) -> None:
     write_atomically(file, b"two")
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.read_bytes() == b"two"
+
+
+# Folders
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model's folder to be replaced."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("old")
+    return folder
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, StoreError])
+def test_a_folder_that_could_not_be_filled_leaves_the_old_one_and_no_other(model: Path, error: type) -> None:
+    with pytest.raises(error), whole_folder(model, overwrite=True):
+        raise error
+    assert [path.name for path in model.parent.iterdir()] == ["model"]
+    assert (model / "config.json").read_text() == "old"
+
+
+@pytest.mark.parametrize(("failure", "error"), [(full, StoreError), (interrupted, KeyboardInterrupt)])
+def test_a_folder_that_cannot_take_its_name_gives_the_old_one_back(
+    model: Path, monkeypatch: pytest.MonkeyPatch, failure: Callable[..., NoReturn], error: type
+) -> None:
+    rename, calls = Path.rename, []
+
+    def second_fails(path: Path, target: Path) -> Path:
+        calls.append(path)
+        return failure() if len(calls) == 2 else rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", second_fails)
+    with pytest.raises(error), whole_folder(model, overwrite=True):
+        pass
+    assert [path.name for path in model.parent.iterdir()] == ["model"]
+    assert (model / "config.json").read_text() == "old"
+
+
+def test_a_folder_is_made_with_its_parents_and_replaced_when_it_may_be(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "model"
+    with whole_folder(folder) as beside:
+        (beside / "config.json").write_text("first")
+        (beside / "stale").write_text("")
+    with pytest.raises(StoreError, match="is not empty"), whole_folder(folder):
+        pass
+    with whole_folder(folder, overwrite=True) as beside:
+        (beside / "config.json").write_text("second")
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("entry", ["notes.txt", "config.json/"])
+def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path, entry: str) -> None:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / entry).mkdir() if entry.endswith("/") else (folder / entry).write_text("mine")
+    with pytest.raises(StoreError, match="nothing but a model's files"), whole_folder(folder, overwrite=True):
+        pass
+    assert [path.name for path in folder.iterdir()] == [entry.rstrip("/")]
+
+
+def test_a_file_is_no_folder(saved: Path) -> None:
+    with pytest.raises(StoreError, match="found a file"), whole_folder(saved, overwrite=True):
+        pass

@@ -108,11 +108,12 @@ def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 folder.rename(before)
             beside.rename(folder)
         except OSError as error:
-            if before.exists() and not folder.exists():
-                before.rename(folder)
             reason = error.strerror or error
             raise StoreError(f"cannot write {folder} ({reason}): choose another place or make room there") from error
     finally:
+        # Between the two renames, an error or Ctrl-C leaves the name to nobody.
+        if before.exists() and not folder.exists():
+            before.replace(folder)
         for leftover in (beside, before):
             shutil.rmtree(leftover, ignore_errors=True)
 
