@@ -194,8 +194,8 @@ def refusals(rank: int, ranks: int) -> Found:
         distribute_tensor(model.head.weight, init_device_mesh("cpu", (ranks,)), [Shard(0)])
     )
     attempts = (
-        lambda: loss_of("c-kl")(by_row, case.teacher_logits, case.spans),
-        lambda: loss_of("c-kl")(student, states, case.spans),
+        lambda: loss_of("c-kl")(by_row, case.teacher_logits, case.spans, labels=case.labels),
+        lambda: loss_of("c-kl")(student, states, case.spans, labels=case.labels),
         lambda: train(model, fuse_head(model), case),
         lambda: XTokenLoss(case.mapping, kind="alm")(student, case.teacher_logits, case.spans),
         lambda: XTokenLoss(case.mapping, kind="p-kl", compat="nemo-rl")(student, case.teacher_logits, case.spans),

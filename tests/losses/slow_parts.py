@@ -125,10 +125,10 @@ class SlowOptions:
         options.one_of("unreached", self.unreached, ("reroute", "drop"))
         options.one_of("normalize", self.normalize, ("rest", "none"))
         options.positive("temperature", self.temperature)
-        options.share("threshold", self.threshold)
-        options.size("uncommon_top_k", self.uncommon_top_k)
+        options.check_share("threshold", self.threshold)
+        options.check_size("uncommon_top_k", self.uncommon_top_k)
         if self.top_k is not None:
-            options.size("top_k", self.top_k)
+            options.check_size("top_k", self.top_k)
         if self.merge == "mean" and self.kind in {"c-kl", "alm"}:
             raise OptionError(f"{self.kind} reads single positions: it takes merge='first', but got merge='mean'")
 

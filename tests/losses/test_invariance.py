@@ -180,24 +180,6 @@ def test_spans_as_tensors_and_views_of_logits_are_the_same(kind: str) -> None:
     assert_same(called(out, [leaf]), here, rtol=1e-12, atol=1e-14)
 
 
-def test_ids_that_are_given_take_the_place_of_the_spans_own() -> None:
-    case = case_of(2)
-    blind = replace(
-        case.spans,
-        _predictions=None,
-        student_ids=np.zeros_like(case.spans.student_ids),
-        teacher_ids=np.zeros_like(case.spans.teacher_ids),
-    )
-    for kind in ("partition-kl", "c-kl", "alm"):
-        here = fast(case, case.student_logits, case.teacher_logits, kind=kind)
-        leaf = case.student_logits.clone().requires_grad_()
-        ids = {side: torch.from_numpy(getattr(case.spans, side)) for side in ("student_ids", "teacher_ids")}
-        for form in (blind, blind.torch()):
-            out = XTokenLoss(case.mapping, kind)(leaf, case.teacher_logits, form, **ids)
-            assert_same(called(out, [leaf]), here, rtol=1e-12, atol=1e-14)
-        assert not torch.isclose(XTokenLoss(case.mapping, kind)(leaf, case.teacher_logits, blind).kd, here.kd)
-
-
 @pytest.mark.parametrize("options", options_of(*KINDS), ids=name_of)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_logits_whose_last_dimension_is_strided_are_the_same(options: dict[str, Any], dtype: torch.dtype) -> None:

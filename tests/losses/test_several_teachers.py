@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from loss_calls import case_of
 from small_vocabs import make_vocab
 
 from xtoken_align import Mapping, Spans, align_ids, build
+from xtoken_align.errors import OptionError
 from xtoken_align.losses import Hidden, MultiTeacherLoss, XTokenLoss
 from xtoken_align.vocab.kinds import Kind
 
@@ -42,6 +41,7 @@ def test_the_loss_is_the_sum_by_hand(weights: list[float] | None, hidden: bool) 
         (mapping, {"kind": "partition-kl", "kd_weight": 0.5}, teacher, spans),
     ]
     losses = [XTokenLoss(one, ce_weight=3.0, **options) for one, options, _, _ in settings]
+    alone = [XTokenLoss(one, **options) for one, options, _, _ in settings]
     many = MultiTeacherLoss(losses, weights)
     alphas = weights or [0.5, 0.5]
     if hidden:
@@ -54,7 +54,7 @@ def test_the_loss_is_the_sum_by_hand(weights: list[float] | None, hidden: bool) 
         leaves = [CASE.student_logits.clone().requires_grad_()]
         student = leaves[0]
     out = many(student, [CASE.teacher_logits, teacher], [CASE.spans, spans], labels=CASE.labels)
-    parts = [loss(student, t, s) for loss, (_, _, t, s) in zip(losses, settings, strict=True)]
+    parts = [loss(student, t, s) for loss, (_, _, t, s) in zip(alone, settings, strict=True)]
     ce = XTokenLoss(CASE.mapping, "uld", kd_weight=0.0)(student, CASE.teacher_logits, CASE.spans, labels=CASE.labels)
     by_hand = alphas[0] * parts[0].loss + alphas[1] * parts[1].loss + 3 * ce.loss
     torch.testing.assert_close(out.loss, by_hand)
@@ -82,9 +82,10 @@ def test_divisors_are_given_by_teacher() -> None:
     torch.testing.assert_close(out.kd, kds[0] / 100 + kds[1] / 7)
     torch.testing.assert_close(out.ce, out.metrics["ce"][0] / 50)
     ids = [torch.from_numpy(CASE.spans.teacher_ids), None]
-    blind = replace(CASE.spans, teacher_ids=np.zeros_like(CASE.spans.teacher_ids), _predictions=None)
-    again = many(given[0], given[1], [blind, spans], teacher_ids=ids, num_chunks_in_batch=[100, 7])
+    again = many(*given, teacher_ids=ids, num_chunks_in_batch=[100, 7])
     torch.testing.assert_close(again.kd, out.kd)
+    with pytest.raises(OptionError, match="teacher_ids must be the ids that were aligned"):
+        many(*given, teacher_ids=[torch.zeros_like(ids[0]), None])
 
 
 @pytest.mark.parametrize("merge", ["first", "mean"])

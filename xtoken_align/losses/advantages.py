@@ -9,7 +9,8 @@ import torch
 from ..errors import OptionError
 from ..mapping.mapping import Mapping
 from ..spans.spans import Spans
-from .inputs import Hidden, Logits, TopK, check_positions, compute_dtype, source_of
+from .checks import check_positions, check_tokenizers
+from .inputs import Hidden, Logits, TopK, compute_dtype, source_of
 from .options import one_of, same_shape
 from .tables import live_tokens
 
@@ -62,6 +63,7 @@ def chunk_advantages(
 
     Raises:
         OptionError: shapes are not those of the spans, logits come without a mapping, or a teacher is a `TopK`.
+        MismatchError: the spans are of other tokenizers than the mapping.
 
     Example:
         The student writes `123` in three tokens of -0.6 together, the teacher in one of -0.9: each of the three tokens
@@ -79,6 +81,8 @@ def chunk_advantages(
     a reference that of implicit rewards (Rafailov et al. 2023).
     """
     one_of("spread", spread, get_args(Spread))
+    if mapping is not None:
+        check_tokenizers(spans, mapping)
     likelihoods = [
         None if side is None else _chunk_log_likelihoods(side, spans, which, name, mapping)
         for side, which, name in (
@@ -127,22 +131,21 @@ def _chunk_log_likelihoods(side: Any, spans: Spans, which: str, name: str, mappi
         values = side.to(compute_dtype(side)).flatten()[rows + 1]
     else:
         check_positions(name, side, shape)
-        values = _log_probs_of(side, name, rows, tokens, _silent(mapping, which, name, side))
+        values = _log_probs_of(side, rows, tokens, _silent(mapping, which, name, side))
     chunk = torch.arange(len(offsets) - 1, device=values.device).repeat_interleave(offsets.diff())
     return values.new_zeros(len(offsets) - 1).index_add(0, chunk, values)
 
 
-def _log_probs_of(side: Any, name: str, rows: torch.Tensor, tokens: torch.Tensor, silent: torch.Tensor) -> torch.Tensor:
+def _log_probs_of(side: Any, rows: torch.Tensor, tokens: torch.Tensor, silent: torch.Tensor) -> torch.Tensor:
     """Floats (n,), the log-probabilities of tokens by logits that are read block by block.
 
     Args:
         side: logits (B, T, V), or hidden states.
-        name: of the side.
         rows: int64 (n,), flattened positions.
         tokens: int64 (n,).
         silent: int64, ids that are no tokens.
     """
-    source = source_of(side, name)
+    source = source_of(side)
     dtype = compute_dtype(source.states)
     values = torch.zeros(len(rows), dtype=dtype, device=rows.device)
     step = max(_ELEMENTS // source.width, 1)

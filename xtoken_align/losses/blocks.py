@@ -95,7 +95,6 @@ class Objective:
         implementation: "auto", "reference", "cpu" or "triton".
         student_silent: int64, the student's tokens without a probability, for C-KL's levels; None without levels.
         teacher_silent: int64, or None.
-        widths: V_s and V_t, or None where the tables are checked elsewhere.
     """
 
     terms: tuple[Term, ...]
@@ -103,7 +102,6 @@ class Objective:
     implementation: str = "auto"
     student_silent: torch.Tensor | None = None
     teacher_silent: torch.Tensor | None = None
-    widths: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -694,27 +692,8 @@ def run_batch(
     Returns:
         That scalar with the graph of the student and of the links' weights; the pass; and floats (N,), each chunk's
         weight, 0 for misfits.
-
-    Raises:
-        OptionError: logits of another width than the mapping's, or on another device than the loss.
     """
-    for side, width, expected in zip(
-        ("student", "teacher"),
-        (student.width, teacher.width),
-        objective.widths or (student.width, teacher.width),
-        strict=True,
-    ):
-        if width != expected:
-            raise OptionError(
-                f"the {side}'s logits must have the mapping's width of {expected}, but they have {width}: the mapping "
-                "is of another tokenizer or another size of the model's head"
-            )
     dtype, device = compute_dtype(student.states), student.states.device
-    if objective.student_silent is not None and objective.student_silent.device != device:
-        raise OptionError(
-            f"the loss is on {objective.student_silent.device}, but what the student hands in is on {device}: "
-            f"move it there once, loss_fn.to({str(device)!r})"
-        )
     weight = torch.from_numpy(batch.weight).to(device, dtype)
     chunk_factor, label_factor = chunk_factor.to(device, dtype), label_factor.to(device, dtype)
     inputs = [*student.inputs, link_log_weight]

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import OptionError
-from .options import columns_kept, one_of, positive, share
+from .options import check_share, columns_kept, one_of, positive
 from .tables import VOID, log_sum
 
 DIVERGENCES = ("forward", "reverse", "jsd")
@@ -56,7 +56,7 @@ class Measure:
 
     def __post_init__(self) -> None:
         one_of("divergence", self.divergence, DIVERGENCES)
-        share("beta", self.beta)
+        check_share("beta", self.beta)
         positive("temperature", self.temperature)
         columns_kept(self.top_k)
         columns_kept(self.student_top_k, "student_top_k")

@@ -22,11 +22,11 @@ from .options import (
     check_links,
     check_pairs,
     check_rows,
+    check_size,
     check_width,
     one_of,
     positive,
     same_shape,
-    size,
 )
 from .tables import (
     Grouping,
@@ -449,7 +449,7 @@ def h_kl(
     students = live_tokens(student_live, student_logits)
     teachers = live_tokens(teacher_live, teacher_logits)
     check_pairs(pairs, students, teachers)
-    size("uncommon_top_k", uncommon_top_k)
+    check_size("uncommon_top_k", uncommon_top_k)
     paper = normalize == "none"
     measure = Measure(divergence, beta, temperature, student_top_k=student_top_k)
     if paper and measure != Measure(temperature=temperature):

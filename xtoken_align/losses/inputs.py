@@ -10,7 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import OptionError
+from .options import check_finite, check_floats, check_integers, check_tensor, positive
 from .tables import log_of
+
+CHECKED = 1 << 20
+"""How many of a cached teacher's entries are looked at when it is handed in: 20 ms."""
+CLOSE = 0.02
+"""By how much a position's probabilities may miss 1: log-probabilities may have been kept in half precision."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +30,7 @@ class Logits:
     logits: torch.Tensor
 
     def __post_init__(self) -> None:
+        check_floats("logits", self.logits)
         _three_dimensional("logits", self.logits, "(B, T, V)")
 
 
@@ -48,6 +55,15 @@ class Hidden:
     softcap: float | None = None
 
     def __post_init__(self) -> None:
+        check_floats("states", self.states)
+        head = {"the head's weight": self.weight} | ({} if self.bias is None else {"the head's bias": self.bias})
+        for name, tensor in head.items():
+            check_floats(name, tensor)
+            if tensor.device != self.states.device:
+                raise OptionError(
+                    f"hidden states and head must be on one device, but {name} is on {tensor.device} and the states "
+                    f"are on {self.states.device}"
+                )
         _three_dimensional("states", self.states, "(B, T, D)")
         if self.weight.dim() != 2 or self.weight.shape[1] != self.states.shape[-1]:
             raise OptionError(
@@ -59,8 +75,9 @@ class Hidden:
                 f"the head's bias must have shape (V,) = ({len(self.weight)},), but it has shape "
                 f"{tuple(self.bias.shape)}"
             )
-        if self.softcap is not None and not self.softcap > 0:
-            raise OptionError(f"softcap must be above 0 or None, but it is {self.softcap!r}")
+        check_finite("scale", self.scale)
+        if self.softcap is not None:
+            positive("softcap", self.softcap)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +97,73 @@ class TopK:
     width: int
 
     def __post_init__(self) -> None:
+        for name in ("ids", "log_probs", "rest"):
+            check_tensor(name, getattr(self, name))
         _three_dimensional("ids", self.ids, "(B, T, K)")
         if self.log_probs.shape != self.ids.shape or self.rest.shape != self.ids.shape[:2]:
             raise OptionError(
                 f"log_probs must have the shape of ids (B, T, K) = {tuple(self.ids.shape)} and rest (B, T), but they "
                 f"have shapes {tuple(self.log_probs.shape)} and {tuple(self.rest.shape)}"
+            )
+        check_integers("ids", self.ids)
+        check_floats("log_probs", self.log_probs)
+        check_floats("rest", self.rest)
+        if type(self.width) is not int or self.width < 1:
+            raise OptionError(f"width must be the number of the teacher's logits, but it is {self.width!r}")
+        if not self.ids.device == self.log_probs.device == self.rest.device:
+            raise OptionError(
+                f"ids, log_probs and rest must be on one device, but they are on {self.ids.device}, "
+                f"{self.log_probs.device} and {self.rest.device}"
+            )
+        # Elsewhere the numbers would have to be waited for.
+        if self.ids.device.type == "cpu":
+            self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        """Refuses impossible numbers. Of many positions some are looked at, evenly spaced, so that it costs little."""
+        ids, log_probs, rest = (
+            self.ids.flatten(0, 1),
+            self.log_probs.detach().flatten(0, 1),
+            self.rest.detach().flatten(),
+        )
+        step = -(-ids.numel() // CHECKED)
+        if step > 1:
+            ids, log_probs, rest = ids[::step], log_probs[::step], rest[::step]
+        if not ids.numel():
+            return
+        log_probs, rest = log_probs.float(), rest.float()
+        lowest, highest = (int(bound) for bound in ids.aminmax())
+        if lowest < -1 or highest >= self.width:
+            raise OptionError(
+                f"ids must lie between 0 and {self.width - 1}, or be -1 at unused places, but they run from "
+                f"{lowest} to {highest}"
+            )
+        used = ids >= 0
+        # A logarithm that was rounded may be above 0 by a little.
+        most = float(log_probs.masked_fill(~used, -torch.inf).amax())
+        if most > CLOSE:
+            raise OptionError(
+                f"log_probs must be logarithms of probabilities, 0 at most, but one is {most:.4g}: pass the logarithm, "
+                "or log_softmax(logits) over the whole vocabulary"
+            )
+        ordered = ids.sort(dim=1).values
+        twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+        if bool(twice.any()):
+            raise OptionError(
+                f"no id may be twice at a position, but id {int(ordered[:, 1:][twice][0])} is; add up its probabilities"
+            )
+        if bool(((rest < -CLOSE) | (rest > 1 + CLOSE)).any()):
+            raise OptionError(
+                f"rest must be probabilities from 0 to 1, but it runs from {float(rest.amin()):.4g} to "
+                f"{float(rest.amax()):.4g}; it is no logarithm"
+            )
+        known = log_probs.masked_fill(~used, -torch.inf).exp().sum(1)
+        wrong = ((known + rest - 1).abs() > CLOSE) & used.any(1)
+        if bool(wrong.any()):
+            raise OptionError(
+                "a position's probabilities and its rest must add up to 1, but they are "
+                f"{float(known[wrong][0]):.4g} and {float(rest[wrong][0]):.4g}: log_probs are those of the whole "
+                "vocabulary, not normalised over the best tokens, and rest is 1 less their sum"
             )
 
 
@@ -93,33 +172,6 @@ Student = torch.Tensor | Logits | Hidden
 
 Teacher = torch.Tensor | Logits | Hidden | TopK
 """What a teacher may hand in."""
-
-
-def check_positions(name: str, side: Student | Teacher, expected: Sequence[int]) -> None:
-    """Refuses a side of another batch size or length than the spans': its rows would be read at wrong places.
-
-    Args:
-        name: of the side.
-        side: what it hands in; tensors without three dimensions are left to other checks.
-        expected: B and T of the spans.
-
-    Raises:
-        OptionError: the positions are others.
-    """
-    tensor = side
-    if isinstance(side, Hidden):
-        tensor = side.states
-    elif isinstance(side, Logits):
-        tensor = side.logits
-    elif isinstance(side, TopK):
-        tensor = side.ids
-    assert isinstance(tensor, torch.Tensor)
-    found = tuple(tensor.shape[:2])
-    if tensor.dim() == 3 and found != tuple(expected):
-        raise OptionError(
-            f"{name} must have the spans' positions (B, T) = {tuple(expected)}, but has {found}; give every position "
-            "of the sequences that were aligned, padding included"
-        )
 
 
 def _three_dimensional(name: str, tensor: torch.Tensor, meaning: str) -> None:
@@ -295,16 +347,8 @@ class Gradients:
             self.bias.add_(gradient.sum(dim=0))
 
 
-def source_of(side: Student | Teacher, name: str) -> Source:
-    """A side as rows without its graph.
-
-    Args:
-        side: what the student or the teacher hands in.
-        name: "student" or "teacher".
-
-    Raises:
-        OptionError: logits without three dimensions.
-    """
+def source_of(side: Student | Teacher) -> Source:
+    """A side as rows without its graph: what the student or the teacher hands in."""
     if isinstance(side, TopK):
         return Source(
             states=side.log_probs.detach().flatten(0, 1),
@@ -325,8 +369,6 @@ def source_of(side: Student | Teacher, name: str) -> Source:
             inputs=(side.states, side.weight, side.bias),
         )
     logits = side.logits if isinstance(side, Logits) else side
-    if logits.dim() != 3:
-        raise OptionError(f"the {name}'s logits must have shape (B, T, V), but they have shape {tuple(logits.shape)}")
     return Source(states=logits.detach().flatten(0, 1), width=logits.shape[-1], inputs=(logits, None, None))
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -20,10 +21,19 @@ from ..mapping.mapping import Mapping
 from ..spans.spans import IGNORED, Predictions, Spans
 from .blocks import Batch, Ids, Objective, Result, Term, block_sizes, plan_batch, run_batch
 from .chain import chain_trees
+from .checks import check_ids, check_labels, check_mapping, check_sides, check_spans
 from .divergence import Measure
 from .functional import alm, chunk_log_likelihoods, outcomes_kl, sorted_l1
-from .inputs import Hidden, Logits, Student, Teacher, TopK, check_positions, source_of
-from .options import IMPLEMENTATIONS, one_of, same_shape, share, size, weight
+from .inputs import Hidden, Logits, Student, Teacher, TopK, source_of
+from .options import (
+    IMPLEMENTATIONS,
+    check_count,
+    check_share,
+    check_size,
+    check_switch,
+    check_weight,
+    one_of,
+)
 from .scale import DynamicScale
 from .sharded import Shares, shared_out, shares_of
 from .tables import (
@@ -63,6 +73,23 @@ class LossOutput:
     kd: torch.Tensor
     ce: torch.Tensor
     metrics: dict[str, Metric] = field(default_factory=dict)
+
+    def value(self, name: str) -> float:
+        """A metric of this call as a number: its numerator by its denominator, NaN where nothing was counted.
+
+        Raises:
+            OptionError: there is no metric of this name; lists those that there are.
+
+        >>> out = LossOutput(*torch.zeros(3), {"agreement": (torch.tensor(3.0), torch.tensor(4.0))})
+        >>> out.value("agreement")
+        0.75
+        """
+        if name not in self.metrics:
+            raise OptionError(
+                f"there is no metric {name!r} here; there are {', '.join(sorted(self.metrics)) or 'none'}"
+            )
+        numerator, denominator = (float(part) for part in self.metrics[name])
+        return numerator / denominator if denominator else math.nan
 
 
 @dataclass(frozen=True)
@@ -164,13 +191,14 @@ class LossOptions:
         # Until the kind is known its own divergence may be any.
         Measure(self.divergence or "jsd", self.beta, self.temperature, self.top_k, self.student_top_k)
         one_of("merge", self.merge, ("first", "mean"))
-        weight("kd_weight", self.kd_weight)
-        weight("ce_weight", self.ce_weight)
+        check_weight("kd_weight", self.kd_weight)
+        check_weight("ce_weight", self.ce_weight)
         one_of("scale", self.scale, ("fixed", "dynamic"))
         one_of("unreached", self.unreached, ("reroute", "drop"))
         one_of("normalize", self.normalize, ("rest", "none"))
-        share("threshold", self.threshold)
-        size("uncommon_top_k", self.uncommon_top_k)
+        check_share("threshold", self.threshold)
+        check_size("uncommon_top_k", self.uncommon_top_k)
+        check_switch("learn_w", self.learn_w)
         one_of("implementation", self.implementation, IMPLEMENTATIONS)
         if self.compat is not None:
             one_of("compat", self.compat, tuple(PEERS))
@@ -242,7 +270,7 @@ class XTokenLoss(torch.nn.Module):
         merge: which of a chunk's predicting positions are read: "first", at which both models have read the same bytes,
             or "mean", the average of all.
         kd_weight: factor of KD.
-        ce_weight: factor of CE.
+        ce_weight: factor of CE, 1 by default; where it is given and not 0, labels are expected.
         scale: "fixed", or "dynamic": KD is scaled to CE by running averages; call `step_scale` once per optimiser step.
         top_k: p-kl: the teacher's columns that are kept per chunk; None for all.
         unreached: p-kl: what becomes of the teacher's mass on columns that no student token reaches, "reroute" or
@@ -272,7 +300,7 @@ class XTokenLoss(torch.nn.Module):
         temperature: float = 1.0,
         merge: str = "first",
         kd_weight: float = 1.0,
-        ce_weight: float = 1.0,
+        ce_weight: float | None = None,
         scale: str = "fixed",
         top_k: int | None = None,
         unreached: str = "reroute",
@@ -286,15 +314,18 @@ class XTokenLoss(torch.nn.Module):
         beta: float = 0.5,
         student_top_k: int | None = None,
     ) -> None:
-        super().__init__()
         given: dict[str, Any] = {
             name: value for name, value in locals().items() if name in LossOptions.__dataclass_fields__
         }
+        super().__init__()
+        check_mapping(mapping)
+        given["ce_weight"] = LossOptions.ce_weight if ce_weight is None else ce_weight
         options = LossOptions(**given)
         if options.kind == "auto":
             options = replace(options, kind=mapping.coverage().recommendation.loss)
         options.check_together()
         self.options = options
+        self._expects_labels = ce_weight is not None and ce_weight > 0
         self.mapping = mapping
         terms = KINDS[options.kind].terms(mapping, options)
         silent = [(~live).nonzero().squeeze(1) for live in live_tokens(mapping)]
@@ -351,7 +382,6 @@ class XTokenLoss(torch.nn.Module):
             self.options.implementation,
             student_silent=silent[0],
             teacher_silent=silent[1],
-            widths=self.mapping.matrix.shape,
         )
 
     # A graph of the planning would be made anew for every batch. `torch.compiler.disable` would say the same, but loads
@@ -368,7 +398,7 @@ class XTokenLoss(torch.nn.Module):
         num_chunks_in_batch: Count | None = None,
         num_items_in_batch: Count | None = None,
         *,
-        share: float = 1.0,
+        share: float | None = None,
     ) -> LossOutput:
         """One batch.
 
@@ -378,31 +408,42 @@ class XTokenLoss(torch.nn.Module):
             spans: the batch's chunks, best on the CPU, where they are planned.
             labels: integers (B, T_s), -100 where not labelled, not shifted: the logits at t are compared with
                 labels[t + 1]. Without them there is no cross-entropy.
-            student_ids: integers (B, T_s); those of `spans` by default.
-            teacher_ids: integers (B, T_t); those of `spans` by default.
+            student_ids: integers (B, T_s) that the student read; refused where they are not those of `spans`, so that
+                spans of another batch are noticed.
+            teacher_ids: integers (B, T_t) that the teacher read, likewise.
             num_chunks_in_batch: what KD is divided by, counted over accumulation steps and ranks; by default the
                 chunks of this call with a weight, misfits included (`len(spans.predictions())`).
             num_items_in_batch: what CE is divided by; by default the labels of this call.
-            share: multiplies KD once more; teachers that share a student have one each.
+            share: multiplies KD once more; teachers that share a student have one each, and labels for the first.
 
         Returns:
             The loss and its parts. Without a chunk and a label the loss is 0, with a graph.
 
         Raises:
-            OptionError: for shapes that do not belong together, or a form that the kind cannot read.
+            OptionError: for what does not belong together, holds impossible numbers, or is of a form that the kind
+                cannot read; see `checks`.
+            MismatchError: the spans are of other tokenizers than the mapping.
         """
-        check_positions("the student", student, spans.student.shape)
-        check_positions("the teacher", teacher, spans.teacher.shape)
-        if labels is not None:
-            same_shape("labels", labels, spans.student.shape, "(B, T_s)")
-        predictions = _predictions(spans, student_ids, teacher_ids)
+        is_peers = self.options.compat is not None
+        check_sides(student, teacher, self.mapping, None if is_peers else next(self.buffers()).device)
+        host = check_spans(spans, student, teacher, self.mapping)
+        check_ids("student", student_ids, host)
+        check_ids("teacher", teacher_ids, host)
+        reads = bool(self.options.ce_weight) and not is_peers
+        host_labels = check_labels(labels, host, self.mapping.matrix.shape[0], read=reads)
+        check_count("num_chunks_in_batch", num_chunks_in_batch)
+        check_count("num_items_in_batch", num_items_in_batch)
+        if share is None:
+            self.check_labels_given(labels)
+        share = check_weight("share", 1.0 if share is None else share)
+        predictions = host.predictions()
         shares = shares_of(student, teacher)
-        if shares is not None and (self.options.kind == "alm" or self.options.compat is not None):
+        if shares is not None and (self.options.kind == "alm" or is_peers):
             raise OptionError(
                 "alm and the compat forms read whole logits, but these are sharded by the vocabulary (kind "
                 f"{self.options.kind!r}, compat {self.options.compat!r}); gather them first or take another kind"
             )
-        if self.options.compat is not None:
+        if is_peers:
             options = replace(self.options, kd_weight=share * self.options.kd_weight)
             return _peer_loss(self.mapping, options, student, teacher, spans, labels)
         if isinstance(teacher, TopK) and not KINDS[self.options.kind].partial_teachers:
@@ -411,7 +452,7 @@ class XTokenLoss(torch.nn.Module):
                 f"{self.options.kind} needs the teacher's whole distribution, but the teacher is a TopK; use "
                 f"{', '.join(able[:-1])} or {able[-1]}"
             )
-        own_labels = None if labels is None or not self.options.ce_weight else _next_labels(labels.numpy(force=True))
+        own_labels = None if host_labels is None else _next_labels(host_labels)
         label_count = 0 if own_labels is None else int((own_labels != IGNORED).sum())
         chunks = _divisor(num_chunks_in_batch, len(predictions))
         items = _divisor(num_items_in_batch, label_count)
@@ -441,6 +482,14 @@ class XTokenLoss(torch.nn.Module):
         if self.scale is not None and self.training:
             self.scale.add(metrics["kd"], metrics["ce"])
         return LossOutput(loss, kd / chunks, ce / items, metrics)
+
+    def check_labels_given(self, labels: torch.Tensor | None) -> None:
+        """Refuses a call without labels where a weight of the cross-entropy was asked for."""
+        if labels is None and self._expects_labels:
+            raise OptionError(
+                f"ce_weight={self.options.ce_weight} was asked for, but there are no labels, so that there is no "
+                "cross-entropy: pass labels, or leave ce_weight out"
+            )
 
     def step_scale(self) -> None:
         """Takes what was seen since the last optimiser step into the running averages of `scale="dynamic"`."""
@@ -499,8 +548,8 @@ class XTokenLoss(torch.nn.Module):
             log_weight = log_weight if shares is None else shares.replicated(log_weight)
             objective = _with_weights(objective, log_weight)
         loss, result, weights = run_batch(
-            source_of(student, "student"),
-            source_of(teacher, "teacher"),
+            source_of(student),
+            source_of(teacher),
             objective,
             batch,
             chunk_factor=kd_factor,
@@ -542,7 +591,7 @@ class XTokenLoss(torch.nn.Module):
             **{name: values[: 1 if name.endswith("offsets") else 0] for name, values in vars(predictions).items()}
         )
         batch = self._plan(nothing, labels, fused=isinstance(student, Hidden))
-        sources = source_of(student, "student"), source_of(teacher, "teacher")
+        sources = source_of(student), source_of(teacher)
         loss, result, _ = run_batch(*sources, objective, batch, chunk_factor=kd_factor, label_factor=ce_factor)
         weights = torch.from_numpy(predictions.weight).to(values)
         zeros = torch.zeros_like(weights)
@@ -605,6 +654,7 @@ def _peer_loss(
     )
     if labels is None:
         return LossOutput(options.kd_weight * kd, kd.detach(), torch.zeros_like(kd.detach()))
+    labels = labels.to(logits[0].device)
     out = total(
         kd,
         logits[0],
@@ -617,23 +667,6 @@ def _peer_loss(
     one = torch.ones_like(out.kd)
     metrics = {"kd": (out.kd, one), "ce": (out.ce, one), "scale": (out.kl_scale, one)}
     return LossOutput(out.loss, out.kd, out.ce, metrics)
-
-
-def _predictions(spans: Spans, student_ids: torch.Tensor | None, teacher_ids: torch.Tensor | None) -> Predictions:
-    """The chunks in use, as numpy arrays; ids that are given take the place of the spans' own."""
-    host = spans.numpy()
-    if student_ids is None and teacher_ids is None:
-        return host.predictions()
-    ids: dict[str, Any] = {
-        name: given.numpy(force=True).astype(np.int64)
-        for name, given in (("student_ids", student_ids), ("teacher_ids", teacher_ids))
-        if given is not None
-    }
-    for name, given in ids.items():
-        expected = getattr(host, name).shape
-        if given.shape != expected:
-            raise OptionError(f"{name} must have the shape of the spans' {expected}, but they have shape {given.shape}")
-    return replace(host, _predictions=None, **ids).predictions()
 
 
 def _divisor(given: Count | None, own: int) -> Count:

@@ -9,9 +9,10 @@ import torch
 
 from ..errors import OptionError
 from ..spans.spans import Spans
+from .checks import check_losses, check_several
 from .inputs import Student, Teacher
 from .loss import Count, LossOutput, XTokenLoss
-from .options import weight
+from .options import check_weight
 
 
 class MultiTeacherLoss(torch.nn.Module):
@@ -26,17 +27,17 @@ class MultiTeacherLoss(torch.nn.Module):
 
     Raises:
         OptionError: no loss, or not as many weights as losses.
+        MismatchError: the losses' mappings are of several students.
     """
 
     def __init__(self, losses: Sequence[XTokenLoss], weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        if not losses:
-            raise OptionError("expected at least one loss, one per teacher, got none")
+        check_losses(losses, XTokenLoss)
         given = [1 / len(losses)] * len(losses) if weights is None else list(weights)
         if len(given) != len(losses):
             raise OptionError(f"expected one weight per teacher, {len(losses)}, got {len(given)}")
         self.losses = torch.nn.ModuleList(losses)
-        self.weights = tuple(weight(f"weights[{number}]", value) for number, value in enumerate(given))
+        self.weights = tuple(check_weight(f"weights[{number}]", value) for number, value in enumerate(given))
 
     def forward(
         self,
@@ -63,8 +64,8 @@ class MultiTeacherLoss(torch.nn.Module):
             ("teacher_ids", ids),
             ("num_chunks_in_batch", chunks),
         ):
-            if len(given) != count:
-                raise OptionError(f"expected {count} {name}, one per teacher, got {len(given)}")
+            check_several(name, given, count)
+        cast("XTokenLoss", self.losses[0]).check_labels_given(labels)
         outputs = [
             loss(
                 student,

@@ -4,43 +4,110 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 
 from ..errors import OptionError
 
 
+def shown(value: object) -> str:
+    """What an argument is, for a sentence that refuses it: "a dict", "None", "a tensor of int64 (2, 3)"."""
+    if value is None:
+        return "None"
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def _number(name: str, value: object, meaning: str) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise OptionError(f"{name} must be {meaning}, but it is {shown(value)}: {value!r}")
+    return float(value)
+
+
 def positive(name: str, value: float) -> float:
     """A temperature or a like divisor: finite and above 0."""
-    if not (math.isfinite(value) and value > 0):
+    number = _number(name, value, "a finite number above 0")
+    if not (math.isfinite(number) and number > 0):
         raise OptionError(f"{name} must be a finite number above 0, but it is {value!r}")
-    return float(value)
+    return number
 
 
-def weight(name: str, value: float) -> float:
+def check_finite(name: str, value: float) -> float:
+    """A factor that may be negative."""
+    number = _number(name, value, "a finite number")
+    if not math.isfinite(number):
+        raise OptionError(f"{name} must be a finite number, but it is {value!r}")
+    return number
+
+
+def check_weight(name: str, value: float) -> float:
     """A factor of a loss: finite and not negative."""
-    if not (math.isfinite(value) and value >= 0):
+    number = _number(name, value, "a finite number of at least 0")
+    if not (math.isfinite(number) and number >= 0):
         raise OptionError(f"{name} must be a finite number of at least 0, but it is {value!r}")
-    return float(value)
+    return number
 
 
-def share(name: str, value: float) -> float:
+def check_share(name: str, value: float) -> float:
     """A number from 0 to 1."""
-    if not 0 <= value <= 1:
+    number = _number(name, value, "a number between 0 and 1")
+    if not 0 <= number <= 1:
         raise OptionError(f"{name} must lie between 0 and 1, but it is {value!r}")
-    return float(value)
+    return number
 
 
-def size(name: str, value: int) -> int:
+def check_size(name: str, value: int) -> int:
     """How many of something to keep: an integer, 0 included."""
     if type(value) is not int or value < 0:
         raise OptionError(f"{name} must be an integer of at least 0, but it is {value!r}")
     return value
 
 
+def check_switch(name: str, value: bool) -> bool:
+    """True or False, not what Python takes for such."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} must be True or False, but it is {value!r}")
+    return value
+
+
+def check_count(name: str, value: float | torch.Tensor | None) -> None:
+    """What a sum is divided by: a number of at least 0, or a tensor with one; None for the call's own."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1 or value.is_complex():
+            raise OptionError(f"{name} must be one number, but it is {shown(value)}")
+        if value.device.type == "cpu":
+            check_weight(name, value.item())
+    elif value is not None:
+        check_weight(name, value)
+
+
+def check_tensor(name: str, tensor: torch.Tensor) -> None:
+    """A tensor."""
+    if not isinstance(tensor, torch.Tensor):
+        raise OptionError(f"{name} must be a tensor, but it is {shown(tensor)}")
+
+
+def check_integers(name: str, tensor: torch.Tensor) -> None:
+    """A tensor of integers: ids, labels."""
+    check_tensor(name, tensor)
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise OptionError(f"{name} must be integers, but it is {shown(tensor)}")
+
+
+def check_floats(name: str, tensor: torch.Tensor) -> None:
+    """A tensor of real numbers: logits, hidden states, weights."""
+    check_tensor(name, tensor)
+    if not tensor.is_floating_point():
+        raise OptionError(f"{name} must be floats, but it is {shown(tensor)}")
+
+
 def columns_kept(top_k: int | None, name: str = "top_k") -> int | None:
     """A `top_k`: an integer of at least 1, or None for all columns."""
-    if top_k is not None and size(name, top_k) == 0:
+    if top_k is not None and check_size(name, top_k) == 0:
         raise OptionError(f"{name} must be at least 1, or None for all columns, but it is 0")
     return top_k
 
@@ -52,7 +119,7 @@ def one_of(name: str, value: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def same_shape(name: str, tensor: torch.Tensor, expected: Sequence[int], meaning: str) -> None:
+def same_shape(name: str, tensor: Any, expected: Sequence[int], meaning: str) -> None:
     """Refuses a tensor of another shape, which broadcasting would take without a word."""
     if tuple(tensor.shape) != tuple(expected):
         raise OptionError(

@@ -14,7 +14,7 @@ from ...errors import OptionError
 from ...mapping.mapping import Mapping
 from ...spans.spans import Spans
 from ..inputs import compute_dtype
-from ..options import check_links, positive, same_shape, size, weight
+from ..options import check_links, check_size, check_weight, positive, same_shape
 from .chunks import Side, other_ids, rows_at, sum_in_chunks, valid_chunks
 
 RELAXED_WEIGHT = 0.6
@@ -214,7 +214,7 @@ def p_kl(
     Source: NeMo-RL, `CrossTokenizerDistillationLossFn`, 2026; X-Token, 2026.
     """
     positive("temperature", temperature)
-    kept = min(size("vocab_topk", vocab_topk), teacher_logits.shape[-1])
+    kept = min(check_size("vocab_topk", vocab_topk), teacher_logits.shape[-1])
     check_links(rows, columns, weights, (student_logits.shape[-1], teacher_logits.shape[-1]))
     pair_valid = _exact_pairs(pair_valid, pair_is_correct) if exact_token_match_only else pair_valid
     chunks = valid_chunks(
@@ -311,7 +311,7 @@ def gold(
     chunk_l1 = _sorted_distance(
         log_student.index_select(1, pairs.uncommon_student).exp(),
         log_teacher.index_select(1, pairs.uncommon_teacher).exp(),
-        size("uncommon_topk", uncommon_topk),
+        check_size("uncommon_topk", uncommon_topk),
     )
     kl_common, l1_uncommon = chunk_kl.sum() / max(len(chunks), 1), chunk_l1.sum() / max(len(chunks), 1)
     return GoldLoss(
@@ -450,8 +450,8 @@ def total(
 
     Source: NeMo-RL, `CrossTokenizerDistillationLossFn`, 2026.
     """
-    weight("kl_loss_weight", kl_loss_weight)
-    weight("ce_loss_scale", ce_loss_scale)
+    check_weight("kl_loss_weight", kl_loss_weight)
+    check_weight("ce_loss_scale", ce_loss_scale)
     if kd.dim():
         raise OptionError(f"kd must be a scalar, the loss of p_kl or gold, but it has shape {tuple(kd.shape)}")
     ce = _next_token_loss(student_logits, student_ids, token_mask, sample_mask)

@@ -12,7 +12,7 @@ from ...errors import OptionError
 from ...mapping.mapping import Mapping
 from ...spans.spans import IGNORED, Spans
 from ..inputs import compute_dtype
-from ..options import batch_of_logits, one_of, positive, same_shape, share, weight
+from ..options import batch_of_logits, check_share, check_weight, one_of, positive, same_shape
 from .chunks import other_ids, rows_at
 from .nemo_rl import find_pairs
 
@@ -353,8 +353,8 @@ def uld(
 
     Source: TRL, `ULDLoss`, 2026; ULD, Boizard et al. 2024; GOLD, Patiño et al. 2025.
     """
-    weight("distillation_weight", distillation_weight)
-    weight("crossentropy_weight", crossentropy_weight)
+    check_weight("distillation_weight", distillation_weight)
+    check_weight("crossentropy_weight", crossentropy_weight)
     batch_of_logits(student_logits, teacher_logits)
     same_shape("student_labels", student_labels, student_logits.shape[:2], "(B, T_s)")
     same_shape("teacher_labels", teacher_labels, teacher_logits.shape[:2], "(B, T_t)")
@@ -466,7 +466,8 @@ def uld_on_groups(
         sample_loss = distance
     else:
         w_matched, w_unmatched = _hybrid_weights(weights, matched, teacher.shape[1])
-        divergence = _per_sample(matched_part(student, teacher, matched, share("beta", beta)), groups.sample, samples)
+        check_share("beta", beta)
+        divergence = _per_sample(matched_part(student, teacher, matched, beta), groups.sample, samples)
         distance = _per_sample(unmatched_part(student, teacher, matched), groups.sample, samples)
         sample_loss = w_matched * divergence + w_unmatched * distance
     loss = sample_loss.sum() / max(samples, 1)
@@ -505,7 +506,7 @@ def _hybrid_weights(
         adaptive = len(matched) / max(teacher_width, 1)
         return adaptive, 1 - adaptive
     first, second = weights
-    return weight("the matched weight", first), weight("the unmatched weight", second)
+    return check_weight("the matched weight", first), check_weight("the unmatched weight", second)
 
 
 def _per_sample(values: torch.Tensor, sample: torch.Tensor, samples: int) -> torch.Tensor:
