@@ -18,8 +18,10 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -173,6 +175,17 @@ def logits_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[F
         time, memory = compare(meter, contender, base, runs)
         yield measured(f"{name}, {rows} rows: time against an ordinary KL", time, budget)
         yield measured(f"{name}, {rows} rows: memory against an ordinary KL", memory)
+    student, teacher, bins = pair.logits(rows, "student"), pair.logits(rows, "teacher"), pair.bins()
+    forward = Contender(lambda: partition_kl(student, teacher, *bins), [student])
+    others: dict[str, dict[str, Any]] = {
+        "reverse": {"divergence": "reverse"},
+        "JSD": {"divergence": "jsd"},
+        "reverse, the student's best 16": {"divergence": "reverse", "student_top_k": 16},
+    }
+    for name, options in others.items():
+        work = partial(partition_kl, student, teacher, *bins, **options)
+        time, _ = compare(meter, Contender(work, [student]), forward, runs)
+        yield measured(f"Partition-KL by {name}, {rows} rows: time against the forward KL", time, 1.3)
 
 
 def small_figures(pair: Pair, meter: Meter, runs: int, rows: int) -> Iterator[Figure]:

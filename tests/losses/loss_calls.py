@@ -136,8 +136,7 @@ def by_autograd(
     teacher: torch.Tensor,
     outcomes: Outcomes,
     *,
-    temperature: float,
-    top_k: int | None = None,
+    measure: Measure,
     coefficient: torch.Tensor | None = None,
 ) -> Outcome:
     """Rows compared by the formula, of which the fast ways are the shorter form."""
@@ -147,7 +146,7 @@ def by_autograd(
             Rows(leaf),
             Rows(teacher),
             outcomes,
-            measure=Measure(temperature=temperature, top_k=top_k),
+            measure=measure,
             looks=student.device.type == "cpu",
         )
     if coefficient is None:

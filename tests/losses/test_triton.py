@@ -16,6 +16,7 @@ from test_cpu import CASES, in_place, outcomes_of
 
 from xtoken_align.errors import XTokenWarning
 from xtoken_align.losses import triton
+from xtoken_align.losses.divergence import Measure
 from xtoken_align.losses.tables import SMALL, Outcomes, make_grouping
 
 ON_GPU = torch.cuda.is_available()
@@ -87,7 +88,7 @@ def test_it_is_the_formula_with_autograd(name: str, temperature: float) -> None:
     outcomes = moved(COMPARISONS[name])
     student, teacher = logits(outcomes, 3)
     coefficient = torch.tensor([1.0, 0.0, 2.5], device=DEVICE)
-    truth = by_autograd(student, teacher, outcomes, temperature=temperature, coefficient=coefficient)
+    truth = by_autograd(student, teacher, outcomes, measure=Measure(temperature=temperature), coefficient=coefficient)
     # A part of a wider matrix, since blocks are parts of a batch.
     place = torch.full((3, student.shape[1] + 5), 9.0, device=DEVICE)
     made = triton.compare_outcomes(
@@ -110,7 +111,7 @@ def test_equal_inputs_give_equal_bits() -> None:
 def test_distant_logits_keep_their_digits() -> None:
     outcomes = moved(COMPARISONS["crowded"])
     student, teacher = logits(outcomes, 3, scale=1e4)
-    truth = by_autograd(student, teacher, outcomes, temperature=1.0, coefficient=torch.ones(3, device=DEVICE))
+    truth = by_autograd(student, teacher, outcomes, measure=Measure(), coefficient=torch.ones(3, device=DEVICE))
     assert_same(by_kernels(student, teacher, outcomes), truth)
 
 
@@ -121,7 +122,7 @@ def test_an_outcome_that_the_teacher_cannot_have_costs_nothing() -> None:
     coefficient = torch.ones(2, device=DEVICE)
     assert_same(
         by_kernels(student, teacher, outcomes),
-        by_autograd(student, teacher, outcomes, temperature=1.0, coefficient=coefficient),
+        by_autograd(student, teacher, outcomes, measure=Measure(), coefficient=coefficient),
     )
 
 
@@ -153,7 +154,7 @@ def test_what_is_no_number_is_seen() -> None:
             both[side][1, token] = torch.nan
             made = triton.compare_outcomes(*both, outcomes, temperature=1.0, coefficient=None, out=None)
             assert made.value.isfinite().tolist() == [True, False]
-            assert by_autograd(*both, outcomes, temperature=1.0).value.isfinite().tolist() == [True, False]
+            assert by_autograd(*both, outcomes, measure=Measure()).value.isfinite().tolist() == [True, False]
 
 
 def test_it_is_known_whether_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -513,21 +513,21 @@ def _fast(
     outcomes, measure = term.table, pass_.objective.measure
     if pass_.path == "reference" or student.chunk is not None or teacher.log_rest is not None:
         return None
-    if measure.effective != "forward" or measure.student_top_k is not None:
-        return None
     if not isinstance(outcomes, Outcomes) or outcomes.links is not None or not outcomes.student.count:
         return None
     coefficient = None if place is None else weight
-    options: dict[str, Any] = {"temperature": measure.temperature, "coefficient": coefficient, "out": place}
+    options: dict[str, Any] = {"coefficient": coefficient, "out": place}
     if pass_.path == "cpu":
-        options |= {"top_k": measure.top_k, "buffers": pass_.buffers}
+        options |= {"measure": measure, "buffers": pass_.buffers}
         return cpu.compare_outcomes(student.scores, teacher.scores, outcomes, **options)
     # The kernels step through rows; those of transposed logits lie apart.
     in_rows = all(one is None or one.stride(1) == 1 for one in (student.scores, teacher.scores, place))
-    if not in_rows or (measure.top_k is not None and measure.top_k < outcomes.student.count):
+    few = any(count is not None and count < outcomes.student.count for count in (measure.top_k, measure.student_top_k))
+    if not in_rows or few or measure.effective != "forward":
         return None
     pass_.result.by_kernels = True
-    return triton.compare_outcomes(student.scores, teacher.scores, outcomes, **options)
+    temperature = measure.temperature
+    return triton.compare_outcomes(student.scores, teacher.scores, outcomes, temperature=temperature, **options)
 
 
 def _differentiate(
