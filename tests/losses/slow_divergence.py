@@ -69,10 +69,10 @@ class Measure:
 
     def __post_init__(self) -> None:
         checks.one_of("divergence", self.divergence, ("forward", "reverse", "jsd"))
-        checks.share("beta", self.beta)
+        checks.check_share("beta", self.beta)
         checks.positive("temperature", self.temperature)
         if self.student_top_k is not None:
-            checks.size("student_top_k", self.student_top_k)
+            checks.check_size("student_top_k", self.student_top_k)
 
     @property
     def effective(self) -> Divergence:
