@@ -82,6 +82,9 @@ def test_the_names_that_a_user_of_trl_knows_are_the_names(tmp_path: Path) -> Non
         "seed": 7,
         "lmbda": 0.5,
         "max_new_tokens": 64,
+        "top_p": 0.95,
+        "generation_temperature": 0.9,
+        "generation_batch_size": 16,
     }
     config = read(tmp_path, training=training).training
     for name, value in training.items():
@@ -104,6 +107,7 @@ def test_the_names_that_a_user_of_trl_knows_are_the_names(tmp_path: Path) -> Non
         ({"precision": "bfloat16"}, "training.precision is written as bf16: true"),
         ({"device": "cpu"}, "training.device is written as use_cpu: true"),
         ({"max_completion_length": 3}, "training.max_completion_length is called max_new_tokens"),
+        ({"beta": 0.5}, "training.beta is beta under `loss`"),
         ({"output_dir": "run"}, "training.output_dir is the file's `output`"),
     ],
 )
@@ -132,6 +136,9 @@ def test_an_old_name_is_refused_with_the_new_one(tmp_path: Path, old: dict[str, 
         ({"training": {"lr_scheduler_type": "cosin"}}, "but it is 'cosin': did you mean cosine?"),
         ({"training": {"optim": "adamw_torchh"}}, "but it is 'adamw_torchh': did you mean adamw_torch?"),
         ({"training": {"lmbda": 2}}, "training.lmbda must be at most 1, but it is 2"),
+        ({"training": {"top_p": 0}}, "training.top_p must be above 0, but it is 0"),
+        ({"training": {"top_p": 1.5}}, "training.top_p must be at most 1, but it is 1.5"),
+        ({"training": {"generation_batch_size": 0}}, "training.generation_batch_size must be at least 1, but it is 0"),
         ({"training": {"seed": 2**64}}, "training.seed must be at most 4294967295"),
         ({"training": {"learning_rate": 0}}, "must be above 0"),
         ({"training": {"bf16": True, "fp16": True}}, "training"),

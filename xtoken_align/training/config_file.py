@@ -34,6 +34,7 @@ _RENAMED = {
     # TRL's names for what stands elsewhere or is two things here.
     "max_completion_length": "is called max_new_tokens",
     "max_length": "is max_student_tokens and max_teacher_tokens, since the two sides count differently",
+    "beta": "is beta under `loss`, where divergence: jsd reads it",
     "temperature": "is generation_temperature for sampling, and temperature under `loss` for the divergence",
     # What the file says in another place.
     "output_dir": "is the file's `output`",

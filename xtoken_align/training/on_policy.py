@@ -37,6 +37,14 @@ from .distillation import DistillationCollator
 from .teachers import plain
 
 Ids = NDArray[np.int64]
+
+_WORDS = {
+    "max_new_tokens": ("max_new_tokens", "max_completion_length"),
+    "temperature": ("generation_temperature", "temperature"),
+    "batch_size": ("generation_batch_size",),
+}
+"""What trainers' arguments call an option: `XTokenConfig`, and TRL's GKD and GOLD trainers."""
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -88,18 +96,14 @@ class OnPolicy:
 
     @classmethod
     def of(cls, args: Any, collate: DistillationCollator) -> OnPolicy | None:
-        """From a trainer's arguments; None where no batch is on-policy."""
+        """From a trainer's arguments, ours or TRL's; None where no batch is on-policy."""
         if not getattr(args, "lmbda", 0.0):
             return None
-        given = {
-            name: getattr(args, theirs)
-            for name, theirs in (
-                *((name, name) for name in ("lmbda", "max_new_tokens", "prompt_tokens", "top_p", "seed")),
-                ("temperature", "generation_temperature"),
-                ("batch_size", "generation_batch_size"),
-            )
-            if hasattr(args, theirs)
-        }
+        given = {}
+        for name in ("lmbda", "max_new_tokens", "prompt_tokens", "temperature", "top_p", "batch_size", "seed"):
+            stated = (word for word in _WORDS.get(name, (name,)) if hasattr(args, word))
+            if (word := next(stated, None)) is not None:
+                given[name] = getattr(args, word)
         return cls(collate=collate, **given)
 
     def __call__(self, model: Any, rows: Rows, step: int, batch: int = 0, rank: int = 0) -> dict[str, Any]:
