@@ -132,6 +132,16 @@ def test_an_answer_that_was_cut_off_has_no_end() -> None:
     assert [weights_of(spans, row) for row in (0, 1)] == [[1, 2], [1, 2]]
 
 
+def test_a_text_token_that_ended_an_answer_is_text() -> None:
+    student = vocab(["<s>", "a", "\n", "</s>"], roles={"bos": [0], "eos": [3]})
+    collate = SpanCollator(student=student, teacher=student)
+    prompts = prompts_of(collate, [{"prompt": "a"}] * 2, prompt_tokens=1)
+    spans = spans_of(collate, prompts, [Answer(np.array([1, 2]), ended=True), Answer(np.array([], int), ended=True)])
+    assert [id_rows(spans, row)[1] for row in (0, 1)] == [[0, 1, 1, 2], [0, 1]]
+    with pytest.raises(OptionError, match="answer 1 has ids from 4 to 4"):
+        spans_of(collate, prompts, [Answer(np.array([1]), ended=False), Answer(np.array([4]), ended=False)])
+
+
 def test_half_a_character_at_a_cut_is_not_read_and_what_is_none_is_shown_as_decoders_show_it() -> None:
     student = vocab(["<s>", "a", "b", b"\xc3", b"\xa9", b"\xe4", "</s>"], roles={"bos": [0], "eos": [6]})
     teacher = vocab(["<s>", "a", "b", "é", "\ufffd", "</s>"], roles={"bos": [0], "eos": [5]})

@@ -378,7 +378,7 @@ def test_a_loop_of_ones_own_needs_no_trainer(world: World, tmp_path: Path) -> No
             model(batch[f"{side}_input_ids"], attention_mask=batch[f"{side}_attention_mask"]).logits
             for model, side in ((student, "student"), (teacher, "teacher"))
         ]
-        out = loss_fn(logits[0], logits[1].detach(), batch["spans"])
+        out = loss_fn(logits[0], logits[1].detach(), batch["spans"], labels=batch["labels"])
         assert out.loss.item() == pytest.approx(expected, rel=1e-5)
 
 

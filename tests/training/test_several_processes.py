@@ -174,3 +174,35 @@ def test_a_student_in_shards_learns_the_same(world: World, tmp_path: Path) -> No
     assert two[0]["kinds"] == ["DTensor"]
     for name in ("loss", "kd"):
         assert two[0][name] == pytest.approx(losses(one, name), abs=1e-4)
+
+
+ON: dict[str, Any] = {"lmbda": 0.7, "max_new_tokens": 12, "prompt_tokens": 3, "generation_batch_size": 1}
+
+
+@pytest.mark.parametrize("in_shards", [False, True])
+def test_processes_write_different_answers_and_learn_one_student(world: World, tmp_path: Path, in_shards: bool) -> None:
+    def run(rank: int) -> dict[str, Any]:
+        # Of one batch more or less of like lengths, ends at different places: each process writes as long as it takes.
+        trainer = make_trainer(world, tmp_path / str(rank), per_device_train_batch_size=2 + rank, max_steps=4, **ON)
+        trainer.model.generation_config.eos_token_id = list(range(2 + 60 * rank, 40 + 60 * rank))
+        if in_shards:
+            sharded(trainer)
+        written: list[Any] = []
+        make = trainer._on_policy.batches
+
+        def noted(*arguments: Any) -> Any:
+            batches = make(*arguments)
+            written.extend(batch["input_ids"].tolist() for batch in batches)
+            return batches
+
+        object.__setattr__(trainer._on_policy, "batches", noted)
+        trainer.train()
+        full = [getattr(one, "full_tensor", lambda one=one: one)() for one in trainer.model.parameters()]
+        return {"loss": losses(trainer), "written": written, "weights": [one.detach() for one in full]}
+
+    two = in_two_processes(run, tmp_path)
+    assert two[0]["loss"] == two[1]["loss"]
+    assert all(0 < value < 30 for value in two[0]["loss"])
+    assert len(two[0]["written"]) == len(two[1]["written"]) > 0
+    assert all(one != other for one, other in zip(two[0]["written"], two[1]["written"], strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(two[0]["weights"], two[1]["weights"], strict=True))

@@ -66,11 +66,17 @@ class Answer:
 
     Attributes:
         ids: int64 (tokens,), with the token that ended it.
-        ended: whether such a token is there; without one the answer was cut off.
+        ended: whether the model ended it; else it was cut off. A last token that is text ends nothing on the teacher's
+            side.
     """
 
     ids: Numbers
     ended: bool
+
+    def stop(self, vocab: Vocab) -> int | None:
+        """The special token that ended it."""
+        last = int(self.ids[-1]) if self.ended and len(self.ids) else None
+        return last if last is not None and vocab.kinds[last] > Kind.BYTE else None
 
 
 # Prompts
@@ -196,8 +202,17 @@ def rows_of_answers(aligner: Aligner, prompts: Sequence[Prompt], answers: Sequen
         aligner: the one that made the prompts.
         prompts: what was continued.
         answers: what was written.
+
+    Raises:
+        OptionError: an id is not one of the student's.
     """
     tables = aligner.tables
+    for number, answer in enumerate(answers):
+        if len(answer.ids) and not 0 <= int(answer.ids.min()) <= int(answer.ids.max()) < len(tables.student):
+            raise OptionError(
+                f"answer {number} has ids from {answer.ids.min()} to {answer.ids.max()}, but the student has 0 to "
+                f"{len(tables.student) - 1}: give the ids that it sampled"
+            )
     continued = [
         np.concatenate([prompt.ids[prompt.frame :], answer.ids]).astype(np.int64)
         for prompt, answer in zip(prompts, answers, strict=True)
@@ -295,7 +310,8 @@ def _said(prompt: Prompt, answer: Answer, continued: Numbers, tables: PairTables
         parts.append((text, None))
         pending.clear()
 
-    for token in continued[: len(continued) - answer.ended].tolist():
+    stop = answer.stop(student)
+    for token in continued[: len(continued) - (stop is not None)].tolist():
         special = None if student.kinds[token] <= Kind.BYTE else _counterpart(token, tables)
         pending.append(student.surfaces[token] if student.kinds[token] <= Kind.BYTE else b"")
         if special is not None:
@@ -303,8 +319,8 @@ def _said(prompt: Prompt, answer: Answer, continued: Numbers, tables: PairTables
             close(final=True)
             parts.append((teacher.raw[special], special))
     close(final=answer.ended)
-    if answer.ended:
-        *before, end = _end_of(prompt, int(continued[-1]), tables) or [("", None)]
+    if stop is not None:
+        *before, end = _end_of(prompt, stop, tables) or [("", None)]
         parts += before
         begins.append(size())
         ends.append(size())

@@ -195,10 +195,15 @@ class OnPolicy:
         answers = [Answer(np.zeros(0, dtype=np.int64), ended=False)] * len(prompts)
         # Activation checkpointing would have no use for the keys of past positions.
         with at_rest(inner), _own_generation_config(inner):
-            for group, room in self._groups(inner, lengths):
+            groups = list(self._groups(inner, lengths))
+            calls = _most_of_all(len(groups), inner)
+            for group, room in groups:
                 written = self._write_group(inner, [prompts[row] for row in group], draws[group], room, stops)
                 for row, answer in zip(group, written, strict=True):
                     answers[row] = answer
+            # A process that has fewer groups still has its part of the weights to give to the others.
+            for _ in range(calls - len(groups)):
+                self._write_group(inner, [np.zeros(1, dtype=np.int64)], np.zeros((1, 1)), 1, stops)
         return answers
 
     @property
@@ -257,6 +262,7 @@ class OnPolicy:
             input_ids=torch.from_numpy(ids).to(device),
             attention_mask=torch.from_numpy(mask).to(device),
             logits_processor=LogitsProcessorList([sampler]),
+            synced_gpus=True if _is_in_shards(model) else None,
             generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
                 # The sampler leaves one token.
                 do_sample=False,
@@ -328,6 +334,21 @@ def metrics_of_answers(batch: Mapping[str, Any]) -> dict[str, Metric]:
     rows = torch.tensor(len(truncated), device=truncated.device)
     tokens = batch["teachers"][0]["spans"].spans.student_loss_mask.sum().to(truncated.device)
     return {"completions/mean_length": (tokens, rows), "completions/clipped_ratio": (truncated.sum(), rows)}
+
+
+def _is_in_shards(model: Any) -> bool:
+    """Whether each process has a part of the weights, so that all of them have to call the model equally often."""
+    names = ("device_mesh", "ds_id")
+    return any(hasattr(parameter, name) for parameter in model.parameters() for name in names)
+
+
+def _most_of_all(calls: int, model: Any) -> int:
+    """The most calls that a process makes, where all have to make as many."""
+    if not (_is_in_shards(model) and torch.distributed.is_initialized()):
+        return calls
+    most = torch.tensor(calls, device=_device_of(model))
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
 
 
 def _device_of(model: Any) -> torch.device:
