@@ -34,6 +34,13 @@ def options_of(*kinds: str) -> list[dict[str, Any]]:
         merges = ("first",) if kind in {"c-kl", "alm"} else ("first", "mean")
         for merge in merges:
             found.append({"kind": kind, "merge": merge})
+            if kind == "c-kl":
+                found += [
+                    {"kind": kind, "merge": merge, "level_weight": weight, "end": end}
+                    for weight in ("plausible", "teacher", "text")
+                    for end in (True, False)
+                    if weight != "plausible" or not end
+                ]
             if kind == "p-kl":
                 found += [{"kind": kind, "merge": merge, "top_k": 2}, {"kind": kind, "merge": merge, "top_k": 1000}]
                 found += [{"kind": kind, "merge": merge, "unreached": "drop"}]
@@ -52,6 +59,7 @@ MEASURES: list[dict[str, Any]] = [
     {"divergence": "jsd", "beta": 1.0},
 ]
 """Ways to compare two distributions, the forward KL of all outcomes aside; 1000 is more than there are."""
+MEASURED = {"divergence", "beta", "student_top_k"}
 
 
 def name_of(options: dict[str, Any]) -> str:
@@ -85,15 +93,8 @@ def slow(case: Case, student: torch.Tensor, teacher: Teacher, **options: Any) ->
     """The slow twin, in float64."""
     leaf = student.detach().double().requires_grad_()
     teacher = teacher.double() if isinstance(teacher, torch.Tensor) else teacher
-    out = slow_loss(case.mapping, leaf, teacher, case.spans, **options)
-    return Called(out.loss.detach(), out.kd.detach(), out.ce.detach(), torch.autograd.grad(out.loss, leaf))
-
-
-def slow_by(case: Case, student: torch.Tensor, teacher: Teacher, **options: Any) -> Called:
-    """The slow twin that knows of divergences, in float64; of C-KL the form that the text alone weighs."""
-    leaf = student.detach().double().requires_grad_()
-    teacher = teacher.double() if isinstance(teacher, torch.Tensor) else teacher
-    out = slow_kind(case.mapping, leaf, teacher, case.spans, level_weight="text", end=False, **options)
+    newer = options["kind"] == "c-kl" or not MEASURED.isdisjoint(options)
+    out = (slow_kind if newer else slow_loss)(case.mapping, leaf, teacher, case.spans, **options)
     return Called(out.loss.detach(), out.kd.detach(), out.ce.detach(), torch.autograd.grad(out.loss, leaf))
 
 

@@ -86,7 +86,8 @@ class ChainKL:
                     tokens that begin with the student's pieces (the teacher packs)
         plausible:  w_2 = P_1(o_1) / max P_1,  w_(d+1) = w_d P_d(o_d) / max P_d
 
-    P_d are the teacher's probabilities of level d's outcomes at T = 1, o_d is the text's outcome. In both directions
+    P_d are the teacher's probabilities of level d's outcomes at T = 1, o_d is the text's outcome; what `end` leaves no
+    student token of is no outcome. In both directions
     the same rule: where the teacher packs, the way is which of its tokens still fit the student's pieces. A piece that
     a `TopK` teacher does not list has P = 0.
 
@@ -125,7 +126,8 @@ class ChainKL:
         made = masses(self.level_one.outcomes, [row], [ours])
         total = compared(made, self.measure)
         outcome = next(at for at, ids in enumerate(self.level_one.outcomes.student) if chunk.student_tokens[0] in ids)
-        listed = made.teacher[made.touched]
+        remains = torch.tensor([not student_leaves.issuperset(ids) for ids in self.level_one.outcomes.student])
+        listed = made.teacher[made.touched & remains]
         first = share(made.teacher[outcome], stack([*listed, made.rest]).max() if len(listed) else made.rest)
         whole = log_sum([*row.log_probs[list(row.listed)], row.log_rest])
         if len(chunk.student) == 1 and self.student_pieces.get(chunk.student_tokens[0]) == chunk.teacher_tokens:

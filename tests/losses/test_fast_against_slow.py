@@ -20,7 +20,6 @@ from loss_calls import (
     options_of,
     possible_labels,
     slow,
-    slow_by,
 )
 from random_batches import FEATURES, Case, top_k_of
 from small_vocabs import make_vocab
@@ -91,15 +90,53 @@ def test_every_divergence_is_the_slow_one(kind: str, measure: dict[str, Any]) ->
     for seed in range(shift, shift + 7):
         case = batch(seed)
         options = every[seed % len(every)] | {"temperature": 1.0 + (seed % 2)}
-        truth = slow_by(
-            case, case.student_logits, case.teacher_logits, labels=possible_labels(case), **options, **measure
-        )
+        truth = slow(case, case.student_logits, case.teacher_logits, labels=possible_labels(case), **options, **measure)
         assert_twins(case, truth, case.teacher_logits.double(), **options, **measure)
         assert truth.kd >= 0
         differs += not torch.isclose(
             truth.kd, fast(case, case.student_logits, case.teacher_logits, **options).kd.double()
         )
     assert differs > 3
+
+
+FORMS_OF_C_KL = [
+    (options, measure)
+    for options in options_of("c-kl")
+    for measure in ({}, {"divergence": "reverse"}, {"divergence": "jsd", "beta": 0.3, "student_top_k": 3})
+]
+
+
+@pytest.mark.parametrize("known", ["logits", "best tokens"])
+@pytest.mark.parametrize("number", range(len(FORMS_OF_C_KL)))
+def test_every_form_of_c_kl_is_the_slow_one(number: int, known: str) -> None:
+    # Cases in which level one leaves out something on either side, and outcomes of which the student has nothing left.
+    options, measure = FORMS_OF_C_KL[number]
+    seeds = [2, 6, 10, 31, 38, 3, 16, 17, 28]
+    for seed in (seeds[number % 5], seeds[5 + number % 4]):
+        case = batch(seed) if known == "logits" else case_of(seed)
+        teacher = case.teacher_logits.double() if known == "logits" else top_k_of(case, BEST[(number + seed) % 3])
+        every = {**options, **measure, "temperature": 1.0 + number % 2}
+        truth = slow(case, case.student_logits, teacher, labels=possible_labels(case), **every)
+        assert_twins(case, truth, teacher, **every)
+        plain = fast(case, case.student_logits.double(), teacher, implementation="reference", **every)
+        torch.testing.assert_close(plain.kd, truth.kd, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("seed", "values"),
+    [
+        (2, (9.699880817158483, 16.629026058468405)),
+        (10, (8.281699040674907, 13.730613039443595)),
+        (20, (7.0381492381589394, 11.616333474795926)),
+    ],
+)
+def test_the_first_form_of_c_kl_has_the_values_that_it_had(seed: int, values: tuple[float, float]) -> None:
+    case = case_of(seed)
+    for temperature, value in zip((1.0, 2.0), values, strict=True):
+        loss = XTokenLoss(case.mapping, "c-kl", temperature=temperature, level_weight="text", end=False)
+        assert loss(case.student_logits, case.teacher_logits, case.spans).kd.item() == pytest.approx(value, rel=1e-12)
+        second = XTokenLoss(case.mapping, "c-kl", temperature=temperature)
+        assert second(case.student_logits, case.teacher_logits, case.spans).kd < value
 
 
 @pytest.mark.parametrize("kind", ["partition-kl", "c-kl", "p-kl"])

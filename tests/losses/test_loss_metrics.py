@@ -93,8 +93,8 @@ def test_parts_and_counts_stand_among_the_metrics(kind: str) -> None:
 def test_c_kl_has_the_metrics_of_its_first_level() -> None:
     case = case_of(38)
     both = [
-        XTokenLoss(case.mapping, kind)(case.student_logits, case.teacher_logits, case.spans).metrics
-        for kind in ("partition-kl", "c-kl")
+        XTokenLoss(case.mapping, **options)(case.student_logits, case.teacher_logits, case.spans).metrics
+        for options in ({"kind": "partition-kl"}, {"kind": "c-kl", "end": False})
     ]
     for name in NAMES - {"kd", "ce", "scale"}:
         assert both[0][name] == both[1][name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from toy_world import CROSSING, WORLDS, ToyWorld
 from xtoken_align.losses import XTokenLoss
 
 Make = Callable[[int], ToyWorld]
+
+FIRST_FORM: dict[str, Any] = {"level_weight": "text", "end": False}
+"""C-KL's first form, which is right for a student that is perfect by text: it has tokens that continue others."""
 
 
 @cache
@@ -33,7 +37,7 @@ def test_a_student_that_is_perfect_by_text_has_loss_and_gradient_zero(
     kind: str, make: Make, temperature: float
 ) -> None:
     world = world_of(make)
-    loss = XTokenLoss(world.mapping, kind, temperature=temperature)
+    loss = XTokenLoss(world.mapping, kind, temperature=temperature, **(FIRST_FORM if kind == "c-kl" else {}))
     for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
         student, teacher = (
             world.logits(side, world.by_text(side)).to(dtype)  # type: ignore[arg-type]
@@ -48,9 +52,35 @@ def test_a_student_that_is_perfect_by_text_has_loss_and_gradient_zero(
         assert out.metrics["chunks_used"][0] == len(world.spans.predictions()) > len(world.texts)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 2.0},
+        {"level_weight": "teacher", "divergence": "reverse"},
+        {"level_weight": "text", "divergence": "jsd", "temperature": 2.0},
+        {"implementation": "reference"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_student_that_is_perfect_token_by_token_pays_c_kl_nothing(name: str, options: dict[str, Any]) -> None:
+    # What is impossible for the student has a finite logit, so that the fast ways are taken; at T = 2 that is seen.
+    world = world_of(WORLDS[name])
+    bound = 1e-7 if options.get("temperature") else 1e-12
+    student = world.logits("student", world.by_tokens("student")).clamp_min(-40.0).requires_grad_()
+    teacher = world.logits("teacher", world.by_tokens("teacher"))
+    out = XTokenLoss(world.mapping, "c-kl", **options)(student, teacher, world.spans)
+    (slope,) = torch.autograd.grad(out.loss, student)
+    assert 0 <= out.kd < bound
+    assert slope.abs().max() < bound
+    without_end = XTokenLoss(world.mapping, "c-kl", end=False, **options)(student, teacher, world.spans)
+    assert without_end.kd > 0.01
+
+
 def expectation(world: ToyWorld, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """The expected C-KL of a text's first chunk: each text by itself, its later chunks without a weight."""
-    loss = XTokenLoss(world.mapping, "c-kl")
+    loss = XTokenLoss(world.mapping, "c-kl", **FIRST_FORM)
     total = torch.zeros((), dtype=torch.float64)
     for row, probability in enumerate(world.texts.values()):
         one = slice(row, row + 1)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..errors import OptionError
 from ..spans.spans import IGNORED, Predictions
 from . import cpu, triton
-from .chain import Levels, PrefixTree, Reads, find_levels, level_values
+from .chain import Left, Levels, PrefixTree, Reads, find_levels, first_shares, level_values, level_weights
 from .divergence import Measure
 from .inputs import (
     Compared,
@@ -30,7 +30,7 @@ from .inputs import (
     compute_dtype,
     new_gradients,
 )
-from .tables import Outcomes, Table
+from .tables import Outcomes, Table, without
 
 Ids = NDArray[np.int64]
 
@@ -95,6 +95,7 @@ class Objective:
         implementation: "auto", "reference", "cpu" or "triton".
         student_silent: int64, the student's tokens without a probability, for C-KL's levels; None without levels.
         teacher_silent: int64, or None.
+        level_weight: how much C-KL's levels count: "plausible", "teacher" or "text".
     """
 
     terms: tuple[Term, ...]
@@ -102,6 +103,7 @@ class Objective:
     implementation: str = "auto"
     student_silent: torch.Tensor | None = None
     teacher_silent: torch.Tensor | None = None
+    level_weight: str = "text"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +116,7 @@ class Part:
         teacher: the teacher's.
         student_size: int64, how many rows each chunk has; None where each has one on both sides.
         teacher_size: int64, or None.
+        text: int64, the outcome that the text of each chunk has, where levels are weighed by it; or None.
     """
 
     chunks: slice
@@ -121,6 +124,7 @@ class Part:
     teacher: slice
     student_size: Ids | None = None
     teacher_size: Ids | None = None
+    text: Ids | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +137,8 @@ class Block:
         teacher_rows: int64.
         parts: the chunks, some at a time.
         level_one: how many of the student's rows are level one's.
-        levels: C-KL's further levels, some at a time, whose rows count in the block.
+        levels: C-KL's further levels, those of some chunks at a time, whose rows count in the block.
+        left: what level one of C-KL leaves out, chunks counted from the block's first one; None if nothing.
         labels: int64, what each of the student's rows is to predict, -100 for nothing; or None.
     """
 
@@ -142,6 +147,7 @@ class Block:
     parts: tuple[Part, ...]
     level_one: int
     levels: tuple[Levels, ...] = ()
+    left: Left | None = None
     labels: Ids | None = None
 
 
@@ -169,6 +175,7 @@ def plan_batch(
     merge: str,
     bins: tuple[Ids, Ids] | None = None,
     trees: tuple[PrefixTree, PrefixTree] | None = None,
+    left: Left | None = None,
 ) -> Batch:
     """Cuts a batch into blocks of whole chunks.
 
@@ -180,6 +187,7 @@ def plan_batch(
         merge: "first" reads a chunk's first predicting position on both sides, "mean" all.
         bins: each token's bin on both sides, where chunks that begin in two bins are misfits.
         trees: C-KL's, of the student's decompositions and of the teacher's.
+        left: what level one of C-KL leaves out.
     """
     # With bins [0, 1] of the student's tokens and [1, 0] of the teacher's, a chunk fits whose first tokens are the
     # student's 0 and the teacher's 1; one that begins with token 0 on both sides is a misfit.
@@ -200,6 +208,10 @@ def plan_batch(
         _block(first, last, sides, levels, list(pairwise(_bounds(longest, first, last, sizes.part))), sizes.levels)
         for first, last in pairwise(_bounds(longest, 0, len(predictions), rows))
     ]
+    if bins is not None and trees is not None:
+        # A misfit has no level that would ask for its outcome.
+        text = np.where(fits, first_teacher, 0)
+        blocks = [_with_text(block, text, left) for block in blocks]
     if labels is not None:
         # A row's label counts in the first block that reads it; labelled rows that none reads get blocks of their own.
         pending = labels.copy()
@@ -211,6 +223,14 @@ def plan_batch(
             own_rows = alone[start : start + rows]
             blocks.append(Block(own_rows, alone[:0], (), 0, labels=pending[own_rows]))
     return Batch(tuple(blocks), np.where(fits, predictions.weight, 0).astype(np.float32), int((~fits).sum()))
+
+
+def _with_text(block: Block, text: Ids, left: Left | None) -> Block:
+    """The block with what C-KL's level one has to know: the text's outcomes and what is left out."""
+    first, last = block.parts[0].chunks.start, block.parts[-1].chunks.stop
+    own = None if left is None else left.between(first, last, moved=first)
+    parts = tuple(replace(part, text=text[part.chunks]) for part in block.parts)
+    return replace(block, parts=parts, left=own or None)
 
 
 def _bounds(offsets: Ids, first: int, last: int, rows: int) -> list[int]:
@@ -282,11 +302,18 @@ def _block(
         parts=tuple(parts),
         level_one=level_one,
         levels=tuple(
-            one.take(slice(start, start + levels_at_once))
-            for one in own
-            for start in range(0, len(one.chunk), levels_at_once)
+            one.take(slice(begin, end)) for one in own for begin, end in _whole_chunks(one.chunk, levels_at_once)
         ),
     )
+
+
+def _whole_chunks(chunk: Ids, count: int) -> list[tuple[int, int]]:
+    """Cuts levels so that as many are together as `count` holds, but never a chunk's, whose weights are a product.
+
+    Levels of the chunks 3, 3, 5, 7 are the ranges (0, 2), (2, 4) for a count of 2, and (0, 3), (3, 4) for one of 3.
+    """
+    offsets = np.append(np.flatnonzero(np.diff(chunk, prepend=-1)), len(chunk))
+    return list(pairwise(offsets[_bounds(offsets, 0, len(offsets) - 1, count)].tolist()))
 
 
 def blocks_of_rows(rows: int, sizes: BlockSizes) -> tuple[Block, ...]:
@@ -309,6 +336,7 @@ class Result:
         dropped: the teacher's mass that was not compared.
         empty: the student's mass on tokens without a counterpart.
         compared: 1 where there was a common space.
+        plausible: the teacher's mass on the text's outcome over that on its likeliest, where that is asked.
         cross_entropy: scalar, summed over the labels.
         gradients: of the logits or hidden states, the head, its bias and the links' log weights; None where not wanted.
         by_kernels: whether Triton's kernels made some values, which are no finite numbers where they cannot.
@@ -319,6 +347,7 @@ class Result:
     dropped: torch.Tensor
     empty: torch.Tensor
     compared: torch.Tensor
+    plausible: torch.Tensor
     cross_entropy: torch.Tensor
     gradients: list[torch.Tensor | None]
     by_kernels: bool = False
@@ -363,7 +392,7 @@ def run(
     dtype, device = compute_dtype(student.states), student.states.device
     per_chunk: dict[str, Any] = {
         name: torch.zeros(len(chunk_weight), dtype=dtype, device=device)
-        for name in ("value", "agrees", "dropped", "empty", "compared")
+        for name in ("value", "agrees", "dropped", "empty", "compared", "plausible")
     }
     result = Result(**per_chunk, cross_entropy=torch.zeros((), dtype=dtype, device=device), gradients=[None] * 4)
     compared, links = _with_leaf(objective) if wanted[3] else (objective, None)
@@ -433,7 +462,7 @@ def _run_block(block: Block, student_first: int, teacher_first: int, pass_: _Pas
         teachers = teacher.read(others, dtype, teacher_first)
         _compare_chunks(block, scores, teachers, pass_, gradient)
         for levels in block.levels:
-            _compare_levels(levels, scores, teachers, pass_, gradient)
+            _compare_levels(block, levels, scores, teachers, pass_, gradient)
     if block.labels is not None and pass_.label_weight is not None:
         _add_cross_entropy(scores, block.labels, pass_.label_weight, gradient, pass_.result)
     if gradients is not None and gradient is not None and not in_place:
@@ -477,11 +506,7 @@ def _compare_chunks(
     # Terms add up: the first writes its gradient over what was there, further ones add theirs. The first says what
     # could be compared: of H-KL that is the common part, the remainders follow.
     for part in block.parts:
-        student, teacher = Rows(scores[part.student]), Rows(teachers.scores[part.teacher])
-        if teachers.log_rest is not None:
-            teacher = replace(teacher, log_rest=teachers.log_rest[part.teacher])
-        if part.student_size is not None and part.teacher_size is not None:
-            student, teacher = _merged(student, part.student_size), _merged(teacher, part.teacher_size)
+        student, teacher = _rows_of(block, part, scores, teachers)
         place = None if gradient is None else gradient[part.student]
         for number, term in enumerate(pass_.objective.terms):
             found = None
@@ -495,6 +520,24 @@ def _compare_chunks(
             if number == 0:
                 for name in ("agrees", "dropped", "empty", "compared"):
                     getattr(result, name)[part.chunks] = getattr(found, name).to(scores.dtype)
+                if found.plausible is not None:
+                    result.plausible[part.chunks] = found.plausible
+
+
+def _rows_of(block: Block, part: Part, scores: torch.Tensor, teachers: Rows) -> tuple[Rows, Rows]:
+    """Both sides' rows of a part's chunks, with what level one has to know of them."""
+    student, teacher = Rows(scores[part.student]), Rows(teachers.scores[part.teacher])
+    if teachers.log_rest is not None:
+        teacher = replace(teacher, log_rest=teachers.log_rest[part.teacher])
+    if part.student_size is not None and part.teacher_size is not None:
+        student, teacher = _merged(student, part.student_size), _merged(teacher, part.teacher_size)
+    if block.left is not None:
+        first, last = (at - block.parts[0].chunks.start for at in (part.chunks.start, part.chunks.stop))
+        left = block.left.between(first, last, moved=first).cells(scores.device)
+        student, teacher = replace(student, left=left[0]), replace(teacher, left=left[1])
+    if part.text is not None:
+        teacher = replace(teacher, text=torch.from_numpy(part.text).to(scores.device, non_blocking=True))
+    return student, teacher
 
 
 def _merged(rows: Rows, size: Ids) -> Rows:
@@ -517,6 +560,7 @@ def _fast(
         return None
     coefficient = None if place is None else weight
     options: dict[str, Any] = {"coefficient": coefficient, "out": place}
+    options |= {"left": (student.left, teacher.left), "text": teacher.text}
     if pass_.path == "cpu":
         options |= {"measure": measure, "buffers": pass_.buffers}
         return cpu.compare_outcomes(student.scores, teacher.scores, outcomes, **options)
@@ -564,7 +608,7 @@ def _differentiate(
 
 
 def _compare_levels(
-    levels: Levels, scores: torch.Tensor, teachers: Rows, pass_: _Pass, gradient: torch.Tensor | None
+    block: Block, levels: Levels, scores: torch.Tensor, teachers: Rows, pass_: _Pass, gradient: torch.Tensor | None
 ) -> None:
     """Some of C-KL's levels of a block: their values are added to their chunks', their gradient to their rows'."""
     objective = pass_.objective
@@ -573,12 +617,31 @@ def _compare_levels(
     student = Reads(scores, objective.student_silent, wanted=gradient is not None)
     teacher = Reads(teachers.scores, objective.teacher_silent, teachers.log_rest)
     chunk = torch.from_numpy(levels.chunk).to(scores.device, non_blocking=True)
+    factor = pass_.chunk_weight[chunk]
+    how = objective.level_weight
     with torch.set_grad_enabled(gradient is not None):
-        value = level_values(student, teacher, levels, measure=objective.measure)
-        total = (value * pass_.chunk_weight[chunk]).sum()
+        value, shares = level_values(student, teacher, levels, measure=objective.measure, level_weight=how)
+        if how != "text":
+            value = value * level_weights(levels, _first_weights(block, levels, teachers, pass_), shares)
+        total = (value * factor).sum()
     if gradient is not None:
         student.add_gradient(total, gradient)
     pass_.result.value.index_add_(0, chunk, value.detach())
+
+
+def _first_weights(block: Block, levels: Levels, teachers: Rows, pass_: _Pass) -> torch.Tensor:
+    """How much the first level of each chunk counts that has some of these levels: floats (c,)."""
+    chunks, objective = np.unique(levels.chunk), pass_.objective
+    if objective.level_weight == "plausible":
+        return pass_.result.plausible[torch.from_numpy(chunks).to(teachers.scores.device)]
+    assert objective.teacher_silent is not None
+    # Level one's rows stand first in a block, one a chunk.
+    own = chunks - block.parts[0].chunks.start
+    rows = torch.from_numpy(own).to(teachers.scores.device, non_blocking=True)
+    scores = teachers.scores.index_select(0, rows)
+    left = None if block.left is None else block.left.teacher.among(own).cells(scores.device)
+    log_rest = None if teachers.log_rest is None else teachers.log_rest.index_select(0, rows)
+    return first_shares(levels, scores if left is None else without(scores, left), log_rest, objective.teacher_silent)
 
 
 def _add_cross_entropy(

@@ -15,7 +15,7 @@ import torch
 
 from .divergence import Divergence, Measure, compare, places_of_best
 from .inputs import Compared
-from .tables import VOID, Grouping, Outcomes, log_masses, share_inside
+from .tables import LEFT, VOID, Cells, Grouping, Outcomes, log_masses, share_inside
 
 _LEAST = 1e-30
 """A sum below this has lost digits to underflow, so that its logarithm must be taken another way."""
@@ -51,6 +51,7 @@ class _Masses:
         total: floats (n, 1), sums of `linear`.
         whole: floats (n,), log of all outcomes' mass.
         shared: floats (n, G), log masses of the shared columns.
+        plausible: floats (n,), the text's outcome over the likeliest, or None.
     """
 
     log: torch.Tensor
@@ -58,6 +59,7 @@ class _Masses:
     total: torch.Tensor
     whole: torch.Tensor
     shared: torch.Tensor
+    plausible: torch.Tensor | None
 
 
 def compare_outcomes(
@@ -69,6 +71,8 @@ def compare_outcomes(
     measure: Measure,
     coefficient: torch.Tensor | None,
     out: torch.Tensor | None,
+    left: tuple[Cells | None, Cells | None] = (None, None),
+    text: torch.Tensor | None = None,
 ) -> Compared | None:
     """The outcomes of some rows compared; None where a row or an outcome is impossible.
 
@@ -80,14 +84,21 @@ def compare_outcomes(
         measure: how the outcomes are compared.
         coefficient: floats (n,), what each row's value is multiplied by in the loss; None without a gradient.
         out: floats (n, V_s), where the gradient goes.
+        left: the tokens that the rows leave out, the student's and the teacher's.
+        text: int64 (n,), the outcome that the text has, or None.
     """
     few = any(count is not None and count < outcomes.student.count for count in (measure.top_k, measure.student_top_k))
     # A few outcomes are chosen before the temperature is applied.
     temperature = 1.0 if few else measure.temperature
-    ours = _masses(student, outcomes.student, buffers, "student", temperature)
-    theirs = None if ours is None else _masses(teacher, outcomes.teacher, buffers, "teacher", temperature)
+    ours = _masses(student, outcomes.student, buffers, "student", temperature, left[0])
+    theirs = None
+    if ours is not None:
+        theirs = _masses(teacher, outcomes.teacher, buffers, "teacher", temperature, left[1], text)
     if ours is None or theirs is None:
         return None
+    if left[1] is not None and measure.effective == "reverse":
+        # What the teacher cannot give has a rule of its own there.
+        theirs.log.masked_fill_((theirs.log < LEFT / 2) & (theirs.log > VOID / 2), -math.inf)
     kept = share_inside(teacher, outcomes.teacher, theirs.whole)
     factor = kept if outcomes.weigh_by_kept else torch.ones_like(kept)
     weight = None if coefficient is None else (coefficient * factor).unsqueeze(1)
@@ -101,30 +112,40 @@ def compare_outcomes(
         return None
     if made.gradient is not None and out is not None:
         _spread(made.gradient, student, ours.shared, outcomes.student, out)
+        if left[0] is not None:
+            out[left[0]] = 0
     empty = 1 - share_inside(student, outcomes.student, ours.whole)
     dropped = 1 - kept if made.dropped is None else 1 - kept * (1 - made.dropped)
     compared = torch.ones_like(made.agrees) if made.compared is None else made.compared
-    return Compared(made.value.clamp_min_(0) * factor, made.agrees, dropped, empty, compared)
+    value = made.value.clamp_min_(0) * factor
+    return Compared(value, made.agrees, dropped, empty, compared, theirs.plausible)
 
 
 def _masses(
-    logits: torch.Tensor, grouping: Grouping, buffers: Buffers, side: str, temperature: float
+    logits: torch.Tensor,
+    grouping: Grouping,
+    buffers: Buffers,
+    side: str,
+    temperature: float,
+    left: Cells | None,
+    text: torch.Tensor | None = None,
 ) -> _Masses | None:
     assert grouping.index is not None
     shape = (len(logits), grouping.count)
     # log P = log - log(total): all that follows is relative to the likeliest outcome, whose log mass is `top`, so that
     # no exponential overflows and none is taken twice.
-    log = log_masses(logits, grouping, out=buffers.get(f"{side} log", logits, shape))
+    log = log_masses(logits, grouping, out=buffers.get(f"{side} log", logits, shape), left=left)
     shared = log.index_select(1, grouping.index.shared)
     top = log.amax(dim=1, keepdim=True)
-    if not bool((top > VOID / 2).all()):
+    if not bool((top > LEFT / 2).all()):
         return None
     linear = _exp(log.sub_(top), buffers.get(f"{side} linear", logits, shape))
+    plausible = None if text is None else log.gather(1, text.unsqueeze(1)).squeeze(1).exp_()
     total = linear.sum(dim=1, keepdim=True)
     whole = (top + total.log()).squeeze(1)
     if temperature != 1:
         total = _exp(log.mul_(1 / temperature), linear).sum(dim=1, keepdim=True)
-    return _Masses(log, linear, total, whole, shared)
+    return _Masses(log, linear, total, whole, shared, plausible)
 
 
 def _exp(values: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import OptionError
 from .options import check_share, columns_kept, one_of, positive
-from .tables import VOID, log_sum
+from .tables import LEFT, VOID, log_sum
 
 DIVERGENCES = ("forward", "reverse", "jsd")
 
@@ -285,7 +285,7 @@ def normalised(masses: torch.Tensor, *, looks: bool = True) -> torch.Tensor:
     """log_softmax of each row (n, K); a row without any mass is at -inf throughout, with a gradient of 0."""
     if not masses.shape[1]:
         return masses
-    undefined = masses.detach().amax(dim=1, keepdim=True) < VOID / 2
+    undefined = masses.detach().amax(dim=1, keepdim=True) < LEFT / 2
     if looks and masses.device.type == "cpu" and not bool(undefined.any()):
         return masses.log_softmax(dim=1)
     return masses.masked_fill(undefined, 0).log_softmax(dim=1).masked_fill(undefined, -math.inf)
@@ -317,7 +317,9 @@ def _known_and_rest(
     student_left = log_sum(log_student.masked_fill(keep | (log_student < VOID / 2), -math.inf))
     student = torch.cat([log_student.masked_fill(~keep, -math.inf), student_left.unsqueeze(1)], dim=1)
     teacher = torch.cat([log_teacher.masked_fill(~keep, -math.inf), left.unsqueeze(1)], dim=1)
-    return teacher.log_softmax(dim=1).nan_to_num(nan=-math.inf, neginf=-math.inf), student
+    teacher = teacher.log_softmax(dim=1).nan_to_num(nan=-math.inf, neginf=-math.inf)
+    # What a row leaves out is known, and impossible.
+    return teacher.masked_fill(teacher < LEFT / 2, -math.inf), student
 
 
 _SAMPLED = 16

@@ -29,6 +29,8 @@ from .options import (
     same_shape,
 )
 from .tables import (
+    LEFT,
+    VOID,
     Grouping,
     Outcomes,
     Ranks,
@@ -40,6 +42,7 @@ from .tables import (
     outcomes_of_pairs,
     ranks_of_all,
     ranks_of_pairs,
+    share_of,
 )
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -68,7 +71,7 @@ def outcomes_kl(student: Rows, teacher: Rows, outcomes: Outcomes, *, measure: Me
     if outcomes.links is not None:
         token = outcomes.links.token.expand(len(scores), -1)
         scores = scores.gather(1, token) + outcomes.links.log_weight.to(scores.dtype)
-    masses = log_masses(scores, outcomes.student)
+    masses = log_masses(scores, outcomes.student, left=student.left)
     log_rows = normalised(masses, looks=looks)
     log_student = student.mean(log_rows)
     log_teacher, kept, log_rest = _teacher_outcomes(teacher, outcomes, looks=looks)
@@ -76,14 +79,27 @@ def outcomes_kl(student: Rows, teacher: Rows, outcomes: Outcomes, *, measure: Me
     # The teacher's mass that has an outcome: a chunk of which little can be compared counts little.
     factor = kept if outcomes.weigh_by_kept else torch.ones_like(kept)
     empty = student.average(_share_outside(student.scores, masses, log_rows, outcomes.student))
-    return Compared(found.value * factor, found.agrees, 1 - kept * (1 - found.dropped), empty, found.compared)
+    dropped = 1 - kept * (1 - found.dropped)
+    plausible = None if teacher.text is None else _plausible(log_teacher, log_rest, teacher.text)
+    return Compared(found.value * factor, found.agrees, dropped, empty, found.compared, plausible)
+
+
+def _plausible(log_teacher: torch.Tensor, log_rest: torch.Tensor | None, text: torch.Tensor) -> torch.Tensor:
+    """(c,), the mass of the text's outcome over that of the likeliest one, which may be all that is not listed."""
+    if not log_teacher.shape[1]:
+        return log_teacher.new_zeros(len(log_teacher))
+    best = log_teacher.amax(dim=1)
+    best = best if log_rest is None else torch.maximum(best, log_rest)
+    return share_of(log_teacher.gather(1, text.unsqueeze(1)).squeeze(1), best)
 
 
 def _teacher_outcomes(
     teacher: Rows, outcomes: Outcomes, *, looks: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The chunks' log-probabilities (c, K), their mass (c,) before it was normalised, and a cached teacher's rest."""
-    masses = log_masses(teacher.scores, outcomes.teacher)
+    masses = log_masses(teacher.scores, outcomes.teacher, left=teacher.left)
+    if teacher.log_rest is None and teacher.left is not None:
+        masses.masked_fill_((masses < LEFT / 2) & (masses > VOID / 2), -math.inf)
     if teacher.log_rest is not None:
         masses = torch.cat([masses, teacher.log_rest.to(masses.dtype).unsqueeze(1)], dim=1)
     rows = normalised(masses, looks=looks)

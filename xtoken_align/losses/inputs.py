@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import OptionError
 from .options import check_finite, check_floats, check_integers, check_tensor, positive
-from .tables import log_of
+from .tables import Cells, log_of
 
 CHECKED = 1 << 20
 """How many of a cached teacher's entries are looked at when it is handed in: 20 ms."""
@@ -194,12 +194,16 @@ class Rows:
         size: int64 (c,), how many rows each chunk has, or None.
         log_rest: floats (r,), of a cached teacher: log of the mass on the tokens that it does not list, which are at
             -inf in `scores`; None where all are known.
+        left: the tokens that the rows leave out, or None.
+        text: int64 (c,), of the teacher: the outcome that the text has; None where nobody asks how likely it is.
     """
 
     scores: torch.Tensor
     chunk: torch.Tensor | None = None
     size: torch.Tensor | None = None
     log_rest: torch.Tensor | None = None
+    left: Cells | None = None
+    text: torch.Tensor | None = None
 
     def mean(self, log_rows: torch.Tensor) -> torch.Tensor:
         """Log of the arithmetic mean of exp(log_rows) over each chunk's rows: floats (r, K) to (c, K).
@@ -240,6 +244,8 @@ class Compared:
         dropped: floats (c,), the teacher's mass that was not compared.
         empty: floats (c,), the student's mass on tokens without a counterpart.
         compared: bool (c,), both sides have a common space in which they could agree.
+        plausible: floats (c,), the teacher's mass on the text's outcome over that on its likeliest; None where the rows
+            do not say which the text's is.
     """
 
     value: torch.Tensor
@@ -247,6 +253,7 @@ class Compared:
     dropped: torch.Tensor
     empty: torch.Tensor
     compared: torch.Tensor
+    plausible: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

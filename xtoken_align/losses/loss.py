@@ -20,7 +20,7 @@ from ..errors import OptionError
 from ..mapping.mapping import Mapping
 from ..spans.spans import IGNORED, Predictions, Spans
 from .blocks import Batch, Ids, Objective, Result, Term, block_sizes, plan_batch, run_batch
-from .chain import chain_trees
+from .chain import Left, LevelOne, chain_trees
 from .checks import check_ids, check_labels, check_mapping, check_sides, check_spans
 from .divergence import Measure
 from .functional import alm, chunk_log_likelihoods, outcomes_kl, sorted_l1
@@ -140,7 +140,7 @@ def _everything(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
 
 KINDS = {
     "partition-kl": Kind(_bins, partial_teachers=True, bins=True),
-    "c-kl": Kind(_bins, merges=("first",), partial_teachers=True, bins=True),
+    "c-kl": Kind(_bins, ("level_weight", "end"), merges=("first",), partial_teachers=True, bins=True),
     "p-kl": Kind(_projection, ("top_k", "unreached"), partial_teachers=True),
     "h-kl": Kind(_pairs, ("normalize", "threshold", "uncommon_top_k")),
     "gold": Kind(_pairs, ("normalize", "uncommon_top_k")),
@@ -168,6 +168,8 @@ class LossOptions:
     normalize: str = "rest"
     threshold: float = 0.6
     uncommon_top_k: int = 8192
+    level_weight: str = "plausible"
+    end: bool = True
     learn_w: bool = False
     compat: str | None = None
     implementation: str = "auto"
@@ -199,6 +201,8 @@ class LossOptions:
         check_share("threshold", self.threshold)
         check_size("uncommon_top_k", self.uncommon_top_k)
         check_switch("learn_w", self.learn_w)
+        one_of("level_weight", self.level_weight, ("plausible", "teacher", "text"))
+        check_switch("end", self.end)
         one_of("implementation", self.implementation, IMPLEMENTATIONS)
         if self.compat is not None:
             one_of("compat", self.compat, tuple(PEERS))
@@ -278,6 +282,10 @@ class XTokenLoss(torch.nn.Module):
         normalize: h-kl, gold: "rest" or "none", see `h_kl`.
         threshold: h-kl: the least weight of a row's top link.
         uncommon_top_k: h-kl, gold: how many ranks of the remainders are compared.
+        level_weight: c-kl: how much a level counts beside level one, as a constant: "plausible", the product over the
+            pieces before of the teacher's probability of the text's over that of its best; "teacher", its probability
+            of the pieces before; "text", 1.
+        end: c-kl: whether level one leaves out what would have continued the chunk before.
         learn_w: p-kl with merge="mean": W's weights are trained too.
         compat: "nemo-rl", "trl" or "tokenkit": that peer's form of the kind, for reproducing its numbers.
         implementation: how outcomes are compared. "auto" takes what suits the device: in place on the CPU, Triton's
@@ -307,6 +315,8 @@ class XTokenLoss(torch.nn.Module):
         normalize: str = "rest",
         threshold: float = 0.6,
         uncommon_top_k: int = 8192,
+        level_weight: str = "plausible",
+        end: bool = True,  # noqa: FBT002 - a switch among named options
         learn_w: bool = False,  # noqa: FBT002 - a switch among named options
         compat: str | None = None,
         implementation: str = "auto",
@@ -340,6 +350,9 @@ class XTokenLoss(torch.nn.Module):
             count = table.student.count
             self._bins = np.where(student == count, -1, student), np.where(teacher == count, -1, teacher)
         self._trees = chain_trees(mapping) if options.kind == "c-kl" else None
+        self._level_one: LevelOne | None = None
+        if self._trees is not None and self._bins is not None and options.end:
+            self._level_one = LevelOne(self._trees, self._bins)
         self.scale = DynamicScale() if options.scale == "dynamic" and options.compat is None else None
         self.links = LinkWeights(mapping, terms[0].table) if options.learn_w else None  # type: ignore[arg-type]
 
@@ -382,6 +395,7 @@ class XTokenLoss(torch.nn.Module):
             self.options.implementation,
             student_silent=silent[0],
             teacher_silent=silent[1],
+            level_weight=self.options.level_weight,
         )
 
     # A graph of the planning would be made anew for every batch. `torch.compiler.disable` would say the same, but loads
@@ -427,6 +441,7 @@ class XTokenLoss(torch.nn.Module):
         is_peers = self.options.compat is not None
         check_sides(student, teacher, self.mapping, None if is_peers else next(self.buffers()).device)
         host = check_spans(spans, student, teacher, self.mapping)
+        host = replace(host, _predictions=host.predictions())
         check_ids("student", student_ids, host)
         check_ids("teacher", teacher_ids, host)
         reads = bool(self.options.ce_weight) and not is_peers
@@ -460,9 +475,7 @@ class XTokenLoss(torch.nn.Module):
         kd_factor = share * self.options.kd_weight * factor / chunks
         ce_factor = self.options.ce_weight / torch.as_tensor(items, dtype=torch.float64)
         compare = self._likelihoods if self.options.kind == "alm" else self._distributions
-        loss, result, weights, misfits = compare(
-            student, teacher, predictions, own_labels, kd_factor, ce_factor, shares
-        )
+        loss, result, weights, misfits = compare(student, teacher, host, own_labels, kd_factor, ce_factor, shares)
         total = (lambda value: value) if shares is None else shares.sum
         if shares is not None:
             loss = loss + (shares.sum(loss) - loss).detach()
@@ -510,7 +523,7 @@ class XTokenLoss(torch.nn.Module):
             raise OptionError("this loss does not learn W; make it with learn_w=True")
         return self.links.export()
 
-    def _plan(self, predictions: Predictions, labels: Ids | None, *, fused: bool) -> Batch:
+    def _plan(self, predictions: Predictions, labels: Ids | None, left: Left | None, *, fused: bool) -> Batch:
         sizes = block_sizes(next(self.buffers()).device, *self.mapping.matrix.shape)
         return plan_batch(
             predictions,
@@ -520,27 +533,32 @@ class XTokenLoss(torch.nn.Module):
             merge=self.options.merge,
             bins=self._bins,
             trees=self._trees,
+            left=left,
         )
 
     def _distributions(
         self,
         student: Student,
         teacher: Teacher,
-        predictions: Predictions,
+        spans: Spans,
         labels: Ids | None,
         kd_factor: torch.Tensor,
         ce_factor: torch.Tensor,
         shares: Shares | None,
     ) -> tuple[torch.Tensor, Result, torch.Tensor, int]:
         """The loss with its graph, the pass, each chunk's weight, and how many chunks are misfits."""
+        predictions = spans.predictions()
+        left = None if self._level_one is None else self._level_one.left(spans, predictions)
         if shares is None:
-            batch = self._plan(predictions, labels, fused=isinstance(student, Hidden))
+            batch = self._plan(predictions, labels, left, fused=isinstance(student, Hidden))
         else:
             # Every rank plans for all, since it must know which rows the others read.
-            plans = [
-                self._plan(shares.chunks(predictions, rank), shares.labels(labels, rank), fused=False)
-                for rank in range(shares.ranks)
-            ]
+            plans = []
+            for rank in range(shares.ranks):
+                first, last = shares.bounds(len(predictions), rank)
+                own = None if left is None else left.between(first, last, moved=first)
+                chunks = shares.chunks(predictions, rank)
+                plans.append(self._plan(chunks, shares.labels(labels, rank), own, fused=False))
             student, teacher, batch = shared_out(student, teacher, plans, shares)
         objective = self.objective()
         log_weight = None if self.links is None else self.links()
@@ -562,7 +580,7 @@ class XTokenLoss(torch.nn.Module):
         self,
         student: Student,
         teacher: Teacher,
-        predictions: Predictions,
+        spans: Spans,
         labels: Ids | None,
         kd_factor: torch.Tensor,
         ce_factor: torch.Tensor,
@@ -570,7 +588,7 @@ class XTokenLoss(torch.nn.Module):
     ) -> tuple[torch.Tensor, Result, torch.Tensor, int]:
         """ALM's form of `_distributions`: it has no common space, and only the cross-entropy is made in blocks."""
         assert shares is None
-        objective = self.objective()
+        predictions, objective = spans.predictions(), self.objective()
         tensors = Predictions(
             **{
                 name: torch.from_numpy(values).to(objective.student_silent.device)  # type: ignore[union-attr]
@@ -590,7 +608,7 @@ class XTokenLoss(torch.nn.Module):
         nothing = Predictions(
             **{name: values[: 1 if name.endswith("offsets") else 0] for name, values in vars(predictions).items()}
         )
-        batch = self._plan(nothing, labels, fused=isinstance(student, Hidden))
+        batch = self._plan(nothing, labels, None, fused=isinstance(student, Hidden))
         sources = source_of(student), source_of(teacher)
         loss, result, _ = run_batch(*sources, objective, batch, chunk_factor=kd_factor, label_factor=ce_factor)
         weights = torch.from_numpy(predictions.weight).to(values)

@@ -23,9 +23,13 @@ class Shares:
     rank: int
     ranks: int
 
+    def bounds(self, count: int, rank: int) -> tuple[int, int]:
+        """One rank's range of so many chunks or positions."""
+        return count * rank // self.ranks, count * (rank + 1) // self.ranks
+
     def chunks(self, predictions: Predictions, rank: int) -> Predictions:
         """One rank's chunks: a range of them."""
-        first, last = (len(predictions) * (rank + step) // self.ranks for step in (0, 1))
+        first, last = self.bounds(len(predictions), rank)
         sides = {}
         for side in ("student", "teacher"):
             offsets = getattr(predictions, f"{side}_offsets")
@@ -39,7 +43,7 @@ class Shares:
         """One rank's labels: a range of positions, -100 elsewhere."""
         if labels is None:
             return None
-        first, last = (len(labels) * (rank + step) // self.ranks for step in (0, 1))
+        first, last = self.bounds(len(labels), rank)
         own = np.full_like(labels, IGNORED)
         own[first:last] = labels[first:last]
         return own

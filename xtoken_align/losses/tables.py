@@ -27,6 +27,9 @@ MASKED = -2
 VOID = -1e30
 """The log mass of a column that stands for no outcome. It is finite, so that it is told from an impossible outcome, and
 so that the difference of two is no NaN."""
+LEFT = -1e20
+"""The score of a token that a row leaves out. It is finite too, so that the fast ways can compute with it: nothing is
+left of its probability, nor of any power of it. A row whose best mass is no more has no distribution."""
 SMALL = 32
 """Shared columns with more members than this are large; one program of the GPU's kernels sums each of these."""
 
@@ -77,6 +80,8 @@ class GroupIndex:
         source: int32 (K,), where a column's mass is found: at its only token, or at V + its place in `shared`; -1 for
             void ones.
         alone: int64, the tokens in no column.
+        place: int64 (V,), where each token's score goes: to its column if it is the head, to K + its place in `member`
+            if it is a member; -1 for tokens in no column.
     """
 
     head: torch.Tensor | None
@@ -89,6 +94,7 @@ class GroupIndex:
     large: torch.Tensor
     source: torch.Tensor
     alone: torch.Tensor
+    place: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,10 +169,22 @@ def _indexed(group: torch.Tensor, count: int) -> GroupIndex:
         large=(sizes > SMALL).nonzero().squeeze(1),
         source=head.index_fill(0, void, -1).index_copy(0, shared, places + width).int(),
         alone=(group < 0).nonzero().squeeze(1),
+        place=group.index_copy(0, member, torch.arange(count, count + len(member), device=device)),
     )
 
 
-def log_masses(scores: torch.Tensor, grouping: Grouping, out: torch.Tensor | None = None) -> torch.Tensor:
+Cells = tuple[torch.Tensor, torch.Tensor]
+"""Some tokens of some rows: int64 (m,) rows and int64 (m,) tokens."""
+
+
+def without(scores: torch.Tensor, left: Cells) -> torch.Tensor:
+    """Rows (n, V) that leave some tokens out, as a copy; what has no probability has none as before."""
+    return scores.index_put(left, scores.detach()[left].clamp_max(LEFT))
+
+
+def log_masses(
+    scores: torch.Tensor, grouping: Grouping, out: torch.Tensor | None = None, left: Cells | None = None
+) -> torch.Tensor:
     """Logarithms of the sums of exp(scores) over each column: floats (n, V) to (n, K).
 
     It is -inf where every score of a column is, `VOID` where the column has no token. Each column is summed relative to
@@ -176,10 +194,12 @@ def log_masses(scores: torch.Tensor, grouping: Grouping, out: torch.Tensor | Non
         scores: floats (n, V).
         grouping: the columns.
         out: floats (n, K), memory for the result where no gradient is wanted.
+        left: tokens that the rows leave out; a column of which nothing else is there has a mass of about `LEFT`.
     """
     lowest = torch.finfo(scores.dtype).min
     index = grouping.index
     if index is None:
+        scores = scores if left is None else without(scores, left)
         shape = (len(scores), grouping.count + 1)
         column = grouping.group.expand(scores.shape)
         top = scores.new_full(shape, -torch.inf).scatter_reduce(1, column, scores.detach(), "amax").clamp_min(lowest)
@@ -192,11 +212,18 @@ def log_masses(scores: torch.Tensor, grouping: Grouping, out: torch.Tensor | Non
         masses = scores.clone() if out is None else out.copy_(scores)
     if len(index.void):
         masses = masses.index_fill_(1, index.void, VOID)
+    own = None
+    if left is not None:
+        place = index.place[left[1]]
+        heads, own = (place >= 0) & (place < grouping.count), place >= grouping.count
+        _leave_out(masses, left[0][heads], place[heads])
     if not len(index.member):
         return masses
     # Shared columns alone: log(exp(head) + sum of exp(members)), each relative to the largest of its own scores.
     heads = masses.index_select(1, index.shared)
     members = scores.index_select(1, index.member)
+    if left is not None and own is not None:
+        _leave_out(members, left[0][own], index.place[left[1][own]] - grouping.count)
     slot = index.slot.expand(members.shape)
     top = heads.detach().scatter_reduce(1, slot, members.detach(), "amax").clamp_min_(lowest)
     if not torch.is_grad_enabled():
@@ -205,6 +232,10 @@ def log_masses(scores: torch.Tensor, grouping: Grouping, out: torch.Tensor | Non
         return masses.index_copy_(1, index.shared, top.add_(total.log_()))
     total = (heads - top).exp().scatter_add(1, slot, (members - top.gather(1, slot)).exp())
     return masses.index_copy_(1, index.shared, top + log_of(total))
+
+
+def _leave_out(scores: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> None:
+    scores[row, column] = scores.detach()[row, column].clamp_max(LEFT)
 
 
 def log_of(total: torch.Tensor) -> torch.Tensor:
@@ -224,6 +255,15 @@ def log_sum(values: torch.Tensor) -> torch.Tensor:
     top = values.detach().amax(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).min)
     parts = (values - top).exp() if values.requires_grad else values.sub_(top).exp_()
     return log_of(parts.sum(dim=1)) + top.squeeze(1)
+
+
+def share_of(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """exp(part - whole), 0 of nothing.
+
+    >>> share_of(torch.tensor([0.2, 0.0, 0.0]).log(), torch.tensor([0.5, 0.5, 0.0]).log())
+    tensor([0.4000, 0.0000, 0.0000])
+    """
+    return (part - whole).exp().masked_fill(whole <= LEFT / 2, 0)
 
 
 def log_outside(scores: torch.Tensor, grouping: Grouping) -> torch.Tensor | None:

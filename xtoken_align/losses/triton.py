@@ -19,7 +19,7 @@ import torch
 
 from ..errors import XTokenWarning
 from .inputs import Compared
-from .tables import SMALL, VOID, Grouping, Outcomes, make_grouping, share_inside
+from .tables import LEFT, SMALL, Cells, Grouping, Outcomes, make_grouping, share_inside, without
 
 _COLUMNS = 2048
 """Columns of one program."""
@@ -72,6 +72,8 @@ def compare_outcomes(
     temperature: float,
     coefficient: torch.Tensor | None,
     out: torch.Tensor | None,
+    left: tuple[Cells | None, Cells | None] = (None, None),
+    text: torch.Tensor | None = None,
 ) -> Compared:
     """The outcomes of some rows compared; where a value is NaN or infinite nothing of that row counts.
 
@@ -82,9 +84,14 @@ def compare_outcomes(
         temperature: T.
         coefficient: floats (n,), what each row's value is multiplied by in the loss; None without a gradient.
         out: float32 (n, V_s), where the gradient goes.
+        left: the tokens that the rows leave out, the student's and the teacher's.
+        text: int64 (n,), the outcome that the text has, or None.
     """
     kernels = _kernels()
     assert kernels is not None
+    student, teacher = (
+        side if one is None else without(side, one) for side, one in zip((student, teacher), left, strict=True)
+    )
     with _current(student.device):
         ours, theirs = outcomes.student, outcomes.teacher
         assert ours.index is not None
@@ -116,15 +123,23 @@ def compare_outcomes(
             BLOCK=_COLUMNS,
         )
         # A row without any mass has no value, though its numbers may be finite.
-        value = found[..., 0].sum(dim=1).masked_fill_(~(tops > VOID / 2).all(dim=1), math.nan)
+        value = found[..., 0].sum(dim=1).masked_fill_(~(tops > LEFT / 2).all(dim=1), math.nan)
         if coefficient is not None:
             gradient.index_fill_(1, ours.index.alone, 0)
             _spread(kernels, student, ours, shared[0], slope, gradient)
         agrees = found[..., 1].amax(dim=1) == 0
         empty = 1 - share_inside(student, ours, whole[:, 0])
-        return Compared(
-            value.clamp_min_(0) * (factor * temperature**2), agrees, 1 - kept, empty, torch.ones_like(agrees)
-        )
+        plausible = None
+        if text is not None:
+            source = theirs.index.source[text].long().unsqueeze(1)
+            alone = teacher.gather(1, source.clamp(0, teacher.shape[1] - 1))
+            many = alone
+            if shared[1].shape[1]:
+                many = shared[1].gather(1, (source - teacher.shape[1]).clamp_min(0))
+            mass = torch.where(source < teacher.shape[1], alone, many).squeeze(1)
+            plausible = (mass - tops[:, 1]).exp()
+        value = value.clamp_min_(0) * (factor * temperature**2)
+        return Compared(value, agrees, 1 - kept, empty, torch.ones_like(agrees), plausible)
 
 
 def _joined(partial: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
