@@ -98,7 +98,8 @@ def compare_outcomes(
         return None
     if left[1] is not None and measure.effective == "reverse":
         # What the teacher cannot give has a rule of its own there.
-        theirs.log.masked_fill_((theirs.log < LEFT / 2) & (theirs.log > VOID / 2), -math.inf)
+        mass = theirs.log * temperature
+        theirs.log.masked_fill_((mass < LEFT / 2) & (mass > VOID / 2), -math.inf)
     kept = share_inside(teacher, outcomes.teacher, theirs.whole)
     factor = kept if outcomes.weigh_by_kept else torch.ones_like(kept)
     weight = None if coefficient is None else (coefficient * factor).unsqueeze(1)
