@@ -102,13 +102,17 @@ def gpt2(width: int) -> Any:
     )
 
 
-def biased(width: int) -> Any:
-    model = llama(width)
-    model.lm_head.bias = torch.nn.Parameter(torch.randn(width))
+def gptj(width: int) -> Any:
+    """With a head of its own that has a bias."""
+    config = transformers.GPTJConfig(
+        vocab_size=width, n_embd=16, n_layer=1, n_head=2, rotary_dim=4, bos_token_id=1, eos_token_id=2
+    )
+    model = transformers.GPTJForCausalLM(config)
+    torch.nn.init.normal_(model.lm_head.bias)
     return model
 
 
-MODELS: dict[str, Callable[[int], Any]] = {"llama": llama, "gemma": gemma, "gpt2": gpt2, "biased": biased}
+MODELS: dict[str, Callable[[int], Any]] = {"llama": llama, "gemma": gemma, "gpt2": gpt2, "gptj": gptj}
 
 
 def rows_of(model: Any) -> tuple[Any, Any]:
@@ -243,7 +247,7 @@ def test_input_rows_come_from_the_input_and_head_rows_from_the_head(mapping: Map
 
 
 def test_a_bias_is_made_as_the_head_is(mapping: Mapping, width: int) -> None:
-    model = biased(width)
+    model = gptj(width)
     moved = transplant(model, mapping)
     bias, row = moved.model.lm_head.bias, mapping.row("201")
     assert bias.shape == (mapping.student.sizes.logits,)
@@ -494,6 +498,8 @@ def test_weights_that_are_no_numbers_per_token_are_refused(mapping: Mapping, wid
     quantised.lm_head.weight = torch.nn.Parameter(torch.ones(width, 16, dtype=torch.int8), requires_grad=False)
     with pytest.raises(OptionError, match="before it is quantised"):
         transplant(quantised, mapping)
+    with pytest.raises(OptionError, match="expected a model of transformers, got a Linear"):
+        transplant(torch.nn.Linear(2, 2), mapping)
     with pytest.raises(OptionError, match="has none"):
         transplant(transformers.LlamaModel(llama(width).config), mapping)
 
@@ -506,6 +512,11 @@ def test_a_further_tensor_per_token_is_refused(mapping: Mapping, width: int) -> 
 
     with pytest.raises(OptionError, match="frequencies has the shape"):
         transplant(Counting(llama(width).config), mapping)
+
+
+def test_embeddings_for_every_layer_are_refused(mapping: Mapping, width: int) -> None:
+    with pytest.raises(OptionError, match="has a second embedding for its layers"):
+        transplant(llama(width, vocab_size_per_layer_input=width), mapping)
 
 
 def test_a_missing_model_is_refused_in_a_sentence(mapping: Mapping, tmp_path: Path) -> None:

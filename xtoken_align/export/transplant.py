@@ -383,6 +383,7 @@ def transplant(
         _check_own_tokenizer(name, mapping)
         model, name = load_model(name), _short(name)
     else:
+        _check_class(model)
         name = _short(str(getattr(model, "name_or_path", "")) or type(model).__name__)
         model = copy.deepcopy(model)
     plan = plan_rows(mapping)
@@ -396,6 +397,16 @@ def _short(name: str) -> str:
     """A Hub id as it is, of a path its last part."""
     path = Path(name)
     return path.resolve().name if path.exists() else name.rstrip("/\\")
+
+
+def _check_class(model: Any) -> None:
+    import transformers
+
+    if not isinstance(model, transformers.PreTrainedModel):
+        raise OptionError(
+            f"expected a model of transformers, got a {type(model).__name__}: merge adapters into their model, and "
+            "unwrap a model that was wrapped for training"
+        )
 
 
 def _check_own_tokenizer(name: str, mapping: Mapping) -> None:
@@ -426,17 +437,20 @@ def _replace_weights(model: Any, mapping: Mapping, plan: RowPlan, seed: int) -> 
         for weight in old:
             first_piece = weight is not embedding.weight
             rows = make_rows(weight.detach(), plan, trained, generator, first_piece=first_piece)
-            fresh = torch.nn.Parameter(rows, requires_grad=weight.requires_grad)
-            # Tied encoders and decoders hold the same parameter under several names.
-            for module in model.modules():
-                if getattr(module, "weight", None) is weight:
-                    module.weight = fresh
+            _share(model, "weight", weight, torch.nn.Parameter(rows, requires_grad=weight.requires_grad))
         bias = getattr(head, "bias", None)
         if bias is not None:
             rows = make_rows(bias.detach()[:, None], plan, trained, generator, first_piece=True)
-            head.bias = torch.nn.Parameter(rows[:, 0].contiguous(), requires_grad=bias.requires_grad)
+            _share(model, "bias", bias, torch.nn.Parameter(rows[:, 0].contiguous(), requires_grad=bias.requires_grad))
     embedding.num_embeddings = head.out_features = width
     return tied
+
+
+def _share(model: Any, name: str, before: Any, after: Any) -> None:
+    """Puts a parameter wherever the model holds the one before: a tied one has several places."""
+    for module in model.modules():
+        if getattr(module, name, None) is before:
+            setattr(module, name, after)
 
 
 def _checked_modules(model: Any) -> tuple[Any, Any]:
@@ -452,10 +466,10 @@ def _checked_modules(model: Any) -> tuple[Any, Any]:
     head = output_head(model)
     embedding = model.get_input_embeddings()
     for module, kind in ((embedding, torch.nn.Embedding), (head, torch.nn.Linear)):
-        if not isinstance(module, kind) or not module.weight.is_floating_point():
+        if not isinstance(module, kind) or not module.weight.is_floating_point() or module.weight.is_meta:
             raise OptionError(
-                f"expected a torch.nn.{kind.__name__} with floating-point weights, got a {type(module).__name__}: "
-                "transplant the model before it is quantised or given adapters"
+                f"expected a torch.nn.{kind.__name__} with floating-point weights in memory, got another "
+                f"{type(module).__name__}: transplant the model before it is quantised, offloaded or given adapters"
             )
     if getattr(model.config.get_text_config(), "vocab_size_per_layer_input", None):
         raise OptionError(
