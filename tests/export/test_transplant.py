@@ -141,6 +141,7 @@ def test_under_its_own_tokenizer_a_models_logits_are_the_same_bits(kind: str, ow
     assert torch.equal(logits(moved.model, width), logits(model, width))
     assert moved.rows["unused"] == 3
     assert moved.model.config.to_dict() == model.config.to_dict()
+    assert moved.model.generation_config.to_dict() == model.generation_config.to_dict()
     assert moved.emptied == ()
 
 
@@ -336,6 +337,12 @@ def test_the_configuration_has_the_new_width_and_ids(mapping: Mapping, width: in
     assert "pad_token_id" in moved.emptied
     assert moved.model.get_input_embeddings().padding_idx is None
     assert moved.model.generate(torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False).shape[0] == 1
+
+
+def test_a_tokenizer_that_ends_turns_alone_ends_texts_with_them(width: int, own: Path) -> None:
+    new = make_vocab(["a", (b"<|im_end|>", Kind.SPECIAL)], roles={"eot": [1]})
+    model = transplant(llama(width), build(student=new, teacher=read_vocab(own, logits=width))).model
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == 1
 
 
 def test_settings_that_name_any_token_are_renumbered_or_emptied(mapping: Mapping, width: int) -> None:

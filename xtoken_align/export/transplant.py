@@ -504,7 +504,8 @@ def _renumber(model: Any, mapping: Mapping) -> tuple[str, ...]:
     if generation is not None:
         emptied += [f"generation {key}" for key in renumbered.change(generation)]
         stops = stop_ids(mapping.student)
-        generation.eos_token_id = stops[0] if len(stops) == 1 else stops or None
+        if stops and not renumbered.same:
+            generation.eos_token_id = stops[0] if len(stops) == 1 else stops
     pad = text.pad_token_id
     model.get_input_embeddings().padding_idx = pad if pad is not None and 0 <= pad < width else None
     return tuple(dict.fromkeys(emptied))
@@ -522,11 +523,16 @@ class _Renumbered:
 
     A token that the new tokenizer has by its role (bos, eos, pad) is that; any other is the new special token whose row
     came from it. Under its own tokenizer a model keeps the ids that its settings name.
+
+    Attributes:
+        same: whether the new tokenizer is the model's own.
     """
 
     def __init__(self, mapping: Mapping) -> None:
-        self._roles = mapping.student.roles
-        self._same = mapping.student.fingerprint == mapping.teacher.fingerprint
+        self._roles = dict(mapping.student.roles)
+        # A chat tokenizer may know no end of a text but the end of a turn.
+        self._roles.setdefault("eos", tuple(stop_ids(mapping.student)))
+        self.same = mapping.student.fingerprint == mapping.teacher.fingerprint
         matrix = mapping.matrix
         special = np.flatnonzero(mapping.student.kinds[matrix.rows] >= Kind.SPECIAL)[::-1]
         self._new = dict(zip(matrix.indices[special].tolist(), matrix.rows[special].tolist(), strict=True))
@@ -548,11 +554,11 @@ class _Renumbered:
         return emptied
 
     def _renew(self, role: str, value: Any) -> Any:
-        by_role = None if self._same and value is None else self._roles.get(role, (None,))[0]
+        by_role = None if self.same and value is None else next(iter(self._roles.get(role, ())), None)
         old = value if isinstance(value, list) else [value]
         translated = [self._new[token_id] for token_id in old if token_id in self._new]
         by_counterpart = (translated if isinstance(value, list) else translated[0]) if translated else None
-        first, second = (by_counterpart, by_role) if self._same else (by_role, by_counterpart)
+        first, second = (by_counterpart, by_role) if self.same else (by_role, by_counterpart)
         return second if first is None else first
 
 
