@@ -18,7 +18,11 @@ from xtoken_align.losses.functional import outcomes_kl
 from xtoken_align.losses.inputs import Compared, Rows
 from xtoken_align.losses.tables import Outcomes
 
-KINDS = ("partition-kl", "c-kl", "p-kl", "h-kl", "gold", "uld", "alm")
+KINDS = ("partition-kl", "c-kl", "p-kl", "h-kl", "gold", "strict", "bpm", "escd", "simct", "uld", "alm")
+FIRST = ("c-kl", "strict", "bpm", "escd", "simct", "alm")
+"""The kinds that do not average a chunk's positions."""
+PARTIAL = ("partition-kl", "c-kl", "p-kl", "strict", "bpm", "escd", "simct")
+"""The kinds that read a teacher of which the best tokens are known."""
 SORTED = ("h-kl", "gold", "uld")
 """The kinds that sort: their gradient jumps where two probabilities are one."""
 
@@ -31,7 +35,7 @@ def options_of(*kinds: str) -> list[dict[str, Any]]:
     """Every way in which kinds can be asked for."""
     found: list[dict[str, Any]] = []
     for kind in kinds:
-        merges = ("first",) if kind in {"c-kl", "alm"} else ("first", "mean")
+        merges = ("first",) if kind in FIRST else ("first", "mean")
         for merge in merges:
             found.append({"kind": kind, "merge": merge})
             if kind == "c-kl":
@@ -47,6 +51,8 @@ def options_of(*kinds: str) -> list[dict[str, Any]]:
             if kind in {"h-kl", "gold"}:
                 found += [{"kind": kind, "merge": merge, "normalize": "none"}]
                 found += [{"kind": kind, "merge": merge, "uncommon_top_k": 2}]
+            if kind == "simct":
+                found.append({"kind": kind, "merge": merge, "units": "path"})
     return found
 
 
@@ -93,7 +99,7 @@ def slow(case: Case, student: torch.Tensor, teacher: Teacher, **options: Any) ->
     """The slow twin, in float64."""
     leaf = student.detach().double().requires_grad_()
     teacher = teacher.double() if isinstance(teacher, torch.Tensor) else teacher
-    newer = options["kind"] == "c-kl" or not MEASURED.isdisjoint(options)
+    newer = options["kind"] in {"c-kl", "strict", "bpm", "escd", "simct"} or not MEASURED.isdisjoint(options)
     out = (slow_kind if newer else slow_loss)(case.mapping, leaf, teacher, case.spans, **options)
     return Called(out.loss.detach(), out.kd.detach(), out.ce.detach(), torch.autograd.grad(out.loss, leaf))
 

@@ -31,13 +31,14 @@ from torch import Tensor
 from xtoken_align.errors import OptionError
 from xtoken_align.losses import TopK
 from xtoken_align.losses import options as checks
-from xtoken_align.mapping.mapping import Mapping, Side
+from xtoken_align.mapping.mapping import Mapping, Side, SideName
+from xtoken_align.matrix import Matrix
 from xtoken_align.spans.spans import Spans
 from xtoken_align.vocab.kinds import Kind
 
 Units = Literal["text", "path"]
 
-STOPS = ("eot", "eos", "eom")
+STOPS = ("eot", "eos", "eom", "stop")
 """The roles that end a turn."""
 
 OWN_DIVERGENCE: dict[str, Divergence] = {"strict": "reverse", "bpm": "jsd", "escd": "forward", "simct": "reverse"}
@@ -366,11 +367,36 @@ class BridgedMapping:
             side[list(stops)] = number
         return made
 
+    @property
+    def matrix(self) -> Matrix:
+        """W, in which the student's stops are linked to the teacher's first stop alone, and so are links to others."""
+        matrix, (ours, theirs) = self.mapping.matrix, self.stops
+        kept = np.flatnonzero(~np.isin(matrix.rows, list(ours)))
+        links = [(int(matrix.rows[link]), link) for link in kept.tolist()]
+        links = sorted([*links, *((stop, -1) for stop in ours)])
+        rows, link = (np.array(side) for side in zip(*links, strict=True))
+        columns = np.where(np.isin(matrix.indices, list(theirs)), self.pair[1], matrix.indices)
+        # What a stop's own link has stands behind the last one.
+        appended = {"indices": self.pair[1], "data": 1.0, "position": 0, "rule": 0}
+        arrays = {
+            name: np.append(columns if name == "indices" else getattr(matrix, name), value)[link]
+            for name, value in appended.items()
+        }
+        count = np.bincount(rows, minlength=matrix.shape[0])
+        return replace(matrix, indptr=np.concatenate([[0], np.cumsum(count)]), **arrays)
+
+    def first_pieces(self, side: SideName) -> np.ndarray:
+        """The first pieces; those of stops, and those that are stops, are the other side's first stop."""
+        first, number = self.mapping.first_pieces(side).copy(), 0 if side == "student" else 1
+        first[np.isin(first, list(self.stops[1 - number]))] = self.pair[1 - number]
+        first[list(self.stops[number])] = self.pair[1 - number]
+        return first
+
 
 def bridged(mapping: Mapping) -> BridgedMapping | None:
     """A mapping whose stops are one outcome; None unless both sides have stops.
 
-    A side's stops are its tokens of roles eot, eos and eom. The first of them stands for all.
+    A side's stops are its tokens of roles eot, eos, eom and stop. The first of them stands for all.
     """
     stops = [
         [token for role in STOPS for token in side.roles.get(role, ())] for side in (mapping.student, mapping.teacher)
@@ -422,7 +448,8 @@ def bridged_chunk(chunk: Chunk, bridge: BridgedMapping) -> Chunk:
 
 def exact_pairs(mapping: Mapping | BridgedMapping, kind: str, threshold: float = 0.6) -> list[tuple[int, int]]:
     """Common pairs, by student id; of a bridged mapping the stops are one pair."""
-    pairs = common_pairs(mapping, SlowOptions(kind="h-kl" if kind == "h-kl" else "gold", threshold=threshold))
+    built = mapping.mapping if isinstance(mapping, BridgedMapping) else mapping
+    pairs = common_pairs(built, SlowOptions(kind="h-kl" if kind == "h-kl" else "gold", threshold=threshold))
     if not isinstance(mapping, BridgedMapping):
         return pairs
     ours, theirs = mapping.stops
@@ -478,8 +505,8 @@ def slow_kind(
         level_weight: C-KL: how much a level counts.
         end: C-KL: whether level 1 knows of the chunk before.
         units: SimCT: which units are candidates.
-        stop_bridge: compare the tokens of roles eot, eos and eom as one outcome, at every position. Nothing changes if
-            one side has none.
+        stop_bridge: compare the tokens of roles eot, eos, eom and stop as one outcome, at every position. Nothing
+            changes if one side has none.
         skip_white_space: chunks in which the student wrote nothing but white space have the value 0; they still count
             in the divisor.
         merge: as for `slow_loss`; it, and the following, for the kinds that read it there.

@@ -11,6 +11,7 @@ import torch
 from loss_calls import (
     KINDS,
     MEASURES,
+    PARTIAL,
     SORTED,
     Called,
     assert_same,
@@ -139,7 +140,7 @@ def test_the_first_form_of_c_kl_has_the_values_that_it_had(seed: int, values: tu
         assert second(case.student_logits, case.teacher_logits, case.spans).kd < value
 
 
-@pytest.mark.parametrize("kind", ["partition-kl", "c-kl", "p-kl"])
+@pytest.mark.parametrize("kind", PARTIAL)
 def test_teachers_of_which_the_best_tokens_are_known_are_the_slow_ones(kind: str) -> None:
     every = [one for one in options_of(kind) if one.get("top_k") != 1000]
     for seed in range(BATCHES):
@@ -150,7 +151,7 @@ def test_teachers_of_which_the_best_tokens_are_known_are_the_slow_ones(kind: str
         assert_twins(case, truth, teacher, **options)
 
 
-@pytest.mark.parametrize("kind", ["partition-kl", "c-kl", "p-kl"])
+@pytest.mark.parametrize("kind", PARTIAL)
 def test_a_teacher_that_lists_every_token_is_its_logits(kind: str) -> None:
     for seed in range(len(FEATURES)):
         case = case_of(seed)
@@ -188,7 +189,7 @@ def test_the_reference_is_the_slow_ones_too(options: dict[str, Any]) -> None:
         assert_twins(case, truth, case.teacher_logits.double(), implementation="reference", **options)
 
 
-@pytest.mark.parametrize("kind", ["partition-kl", "c-kl", "p-kl"])
+@pytest.mark.parametrize("kind", PARTIAL)
 def test_the_reference_reads_teachers_of_which_the_best_tokens_are_known(kind: str) -> None:
     for seed in range(0, BATCHES, 3):
         case = case_of(seed)

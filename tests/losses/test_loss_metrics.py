@@ -87,7 +87,7 @@ def test_parts_and_counts_stand_among_the_metrics(kind: str) -> None:
     torch.testing.assert_close(ce / labels, out.ce)
     torch.testing.assert_close(kd / chunks + ce / labels, out.loss.detach())
     assert [part.item() for part in scale] == [1, 1]
-    assert (out.metrics["misfits"][0] > 0) == (kind in {"partition-kl", "c-kl"})
+    assert (out.metrics["misfits"][0] > 0) == (kind in {"partition-kl", "c-kl", "strict"})
 
 
 def test_c_kl_has_the_metrics_of_its_first_level() -> None:

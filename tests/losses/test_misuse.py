@@ -116,7 +116,7 @@ SIDES: dict[str, tuple[Refused, str]] = {
     "another device": (call(Z.to("meta"), T.to("meta")), "the loss is on cpu, but what the student .* is on meta"),
     "two devices": (call(Z, T.to("meta")), "student and teacher must be on one device, but they are on cpu and meta"),
     "a top k for h-kl": (call(Z, TOP, kind="h-kl"), "h-kl needs the teacher's whole distribution"),
-    "a top k for uld": (call(Z, TOP, kind="uld"), "use partition-kl, c-kl or p-kl"),
+    "a top k for uld": (call(Z, TOP, kind="uld"), "use partition-kl, c-kl, p-kl, strict, bpm, escd or simct"),
     "a top k for alm": (call(Z, TOP, kind="alm"), "alm needs the teacher's whole"),
     "hidden states for a peer": (
         call(Hidden(Z[..., :3], HEAD), kind="uld", options={"compat": "trl"}),

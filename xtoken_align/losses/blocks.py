@@ -8,10 +8,10 @@ outcomes has faster ways, `cpu` and `triton`, which write the same gradient in p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from ..errors import OptionError
 from ..spans.spans import IGNORED, Predictions
+from ..spans.units import offsets_of
 from . import cpu, triton
 from .chain import Left, Levels, PrefixTree, Reads, find_levels, first_shares, level_values, level_weights
-from .divergence import Measure
+from .divergence import Divergence, Measure
 from .inputs import (
     Compared,
     Gradients,
@@ -106,12 +107,34 @@ class Objective:
     level_weight: str = "text"
 
 
+class Further(Protocol):
+    """Comparisons of some chunks beside those of whole rows by a term's table, with rows of their own."""
+
+    @property
+    def chunk(self) -> Ids:
+        """int64 (m,), the chunk of each, ascending."""
+
+    def take(self, which: slice | NDArray[np.bool_]) -> Self:
+        """Some of them."""
+
+    def rows(self) -> tuple[Ids, Ids]:
+        """The student's and the teacher's rows that they read."""
+
+    def placed(self, student: Callable[[Ids], Ids], teacher: Callable[[Ids], Ids]) -> Self:
+        """The same with rows numbered anew."""
+
+    def values(
+        self, student: Reads, teacher: Reads, outcomes: Outcomes, measure: Measure
+    ) -> tuple[torch.Tensor, Divergence | None]:
+        """Floats (m,), and what else was found, where it is that of a chunk's first position."""
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """Some chunks of a block, whose formulas are called at once.
 
     Attributes:
-        chunks: their numbers in the batch.
+        chunks: their numbers in the batch, a range or int64.
         student: their rows of level one among the block's.
         teacher: the teacher's.
         student_size: int64, how many rows each chunk has; None where each has one on both sides.
@@ -119,12 +142,18 @@ class Part:
         text: int64, the outcome that the text of each chunk has, where levels are weighed by it; or None.
     """
 
-    chunks: slice
+    chunks: slice | torch.Tensor
     student: slice
     teacher: slice
     student_size: Ids | None = None
     teacher_size: Ids | None = None
     text: Ids | None = None
+
+    @property
+    def range(self) -> slice:
+        """The chunks where none is left out."""
+        assert isinstance(self.chunks, slice)
+        return self.chunks
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +167,7 @@ class Block:
         parts: the chunks, some at a time.
         level_one: how many of the student's rows are level one's.
         levels: C-KL's further levels, those of some chunks at a time, whose rows count in the block.
+        further: other comparisons beside level one, likewise.
         left: what level one of C-KL leaves out, chunks counted from the block's first one; None if nothing.
         labels: int64, what each of the student's rows is to predict, -100 for nothing; or None.
     """
@@ -147,6 +177,7 @@ class Block:
     parts: tuple[Part, ...]
     level_one: int
     levels: tuple[Levels, ...] = ()
+    further: tuple[Further, ...] = ()
     left: Left | None = None
     labels: Ids | None = None
 
@@ -176,6 +207,10 @@ def plan_batch(
     bins: tuple[Ids, Ids] | None = None,
     trees: tuple[PrefixTree, PrefixTree] | None = None,
     left: Left | None = None,
+    single: bool = False,
+    blank: NDArray[np.bool_] | None = None,
+    by_table: NDArray[np.bool_] | None = None,
+    further: Sequence[Further] = (),
 ) -> Batch:
     """Cuts a batch into blocks of whole chunks.
 
@@ -188,29 +223,38 @@ def plan_batch(
         bins: each token's bin on both sides, where chunks that begin in two bins are misfits.
         trees: C-KL's, of the student's decompositions and of the teacher's.
         left: what level one of C-KL leaves out.
+        single: chunks of several tokens on a side are misfits, too, and misfits are not read.
+        blank: bool (N,), chunks that are left out without being misfits.
+        by_table: bool (N,), False for chunks whose first position is among `further`.
+        further: comparisons beside level one's.
     """
-    # With bins [0, 1] of the student's tokens and [1, 0] of the teacher's, a chunk fits whose first tokens are the
-    # student's 0 and the teacher's 1; one that begins with token 0 on both sides is a misfit.
-    fits = np.ones(len(predictions), dtype=np.bool_)
-    if bins is not None:
-        first_student = bins[0][predictions.student_tokens[predictions.student_offsets[:-1]]]
-        first_teacher = bins[1][predictions.teacher_tokens[predictions.teacher_offsets[:-1]]]
-        fits = (first_student == first_teacher) & (first_student >= 0)
+    fits = np.ones(len(predictions), dtype=np.bool_) if bins is None else begin_alike(predictions, bins)
     sides = [(predictions.student, predictions.student_offsets), (predictions.teacher, predictions.teacher_offsets)]
+    if single:
+        fits &= one_to_one(predictions)
+    shown = np.ones_like(fits) if blank is None else ~blank
+    misfits, fits = int((~fits & shown).sum()), fits & shown
     if merge == "first":
-        sides = [(side_rows[offsets[:-1]], np.arange(len(offsets))) for side_rows, offsets in sides]
+        read = fits if single else np.ones_like(fits)
+        read = read if by_table is None else read & by_table
+        sides = [(side_rows[offsets[:-1]][read], offsets_of(read)) for side_rows, offsets in sides]
+    further = [one.take(fits[one.chunk]) for one in further]
     levels = [
         find_levels(tree, predictions, fits, of_student=of_student)
         for tree, of_student in zip(trees or (), (True, False), strict=trees is not None)
     ]
-    longest = np.maximum(sides[0][1], sides[1][1])
+    # What is compared beside a chunk's rows counts as rows, too.
+    beside = np.bincount(
+        np.concatenate([np.zeros(0, dtype=np.int64), *(one.chunk for one in further)]), minlength=len(fits)
+    )
+    longest = np.maximum(sides[0][1], sides[1][1]) + offsets_of(beside)
     blocks = [
-        _block(first, last, sides, levels, list(pairwise(_bounds(longest, first, last, sizes.part))), sizes.levels)
+        _block(first, last, sides, (levels, further), list(pairwise(_bounds(longest, first, last, sizes.part))), sizes)
         for first, last in pairwise(_bounds(longest, 0, len(predictions), rows))
     ]
     if bins is not None and trees is not None:
         # A misfit has no level that would ask for its outcome.
-        text = np.where(fits, first_teacher, 0)
+        text = np.where(fits, bins[1][predictions.teacher_tokens[predictions.teacher_offsets[:-1]]], 0)
         blocks = [_with_text(block, text, left) for block in blocks]
     if labels is not None:
         # A row's label counts in the first block that reads it; labelled rows that none reads get blocks of their own.
@@ -222,14 +266,37 @@ def plan_batch(
         for start in range(0, len(alone), rows):
             own_rows = alone[start : start + rows]
             blocks.append(Block(own_rows, alone[:0], (), 0, labels=pending[own_rows]))
-    return Batch(tuple(blocks), np.where(fits, predictions.weight, 0).astype(np.float32), int((~fits).sum()))
+    return Batch(tuple(blocks), np.where(fits, predictions.weight, 0).astype(np.float32), misfits)
+
+
+def begin_alike(predictions: Predictions, bins: tuple[Ids, Ids]) -> NDArray[np.bool_]:
+    """Bool (N,), which chunks' first tokens lie in one bin.
+
+    With bins [0, 1] of the student's tokens and [1, 0] of the teacher's, it is one whose first tokens are the student's
+    0 and the teacher's 1; one that begins with token 0 on both sides is none.
+    """
+    first_student = bins[0][predictions.student_tokens[predictions.student_offsets[:-1]]]
+    first_teacher = bins[1][predictions.teacher_tokens[predictions.teacher_offsets[:-1]]]
+    return np.asarray((first_student == first_teacher) & (first_student >= 0))
+
+
+def one_to_one(predictions: Predictions) -> NDArray[np.bool_]:
+    """Bool (N,), which chunks have one token on each side."""
+    return np.asarray((np.diff(predictions.student_offsets) == 1) & (np.diff(predictions.teacher_offsets) == 1))
+
+
+def all_of_chunk(tokens: NDArray[np.bool_], predictions: Predictions) -> NDArray[np.bool_]:
+    """Bool (N,), which chunks have only such student tokens."""
+    others = offsets_of(~tokens[predictions.student_tokens])[predictions.student_offsets]
+    return np.asarray(others[1:] == others[:-1])
 
 
 def _with_text(block: Block, text: Ids, left: Left | None) -> Block:
     """The block with what C-KL's level one has to know: the text's outcomes and what is left out."""
-    first, last = block.parts[0].chunks.start, block.parts[-1].chunks.stop
+    ranges = [part.range for part in block.parts]
+    first, last = ranges[0].start, ranges[-1].stop
     own = None if left is None else left.between(first, last, moved=first)
-    parts = tuple(replace(part, text=text[part.chunks]) for part in block.parts)
+    parts = tuple(replace(part, text=text[own_range]) for part, own_range in zip(block.parts, ranges, strict=True))
     return replace(block, parts=parts, left=own or None)
 
 
@@ -249,9 +316,9 @@ def _block(
     first: int,
     last: int,
     sides: Sequence[tuple[Ids, Ids]],
-    levels: Sequence[Levels],
+    beside: tuple[Sequence[Levels], Sequence[Further]],
     bounds: Sequence[tuple[int, int]],
-    levels_at_once: int,
+    sizes: BlockSizes,
 ) -> Block:
     """The block of chunks first to last, without labels.
 
@@ -262,37 +329,36 @@ def _block(
         first: the first chunk.
         last: the chunk after the last one.
         sides: the student's and the teacher's rows of level one, with where each chunk's begin.
-        levels: all further levels of the batch.
+        beside: all further levels of the batch, and its other comparisons.
         bounds: the first chunk of each part, and the one after its last.
-        levels_at_once: how many levels are compared at a time.
+        sizes: of which `levels` is read.
     """
-    own = [one.take(slice(*np.searchsorted(one.chunk, [first, last]))) for one in levels]
-    own = [one for one in own if len(one.chunk)]
+    own, further = ([one.take(slice(*np.searchsorted(one.chunk, [first, last]))) for one in part] for part in beside)
     rows = [side_rows[offsets[first] : offsets[last]] for side_rows, offsets in sides]
     level_one = len(rows[0])
-    if own:
-        read = [[one.student for one in own], [one.teacher for one in own]]
-        # Level one's rows stand first, and in one piece where chunks follow each other; what levels read beside them is
-        # appended once, however many levels read it.
+    read = [one.rows() for one in (*own, *further)]
+    if any(map(len, chain.from_iterable(read))):
+        # Level one's rows stand first, and in one piece where chunks follow each other; what else is read is appended
+        # once, however often it is.
         rows = [
-            np.concatenate([here, np.setdiff1d(np.concatenate(further), here)])
-            for here, further in zip(rows, read, strict=True)
+            np.concatenate([here, np.setdiff1d(np.concatenate(more), here)])
+            for here, more in zip(rows, zip(*read, strict=True), strict=True)
         ]
-        order = [np.argsort(here) for here in rows]
-        own = [
-            replace(
-                one,
-                student=order[0][np.searchsorted(rows[0], one.student, sorter=order[0])],
-                teacher=order[1][np.searchsorted(rows[1], one.teacher, sorter=order[1])],
-            )
-            for one in own
-        ]
+        numbered = [_place_among(here) for here in rows]
+        own, further = ([one.placed(*numbered) for one in part] for part in (own, further))
     parts = []
     for begin, end in bounds:
         # Rows count from the block's first one, chunks through the batch.
         places = [slice(int(at[begin] - at[first]), int(at[end] - at[first])) for _, at in sides]
-        part = Part(slice(begin, end), places[0], places[1])
         student_size, teacher_size = (np.diff(at[begin : end + 1]) for _, at in sides)
+        chunks: slice | torch.Tensor = slice(begin, end)
+        if not student_size.all():
+            # Chunks that are not read have no rows.
+            if not student_size.any():
+                continue
+            chunks = torch.from_numpy(begin + np.flatnonzero(student_size))
+            student_size, teacher_size = (size[size > 0] for size in (student_size, teacher_size))
+        part = Part(chunks, places[0], places[1])
         if (student_size != 1).any() or (teacher_size != 1).any():
             part = replace(part, student_size=student_size, teacher_size=teacher_size)
         parts.append(part)
@@ -301,19 +367,26 @@ def _block(
         teacher_rows=rows[1],
         parts=tuple(parts),
         level_one=level_one,
-        levels=tuple(
-            one.take(slice(begin, end)) for one in own for begin, end in _whole_chunks(one.chunk, levels_at_once)
-        ),
+        levels=tuple(_whole_chunks(own, sizes.levels)),
+        further=tuple(_whole_chunks(further, sizes.levels)),
     )
 
 
-def _whole_chunks(chunk: Ids, count: int) -> list[tuple[int, int]]:
-    """Cuts levels so that as many are together as `count` holds, but never a chunk's, whose weights are a product.
+def _place_among(rows: Ids) -> Callable[[Ids], Ids]:
+    """From rows to their places: with the rows 10, 12, 11 it turns 11, 10 into 2, 0."""
+    order = np.argsort(rows)
+    return lambda read: order[np.searchsorted(rows, read, sorter=order)]
 
-    Levels of the chunks 3, 3, 5, 7 are the ranges (0, 2), (2, 4) for a count of 2, and (0, 3), (3, 4) for one of 3.
+
+def _whole_chunks(comparisons: Sequence[Any], count: int) -> Iterator[Any]:
+    """Cuts comparisons so that as many are together as `count` holds, but never a chunk's: weights are a product.
+
+    Those of the chunks 3, 3, 5, 7 are the ranges (0, 2), (2, 4) for a count of 2, and (0, 3), (3, 4) for one of 3.
     """
-    offsets = np.append(np.flatnonzero(np.diff(chunk, prepend=-1)), len(chunk))
-    return list(pairwise(offsets[_bounds(offsets, 0, len(offsets) - 1, count)].tolist()))
+    for one in comparisons:
+        offsets = np.append(np.flatnonzero(np.diff(one.chunk, prepend=-1)), len(one.chunk))
+        for begin, end in pairwise(offsets[_bounds(offsets, 0, len(offsets) - 1, count)].tolist()):
+            yield one.take(slice(begin, end))
 
 
 def blocks_of_rows(rows: int, sizes: BlockSizes) -> tuple[Block, ...]:
@@ -457,12 +530,14 @@ def _run_block(block: Block, student_first: int, teacher_first: int, pass_: _Pas
         gradient = place if in_place else torch.empty_like(scores)
         # The formulas overwrite the rows of level one; levels and cross-entropies are added to what is there.
         gradient[block.level_one if pass_.objective.terms else 0 :] = 0
-    if block.parts:
+    if len(block.teacher_rows):
         others = torch.from_numpy(block.teacher_rows).to(device, non_blocking=True)
         teachers = teacher.read(others, dtype, teacher_first)
         _compare_chunks(block, scores, teachers, pass_, gradient)
         for levels in block.levels:
             _compare_levels(block, levels, scores, teachers, pass_, gradient)
+        for further in block.further:
+            _compare_further(further, scores, teachers, pass_, gradient)
     if block.labels is not None and pass_.label_weight is not None:
         _add_cross_entropy(scores, block.labels, pass_.label_weight, gradient, pass_.result)
     if gradients is not None and gradient is not None and not in_place:
@@ -508,20 +583,21 @@ def _compare_chunks(
     for part in block.parts:
         student, teacher = _rows_of(block, part, scores, teachers)
         place = None if gradient is None else gradient[part.student]
+        chunks = part.chunks if isinstance(part.chunks, slice) else part.chunks.to(scores.device, non_blocking=True)
         for number, term in enumerate(pass_.objective.terms):
             found = None
             if number == 0:
-                found = _fast(term, student, teacher, pass_, pass_.chunk_weight[part.chunks], place)
+                found = _fast(term, student, teacher, pass_, pass_.chunk_weight[chunks], place)
             if found is None:
-                weight = pass_.chunk_weight[part.chunks]
+                weight = pass_.chunk_weight[chunks]
                 found = _differentiate(term, student, teacher, pass_, weight, place, adds=number > 0)
             result = pass_.result
-            result.value[part.chunks] += found.value
+            result.value[chunks] += found.value
             if number == 0:
                 for name in ("agrees", "dropped", "empty", "compared"):
-                    getattr(result, name)[part.chunks] = getattr(found, name).to(scores.dtype)
+                    getattr(result, name)[chunks] = getattr(found, name).to(scores.dtype)
                 if found.plausible is not None:
-                    result.plausible[part.chunks] = found.plausible
+                    result.plausible[chunks] = found.plausible
 
 
 def _rows_of(block: Block, part: Part, scores: torch.Tensor, teachers: Rows) -> tuple[Rows, Rows]:
@@ -532,7 +608,7 @@ def _rows_of(block: Block, part: Part, scores: torch.Tensor, teachers: Rows) -> 
     if part.student_size is not None and part.teacher_size is not None:
         student, teacher = _merged(student, part.student_size), _merged(teacher, part.teacher_size)
     if block.left is not None:
-        first, last = (at - block.parts[0].chunks.start for at in (part.chunks.start, part.chunks.stop))
+        first, last = (at - block.parts[0].range.start for at in (part.range.start, part.range.stop))
         left = block.left.between(first, last, moved=first).cells(scores.device)
         student, teacher = replace(student, left=left[0]), replace(teacher, left=left[1])
     if part.text is not None:
@@ -556,7 +632,7 @@ def _fast(
     outcomes, measure = term.table, pass_.objective.measure
     if pass_.path == "reference" or student.chunk is not None or teacher.log_rest is not None:
         return None
-    if not isinstance(outcomes, Outcomes) or outcomes.links is not None or not outcomes.student.count:
+    if not isinstance(outcomes, Outcomes) or not outcomes.in_place:
         return None
     coefficient = None if place is None else weight
     options: dict[str, Any] = {"coefficient": coefficient, "out": place}
@@ -636,12 +712,37 @@ def _first_weights(block: Block, levels: Levels, teachers: Rows, pass_: _Pass) -
         return pass_.result.plausible[torch.from_numpy(chunks).to(teachers.scores.device)]
     assert objective.teacher_silent is not None
     # Level one's rows stand first in a block, one a chunk.
-    own = chunks - block.parts[0].chunks.start
+    own = chunks - block.parts[0].range.start
     rows = torch.from_numpy(own).to(teachers.scores.device, non_blocking=True)
     scores = teachers.scores.index_select(0, rows)
     left = None if block.left is None else block.left.teacher.among(own).cells(scores.device)
     log_rest = None if teachers.log_rest is None else teachers.log_rest.index_select(0, rows)
     return first_shares(levels, scores if left is None else without(scores, left), log_rest, objective.teacher_silent)
+
+
+def _compare_further(
+    further: Further, scores: torch.Tensor, teachers: Rows, pass_: _Pass, gradient: torch.Tensor | None
+) -> None:
+    """Comparisons beside level one: values and gradients are added, what else was found is noted."""
+    objective, result = pass_.objective, pass_.result
+    assert objective.student_silent is not None
+    assert objective.teacher_silent is not None
+    outcomes = objective.terms[0].table
+    assert isinstance(outcomes, Outcomes)
+    student = Reads(scores, objective.student_silent, wanted=gradient is not None)
+    teacher = Reads(teachers.scores, objective.teacher_silent, teachers.log_rest)
+    chunk = torch.from_numpy(further.chunk).to(scores.device, non_blocking=True)
+    with torch.set_grad_enabled(gradient is not None):
+        value, found = further.values(student, teacher, outcomes, objective.measure)
+        total = (value * pass_.chunk_weight[chunk]).sum()
+    if gradient is not None:
+        student.add_gradient(total, gradient)
+    result.value.index_add_(0, chunk, value.detach())
+    if found is not None:
+        # A chunk's first comparison says what of it is compared.
+        first = torch.from_numpy(np.flatnonzero(np.diff(further.chunk, prepend=-1))).to(chunk.device)
+        for name in ("agrees", "dropped", "compared"):
+            getattr(result, name).index_copy_(0, chunk[first], getattr(found, name)[first].to(scores.dtype))
 
 
 def _add_cross_entropy(

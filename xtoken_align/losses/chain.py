@@ -16,6 +16,7 @@ had written `123`. The teacher may, so that the tokens with which the chunk befo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -401,6 +402,14 @@ class Levels:
             teacher=self.teacher[which],
         )
 
+    def rows(self) -> tuple[Ids, Ids]:
+        """The student's and the teacher's rows that they read."""
+        return self.student, self.teacher
+
+    def placed(self, student: Callable[[Ids], Ids], teacher: Callable[[Ids], Ids]) -> Levels:
+        """The same with rows numbered anew."""
+        return replace(self, student=student(self.student), teacher=teacher(self.teacher))
+
 
 def find_levels(tree: PrefixTree, predictions: Predictions, fits: NDArray[np.bool_], *, of_student: bool) -> Levels:
     """The levels of chunks in which one side, the restricted one, has one token and the other that token's pieces.
@@ -507,6 +516,20 @@ class Reads:
         others.requires_grad_(self.wanted)
         self._whole.append((others, rows))
         return log_sum(others)
+
+    def whole(self, rows: torch.Tensor) -> torch.Tensor:
+        """Whole rows (n, V), the silent tokens at -inf."""
+        values = self.scores.detach().index_select(0, rows).index_fill_(1, self.silent, -math.inf)
+        values.requires_grad_(self.wanted)
+        self._whole.append((values, rows))
+        return values
+
+    def log_whole(self, rows: torch.Tensor) -> torch.Tensor:
+        """Log of the sum over whole rows (n,), which makes log-probabilities of scores; a cached teacher's are such."""
+        if self.log_rest is not None:
+            return self.scores.new_zeros(len(rows))
+        own, place = torch.unique(rows, return_inverse=True)
+        return log_sum(self.whole(own))[place]
 
     def add_gradient(self, total: torch.Tensor, gradient: torch.Tensor) -> None:
         """Adds the gradient of a scalar that was made of what was read."""

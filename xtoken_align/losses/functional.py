@@ -37,6 +37,7 @@ from .tables import (
     Tokens,
     log_masses,
     log_outside,
+    log_sum,
     outcomes_of_bins,
     outcomes_of_links,
     outcomes_of_pairs,
@@ -93,15 +94,54 @@ def _plausible(log_teacher: torch.Tensor, log_rest: torch.Tensor | None, text: t
     return share_of(log_teacher.gather(1, text.unsqueeze(1)).squeeze(1), best)
 
 
+def strict(student: Rows, teacher: Rows, pairs: Outcomes, *, measure: Measure, looks: bool) -> Compared:
+    """T^2 KL(Q' || P'), or another divergence, of the tokens in exact pairs, both sides normalised on them: Strict.
+
+    Of a cached teacher the pairs that it lists are compared alone, since nothing is known of the others.
+
+    Args:
+        student: the student's rows, each a chunk that is one pair.
+        teacher: the teacher's.
+        pairs: a column per pair.
+        measure: how the pairs are compared.
+        looks: whether values may be looked at, see `divergence.compare`.
+
+    Source: arXiv:2610.08448 (2026).
+    """
+    return _of_pairs(student, teacher, pairs, measure, looks=looks, both=teacher.log_rest is not None)
+
+
+def simct(student: Rows, teacher: Rows, pairs: Outcomes, *, measure: Measure, looks: bool) -> Compared:
+    """The same for SimCT, whose candidates are those that both sides can give, where a chunk is itself a candidate.
+
+    Source: arXiv:2605.07711 (2026).
+    """
+    return _of_pairs(student, teacher, pairs, measure, looks=looks, both=True)
+
+
+def _of_pairs(student: Rows, teacher: Rows, pairs: Outcomes, measure: Measure, *, looks: bool, both: bool) -> Compared:
+    """The columns of pairs; with `both`, those that the teacher gives nothing are compared on neither side."""
+    ours, theirs = log_masses(student.scores, pairs.student), log_masses(teacher.scores, pairs.teacher)
+    if both:
+        ours = ours.masked_fill(theirs == -math.inf, -math.inf)
+    log_student, log_teacher = normalised(ours, looks=looks), normalised(theirs, looks=looks)
+    found = compare(log_teacher, log_student, measure=measure, looks=looks)
+    kept = 1 - _share_outside(teacher.scores, theirs, log_teacher, pairs.teacher)
+    if teacher.log_rest is not None:
+        kept = theirs.exp().sum(dim=1)
+    empty = _share_outside(student.scores, ours, log_student, pairs.student)
+    return Compared(found.value, found.agrees, 1 - kept * (1 - found.dropped), empty, found.compared)
+
+
 def _teacher_outcomes(
     teacher: Rows, outcomes: Outcomes, *, looks: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The chunks' log-probabilities (c, K), their mass (c,) before it was normalised, and a cached teacher's rest."""
-    masses = log_masses(teacher.scores, outcomes.teacher, left=teacher.left)
-    if teacher.log_rest is None and teacher.left is not None:
+    masses, log_rest = outcomes.teacher_masses(teacher.scores, teacher.log_rest, left=teacher.left)
+    if log_rest is None and teacher.left is not None:
         masses.masked_fill_((masses < LEFT / 2) & (masses > VOID / 2), -math.inf)
-    if teacher.log_rest is not None:
-        masses = torch.cat([masses, teacher.log_rest.to(masses.dtype).unsqueeze(1)], dim=1)
+    if log_rest is not None:
+        masses = torch.cat([masses, log_rest.to(masses.dtype).unsqueeze(1)], dim=1)
     rows = normalised(masses, looks=looks)
     outside = log_outside(teacher.scores, outcomes.teacher)
     kept = rows.new_ones(len(rows))
@@ -158,8 +198,8 @@ def sorted_l1(student: Rows, teacher: Rows, ranks: Ranks, *, measure: Measure, l
     Source: ULD, Boizard et al. 2024; X-Token (arXiv:2605.21699, 2026) and GOLD, Patiño et al. 2025, for the remainders.
     """
     temperature = measure.temperature
-    log_student = _tempered_rows(student, ranks.student_silent, temperature, looks=looks)
-    log_teacher = _tempered_rows(teacher, ranks.teacher_silent, temperature, looks=looks)
+    log_student = _tempered_rows(student, ranks.student_silent, ranks.student_stops, temperature, looks=looks)
+    log_teacher = _tempered_rows(teacher, ranks.teacher_silent, ranks.teacher_stops, temperature, looks=looks)
     # Without a teacher's distribution, or one of the student, there is no comparison.
     compared = (log_teacher > -math.inf).any(dim=1) & (log_student.detach() > -math.inf).any(dim=1)
     sets = ranks.student_rest, ranks.teacher_rest
@@ -182,9 +222,15 @@ def sorted_l1(student: Rows, teacher: Rows, ranks: Ranks, *, measure: Measure, l
     return Compared(value, agrees, nothing, nothing, compared)
 
 
-def _tempered_rows(rows: Rows, silent: Tokens, temperature: float, *, looks: bool) -> torch.Tensor:
-    """The chunks' log-probabilities (c, V) to the power 1 / T; the silent tokens have none."""
-    log_mean = rows.mean(normalised(silent.removed_from(rows.scores), looks=looks))
+def _tempered_rows(
+    rows: Rows, silent: Tokens, stops: torch.Tensor | None, temperature: float, *, looks: bool
+) -> torch.Tensor:
+    """The chunks' log-probabilities (c, V) to the power 1 / T; silent tokens have none, the first stop all."""
+    scores = silent.removed_from(rows.scores)
+    if stops is not None:
+        total = log_sum(scores.index_select(1, stops)).unsqueeze(1)
+        scores = scores.index_fill(1, stops, -math.inf).index_copy(1, stops[:1], total)
+    log_mean = rows.mean(normalised(scores, looks=looks))
     return log_mean if temperature == 1 else normalised(log_mean / temperature, looks=looks)
 
 

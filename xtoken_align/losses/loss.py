@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from typing import Any, Self
 
@@ -19,12 +20,23 @@ from torch.utils._pytree import tree_map_only
 from ..errors import OptionError
 from ..mapping.mapping import Mapping
 from ..spans.spans import IGNORED, Predictions, Spans
-from .blocks import Batch, Ids, Objective, Result, Term, block_sizes, plan_batch, run_batch
+from .blocks import (
+    Batch,
+    Ids,
+    Objective,
+    Result,
+    Term,
+    all_of_chunk,
+    block_sizes,
+    plan_batch,
+    run_batch,
+)
 from .chain import Left, LevelOne, chain_trees
 from .checks import check_ids, check_labels, check_mapping, check_sides, check_spans
 from .divergence import Measure
-from .functional import alm, chunk_log_likelihoods, outcomes_kl, sorted_l1
-from .inputs import Hidden, Logits, Student, Teacher, TopK, source_of
+from .functional import alm, chunk_log_likelihoods, outcomes_kl, simct, sorted_l1, strict
+from .further import Finder, find_children, find_positions, find_units, prefix_outcomes
+from .inputs import Compared, Hidden, Logits, Student, Teacher, TopK, source_of
 from .options import (
     IMPLEMENTATIONS,
     check_count,
@@ -34,16 +46,19 @@ from .options import (
     check_weight,
     one_of,
 )
+from .prefixes import Prefixes
 from .scale import DynamicScale
 from .sharded import Shares, shared_out, shares_of
 from .tables import (
     LinkWeights,
     Outcomes,
+    Stops,
+    blank_tokens,
     live_tokens,
     mapping_bins,
     mapping_links,
     mapping_pairs,
-    outcomes_of_pairs,
+    pair_outcomes,
     ranks_of_all,
     ranks_of_pairs,
 )
@@ -104,6 +119,8 @@ class Kind:
         partial_teachers: whether a teacher may be a `TopK`.
         agreement: whether the two sides' best choices can be compared.
         bins: whether a chunk whose first tokens lie in two bins is a misfit.
+        single: whether a chunk of several tokens on a side is one, too; misfits are then not read.
+        further: finds what is compared beside the terms; see `Finder`.
     """
 
     terms: Callable[[Mapping, LossOptions], tuple[Term, ...]]
@@ -113,29 +130,75 @@ class Kind:
     partial_teachers: bool = False
     agreement: bool = True
     bins: bool = False
+    single: bool = False
+    further: Callable[[Mapping, LossOptions, tuple[Term, ...]], Finder] | None = None
 
 
 def _bins(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
-    return (Term(outcomes_kl, mapping_bins(mapping, indexed=options.indexed)),)
+    return (Term(outcomes_kl, mapping_bins(mapping, stops=options.stops(mapping), indexed=options.indexed)),)
 
 
 def _projection(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
-    links = mapping_links(mapping, merge=options.merge, unreached=options.unreached, indexed=options.indexed)
+    links = mapping_links(
+        mapping,
+        merge=options.merge,
+        unreached=options.unreached,
+        stops=options.stops(mapping),
+        indexed=options.indexed,
+    )
     return (Term(outcomes_kl, links),)
 
 
 def _pairs(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
     """Common pairs and two remainders."""
-    pairs = mapping_pairs(mapping, threshold=None if options.kind == "gold" else options.threshold)
-    live, paper = live_tokens(mapping), options.normalize == "none"
-    ranks = ranks_of_pairs(pairs, *live, limit=options.uncommon_top_k, with_common=paper, indexed=options.indexed)
+    stops = options.stops(mapping)
+    pairs = mapping_pairs(mapping, threshold=None if options.kind == "gold" else options.threshold, stops=stops)
+    paper = options.normalize == "none"
+    ranks = ranks_of_pairs(
+        pairs,
+        *live_tokens(mapping),
+        limit=options.uncommon_top_k,
+        with_common=paper,
+        stops=stops,
+        indexed=options.indexed,
+    )
     if paper:
         return (Term(sorted_l1, ranks),)
-    return Term(outcomes_kl, outcomes_of_pairs(pairs, *live, indexed=options.indexed)), Term(sorted_l1, ranks)
+    common = pair_outcomes(mapping, pairs, stops=stops, indexed=options.indexed)
+    return Term(outcomes_kl, common), Term(sorted_l1, ranks)
 
 
 def _everything(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
     return (Term(sorted_l1, ranks_of_all(*live_tokens(mapping), indexed=options.indexed)),)
+
+
+def _exact_pairs(formula: Callable[..., Compared]) -> Callable[[Mapping, LossOptions], tuple[Term, ...]]:
+    """Exact pairs and nothing else."""
+
+    def terms(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
+        stops = options.stops(mapping)
+        pairs = mapping_pairs(mapping, threshold=None, stops=stops)
+        return (Term(formula, pair_outcomes(mapping, pairs, stops=stops, rest="none", indexed=options.indexed)),)
+
+    return terms
+
+
+def _byte_prefixes(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
+    return (Term(outcomes_kl, prefix_outcomes(mapping, stops=options.stops(mapping), indexed=options.indexed)),)
+
+
+def _bins_of(term: Term) -> tuple[Ids, Ids]:
+    """Both sides' bins as a term numbers them, the rest included; -1 for tokens in none."""
+    table = term.table
+    assert isinstance(table, Outcomes)
+    student, teacher = (side.group.numpy() for side in (table.student, table.teacher))
+    count = table.student.count
+    return np.where(student == count, -1, student), np.where(teacher == count, -1, teacher)
+
+
+def _find_units(mapping: Mapping, options: LossOptions, terms: tuple[Term, ...]) -> Finder:
+    prefixes = Prefixes.of(mapping) if options.units == "path" else None
+    return partial(find_units, mapping, prefixes, _bins_of(terms[0]), options.stops(mapping))
 
 
 KINDS = {
@@ -144,6 +207,30 @@ KINDS = {
     "p-kl": Kind(_projection, ("top_k", "unreached"), partial_teachers=True),
     "h-kl": Kind(_pairs, ("normalize", "threshold", "uncommon_top_k")),
     "gold": Kind(_pairs, ("normalize", "uncommon_top_k")),
+    "strict": Kind(
+        _exact_pairs(strict), divergence="reverse", merges=("first",), partial_teachers=True, bins=True, single=True
+    ),
+    "bpm": Kind(
+        _byte_prefixes,
+        divergence="jsd",
+        merges=("first",),
+        partial_teachers=True,
+        further=lambda mapping, *_: partial(find_positions, mapping, Prefixes.of(mapping)),
+    ),
+    "escd": Kind(
+        _byte_prefixes,
+        merges=("first",),
+        partial_teachers=True,
+        further=lambda mapping, *_: partial(find_children, Prefixes.of(mapping)),
+    ),
+    "simct": Kind(
+        _exact_pairs(simct),
+        ("units",),
+        divergence="reverse",
+        merges=("first",),
+        partial_teachers=True,
+        further=_find_units,
+    ),
     "uld": Kind(_everything, divergence=None, agreement=False),
     "alm": Kind(lambda *_: (), divergence=None, merges=("first",), agreement=False),
 }
@@ -176,6 +263,13 @@ class LossOptions:
     divergence: str | None = None
     beta: float = 0.5
     student_top_k: int | None = None
+    stop_bridge: bool = False
+    skip_white_space: bool = False
+    units: str = "text"
+
+    def stops(self, mapping: Mapping) -> Stops | None:
+        """The stops that are one outcome, if any."""
+        return Stops.of(mapping) if self.stop_bridge else None
 
     @property
     def measure(self) -> Measure:
@@ -198,11 +292,14 @@ class LossOptions:
         one_of("scale", self.scale, ("fixed", "dynamic"))
         one_of("unreached", self.unreached, ("reroute", "drop"))
         one_of("normalize", self.normalize, ("rest", "none"))
+        one_of("units", self.units, ("text", "path"))
         check_share("threshold", self.threshold)
         check_size("uncommon_top_k", self.uncommon_top_k)
         check_switch("learn_w", self.learn_w)
         one_of("level_weight", self.level_weight, ("plausible", "teacher", "text"))
         check_switch("end", self.end)
+        check_switch("stop_bridge", self.stop_bridge)
+        check_switch("skip_white_space", self.skip_white_space)
         one_of("implementation", self.implementation, IMPLEMENTATIONS)
         if self.compat is not None:
             one_of("compat", self.compat, tuple(PEERS))
@@ -227,6 +324,10 @@ class LossOptions:
                 raise OptionError(
                     f"{name} belongs to {' and '.join(kinds)}, but the kind is {self.kind!r}; leave it out"
                 )
+        if self.learn_w and self.stop_bridge:
+            raise OptionError(
+                "learn_w trains W's links as they are, but stop_bridge exchanges some; leave one of them out"
+            )
         if self.learn_w and (self.kind != "p-kl" or self.merge != "mean" or self.compat is not None):
             raise OptionError(
                 "learn_w needs kind='p-kl' with merge='mean', since no other loss reads W's weights, but the kind is "
@@ -238,9 +339,11 @@ class LossOptions:
         form = None if KINDS[self.kind].divergence else self.kind
         if self.compat is not None:
             form = f"compat={self.compat!r}"
-        elif self.normalize == "none":
+        if form is not None and self.skip_white_space:
+            raise OptionError(f"skip_white_space is no option of {form}, which reads whole texts; leave it out")
+        if form is None and self.normalize == "none":
             form = "normalize='none'"
-        for name in ("divergence", "beta", "student_top_k"):
+        for name in ("divergence", "beta", "student_top_k", "stop_bridge"):
             if form is not None and getattr(self, name) != getattr(LossOptions, name):
                 raise OptionError(
                     f"{name} says how distributions over common outcomes are compared, which {form} does not do; leave "
@@ -264,7 +367,8 @@ class XTokenLoss(torch.nn.Module):
 
     Args:
         mapping: of the two tokenizers.
-        kind: "partition-kl", "c-kl", "p-kl", "h-kl", "gold", "uld", "alm", or "auto", the mapping's choice.
+        kind: "partition-kl", "c-kl", "p-kl", "h-kl", "gold", "strict", "bpm", "escd", "simct", "uld", "alm", or "auto",
+            the mapping's choice.
         temperature: T.
         divergence: how two distributions P, Q over common outcomes, the teacher's and the student's, are compared:
             "forward", KL(P || Q), "reverse", KL(Q || P), or "jsd", beta KL(P || M) + (1 - beta) KL(Q || M) with
@@ -287,6 +391,12 @@ class XTokenLoss(torch.nn.Module):
             of the pieces before; "text", 1.
         end: c-kl: whether level one leaves out what would have continued the chunk before.
         learn_w: p-kl with merge="mean": W's weights are trained too.
+        stop_bridge: the tokens that end a turn or a text (roles eot, eos, eom and stop) are one outcome on both sides,
+            so that a teacher that ends with another one than the student's text still says that it ends.
+        skip_white_space: chunks of which the student's bytes are ASCII white space have the value 0; they count in what
+            KD is divided by.
+        units: simct: which units are candidates beside the shared tokens: "text", the chunk itself, or "path", all that
+            differ from it in the last tokens alone.
         compat: "nemo-rl", "trl" or "tokenkit": that peer's form of the kind, for reproducing its numbers.
         implementation: how outcomes are compared. "auto" takes what suits the device: in place on the CPU, Triton's
             kernels on a GPU. "cpu" and "triton" insist on one of these; "reference" is plain autograd over the
@@ -298,7 +408,8 @@ class XTokenLoss(torch.nn.Module):
     The tables are buffers outside of the state dict: they move with `.to()` and are made anew from the mapping. In a
     function that `torch.compile` compiles, `forward` is one graph break: a batch is planned anew each time.
 
-    Source: X-Token (arXiv:2605.21699, 2026) for P-KL and H-KL; Partition-KL and C-KL are this library's.
+    Source: X-Token (arXiv:2605.21699, 2026) for P-KL and H-KL; strict arXiv:2610.08448, BPM arXiv:2607.22334, ESCD
+    arXiv:2609.34738, SimCT arXiv:2605.07711 (all 2026); Partition-KL and C-KL are this library's.
     """
 
     def __init__(
@@ -323,6 +434,9 @@ class XTokenLoss(torch.nn.Module):
         divergence: str | None = None,
         beta: float = 0.5,
         student_top_k: int | None = None,
+        stop_bridge: bool = False,  # noqa: FBT002 - a switch among named options
+        skip_white_space: bool = False,  # noqa: FBT002 - a switch among named options
+        units: str = "text",
     ) -> None:
         given: dict[str, Any] = {
             name: value for name, value in locals().items() if name in LossOptions.__dataclass_fields__
@@ -341,14 +455,10 @@ class XTokenLoss(torch.nn.Module):
         silent = [(~live).nonzero().squeeze(1) for live in live_tokens(mapping)]
         self._formulas = tuple(term.formula for term in terms)
         self._tables = tree_map_only(torch.Tensor, self._as_buffer, [tuple(term.table for term in terms), *silent])
-        self._bins: tuple[Ids, Ids] | None = None
-        if KINDS[options.kind].bins:
-            # Both sides' bins as the first term numbers them, the rest included; -1 for tokens in none.
-            table = terms[0].table
-            assert isinstance(table, Outcomes)
-            student, teacher = (side.group.numpy() for side in (table.student, table.teacher))
-            count = table.student.count
-            self._bins = np.where(student == count, -1, student), np.where(teacher == count, -1, teacher)
+        own = KINDS[options.kind]
+        self._bins = _bins_of(terms[0]) if own.bins else None
+        self._find = own.further(mapping, options, terms) if own.further else None
+        self._blank = blank_tokens(mapping.student) if options.skip_white_space else None
         self._trees = chain_trees(mapping) if options.kind == "c-kl" else None
         self._level_one: LevelOne | None = None
         if self._trees is not None and self._bins is not None and options.end:
@@ -525,6 +635,7 @@ class XTokenLoss(torch.nn.Module):
 
     def _plan(self, predictions: Predictions, labels: Ids | None, left: Left | None, *, fused: bool) -> Batch:
         sizes = block_sizes(next(self.buffers()).device, *self.mapping.matrix.shape)
+        by_table, further = (None, ()) if self._find is None else self._find(predictions)
         return plan_batch(
             predictions,
             labels,
@@ -534,6 +645,10 @@ class XTokenLoss(torch.nn.Module):
             bins=self._bins,
             trees=self._trees,
             left=left,
+            single=KINDS[self.options.kind].single,
+            blank=None if self._blank is None else all_of_chunk(self._blank, predictions),
+            by_table=by_table,
+            further=further,
         )
 
     def _distributions(

@@ -9,18 +9,21 @@ A table depends on the mapping alone, so a module makes it once. Each has a plai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils._pytree import register_pytree_node
 
 from ..errors import OptionError
-from ..mapping.mapping import Mapping
+from ..mapping.mapping import Mapping, Side
 from ..matrix import relaxed_common, strict_common
+from ..spans.units import offsets_of
 from ..vocab.kinds import Kind
+from ..vocab.roles import STOPS
 
 MASKED = -2
 """The bin of a token that has no probability: padding and holes."""
@@ -295,6 +298,19 @@ class Links:
     log_weight: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Rest:
+    """All tokens without an outcome of their own, as an outcome whether or not the teacher has any such token.
+
+    Attributes:
+        column: its column.
+        of_teacher: whether the teacher has such tokens; else it gives the outcome nothing.
+    """
+
+    column: int
+    of_teacher: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Outcomes:
     """How two vocabularies are made comparable: K columns that both have, each an outcome.
@@ -304,12 +320,42 @@ class Outcomes:
         teacher: columns of the teacher's tokens; as many.
         links: weighted links, None where every token has weight 1 in its column.
         weigh_by_kept: multiply a chunk's value by the teacher's mass that has a column.
+        rest: the outcome that holds all other tokens, and what a cached teacher does not list; None where a rest is an
+            outcome like others or none.
     """
 
     student: Grouping
     teacher: Grouping
     links: Links | None
     weigh_by_kept: bool
+    rest: Rest | None = None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether rows can be compared without links or an outcome that the teacher never gives anything."""
+        never = self.rest is not None and not self.rest.of_teacher
+        return self.links is None and self.student.count > 0 and not never
+
+    def teacher_masses(
+        self, scores: torch.Tensor, log_rest: torch.Tensor | None, *, left: Cells | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The teacher's log masses (n, K), and log of what is in no column because it is not listed (n,).
+
+        Args:
+            scores: floats (n, V_t), without a graph.
+            log_rest: floats (n,), of a cached teacher, or None.
+            left: as for `log_masses`.
+        """
+        masses = log_masses(scores, self.teacher, left=left)
+        if self.rest is None:
+            return masses, log_rest
+        own = masses[:, self.rest.column]
+        own = own.masked_fill(own < VOID / 2, -torch.inf)
+        if log_rest is not None:
+            # The rest holds what is not listed; an outcome at -inf is not listed and joins it.
+            log_rest, own = torch.logaddexp(own, log_rest.to(own.dtype)), torch.full_like(own, -torch.inf)
+        masses[:, self.rest.column] = own
+        return masses, log_rest
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,6 +369,8 @@ class Ranks:
         teacher_rest: the teacher's.
         limit: how many ranks are compared at most; None for all, filled up with zeros.
         common: int64 (M, 2), the pairs of the paper's common part; None without it.
+        student_stops: int64, the student's stops, where they count as one token, the first of them; else None.
+        teacher_stops: int64, the teacher's, or None.
     """
 
     student_silent: Tokens
@@ -331,6 +379,8 @@ class Ranks:
     teacher_rest: Tokens
     limit: int | None
     common: torch.Tensor | None
+    student_stops: torch.Tensor | None = None
+    teacher_stops: torch.Tensor | None = None
 
 
 Table = Outcomes | Ranks
@@ -344,12 +394,16 @@ for _class in (Tokens, GroupIndex, Grouping, Links, Outcomes, Ranks):
     )
 
 
-def outcomes_of_bins(student_bin: torch.Tensor, teacher_bin: torch.Tensor, *, indexed: bool = True) -> Outcomes:
-    """The bins that both sides have tokens in, and one more outcome for all other tokens where both sides have some.
+def outcomes_of_bins(
+    student_bin: torch.Tensor, teacher_bin: torch.Tensor, *, rest: str = "shared", indexed: bool = True
+) -> Outcomes:
+    """The bins that both sides have tokens in, and what becomes of all other tokens.
 
     Args:
         student_bin: integers (V_s,), -1 for tokens in no bin, -2 for tokens without a probability.
         teacher_bin: integers (V_t,).
+        rest: "shared": all other tokens are one more outcome where both sides have some; "always": where the student
+            has some, see `Rest`; "none": they are left out.
         indexed: see `make_grouping`.
 
     Example, with student bins [0, 1, 1, 2, -1] and teacher bins [1, 0, 3]: bins 0 and 1 are shared, and student tokens
@@ -375,10 +429,15 @@ def outcomes_of_bins(student_bin: torch.Tensor, teacher_bin: torch.Tensor, *, in
         )
         numbers.append(torch.where(counts, side, torch.where(side == MASKED, width + 1, width)))
     # The rest is an outcome where both sides have some of it; a masked token's number never is.
-    rest = torch.stack([(side == width).any() for side in numbers]).all()
-    counts = torch.cat([shared, rest[None], torch.zeros_like(rest)[None]])
+    ours, theirs = ((side == width).any() for side in numbers)
+    is_outcome = {"shared": ours & theirs, "always": ours, "none": torch.zeros_like(ours)}[rest]
+    counts = torch.cat([shared, is_outcome[None], torch.zeros_like(is_outcome)[None]])
     masked = [side == MASKED for side in bins]
-    return _outcomes(numbers, masked, counts, indexed=indexed)
+    made = _outcomes(numbers, masked, counts, indexed=indexed)
+    if rest != "always" or not bool(ours):
+        return made
+    (first, *_) = (numbers[0] == width).nonzero()
+    return replace(made, rest=Rest(int(made.student.group[first]), bool(theirs)))
 
 
 def _flags(numbers: torch.Tensor, width: int) -> torch.Tensor:
@@ -499,6 +558,7 @@ def ranks_of_pairs(
     *,
     limit: int | None,
     with_common: bool,
+    stops: Stops | None = None,
     indexed: bool = True,
 ) -> Ranks:
     """The tokens in no pair, to be compared in sorted order; with the pairs themselves for the paper's form."""
@@ -506,7 +566,8 @@ def ranks_of_pairs(
         live & ~_flags(pairs[:, column].long(), len(live)) for column, live in enumerate((student_live, teacher_live))
     ]
     sets = [tokens_of(mask, indexed=indexed) for mask in (~student_live, ~teacher_live, *rest)]
-    return Ranks(sets[0], sets[1], sets[2], sets[3], limit, pairs.long() if with_common else None)
+    bridged = () if stops is None else (torch.from_numpy(stops.student), torch.from_numpy(stops.teacher))
+    return Ranks(sets[0], sets[1], sets[2], sets[3], limit, pairs.long() if with_common else None, *bridged)
 
 
 def ranks_of_all(student_live: torch.Tensor, teacher_live: torch.Tensor, *, indexed: bool = True) -> Ranks:
@@ -521,18 +582,80 @@ def live_tokens(mapping: Mapping) -> list[torch.Tensor]:
     return [torch.from_numpy(~np.isin(kinds, [Kind.PADDING, Kind.HOLE])) for kinds in sides]
 
 
-def mapping_bins(mapping: Mapping, *, indexed: bool = True) -> Outcomes:
+@dataclass(frozen=True, eq=False)
+class Stops:
+    """The tokens with which a turn can end, which `stop_bridge` compares as one outcome.
+
+    Attributes:
+        student: int64, the student's, the first of which stands for all.
+        teacher: int64, the teacher's.
+    """
+
+    student: NDArray[np.int64]
+    teacher: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, mapping: Mapping) -> Stops | None:
+        """The tokens of the roles that end a turn or a text; None where a side has none, so that nothing changes."""
+        sides = [
+            list(dict.fromkeys(token for role in STOPS for token in side.roles.get(role, ())))
+            for side in (mapping.student, mapping.teacher)
+        ]
+        return cls(*(np.array(side, dtype=np.int64) for side in sides)) if all(sides) else None
+
+    def joined(self, *bins: NDArray[np.signedinteger]) -> list[NDArray[np.int64]]:
+        """Bins of the student's and the teacher's tokens in which the stops of both sides have one of their own."""
+        number = 1 + max(int(side.max(initial=-1)) for side in bins)
+        made = [side.astype(np.int64) for side in bins]
+        made[0][self.student], made[1][self.teacher] = number, number
+        return made
+
+
+def mapping_bins(mapping: Mapping, *, stops: Stops | None = None, indexed: bool = True) -> Outcomes:
     """The mapping's bins: tokens that stand for each other by their first pieces."""
-    bins = (torch.from_numpy(part.astype(np.int64)) for part in mapping.bins())
-    masked = [torch.where(live, part, MASKED) for part, live in zip(bins, live_tokens(mapping), strict=True)]
-    return outcomes_of_bins(masked[0], masked[1], indexed=indexed)
+    return outcomes_of(mapping, mapping.bins(), stops, indexed=indexed)
 
 
-def mapping_links(mapping: Mapping, *, merge: str, unreached: str, indexed: bool = True) -> Outcomes:
+def outcomes_of(
+    mapping: Mapping,
+    bins: Sequence[NDArray[np.signedinteger]],
+    stops: Stops | None,
+    *,
+    rest: str = "shared",
+    indexed: bool = True,
+) -> Outcomes:
+    """`outcomes_of_bins` of a mapping's tokens, -1 for none, where stops may be one outcome."""
+    bins = bins if stops is None else stops.joined(*bins)
+    parts = (torch.from_numpy(part.astype(np.int64)) for part in bins)
+    masked = [torch.where(live, part, MASKED) for part, live in zip(parts, live_tokens(mapping), strict=True)]
+    return outcomes_of_bins(masked[0], masked[1], rest=rest, indexed=indexed)
+
+
+def pair_outcomes(
+    mapping: Mapping, pairs: torch.Tensor, *, stops: Stops | None = None, rest: str = "shared", indexed: bool = True
+) -> Outcomes:
+    """One outcome per pair of a mapping's tokens.
+
+    Args:
+        mapping: the tokens.
+        pairs: integers (M, 2), student and teacher ids; no id twice on one side.
+        stops: both sides' stops, where they are one outcome.
+        rest: what becomes of all other tokens, see `outcomes_of_bins`.
+        indexed: see `make_grouping`.
+    """
+    bins = [np.full(width, -1, dtype=np.int64) for width in mapping.matrix.shape]
+    for side, column in zip(bins, pairs.numpy().T, strict=True):
+        side[column] = np.arange(len(pairs))
+    return outcomes_of(mapping, bins, stops, rest=rest, indexed=indexed)
+
+
+def mapping_links(
+    mapping: Mapping, *, merge: str, unreached: str, stops: Stops | None = None, indexed: bool = True
+) -> Outcomes:
     """P-KL's projection: W's first pieces with weight 1 for merge="first", all of W for merge="mean".
 
     The teacher's mass on a column t that it does not reach moves to f(g(t)), the first piece of the first piece, or is
-    dropped.
+    dropped. Stops that are one outcome are all linked to the teacher's first, which has the mass of all.
     """
     live = live_tokens(mapping)
     first = mapping.first_pieces("student")
@@ -546,6 +669,14 @@ def mapping_links(mapping: Mapping, *, merge: str, unreached: str, indexed: bool
     if unreached == "reroute":
         back = mapping.first_pieces("teacher")
         target = np.where(back >= 0, first[np.maximum(back, 0)], -1).astype(np.int64)
+    if stops is not None:
+        others = ~np.isin(rows, stops.student)
+        rows = np.concatenate([rows[others], stops.student])
+        columns = np.concatenate([columns[others], np.full(len(stops.student), stops.teacher[0])])
+        weights = np.concatenate([weights[others], np.ones(len(stops.student), dtype=np.float32)])
+        columns[np.isin(columns, stops.teacher)] = stops.teacher[0]
+        target[np.isin(target, stops.teacher)] = stops.teacher[0]
+        target[stops.teacher] = stops.teacher[0]
     target[~live[1].numpy()] = MASKED
     return outcomes_of_links(
         torch.from_numpy(rows.astype(np.int64)),
@@ -557,15 +688,31 @@ def mapping_links(mapping: Mapping, *, merge: str, unreached: str, indexed: bool
     )
 
 
-def mapping_pairs(mapping: Mapping, *, threshold: float | None) -> torch.Tensor:
-    """int64 (M, 2): the strict common set for GOLD, the relaxed one for H-KL where a threshold is given."""
+def mapping_pairs(mapping: Mapping, *, threshold: float | None, stops: Stops | None = None) -> torch.Tensor:
+    """int64 (M, 2): the strict common set for GOLD, the relaxed one for H-KL where a threshold is given.
+
+    Stops that are one outcome are one pair, of the first of each side.
+    """
     column, weight = mapping.matrix.top
     if threshold is None:
         marked = strict_common(mapping.matrix.owner, column)
     else:
         marked = relaxed_common(column, weight, threshold)
     rows = np.flatnonzero(marked)
-    return torch.from_numpy(np.stack([rows, column[rows].astype(np.int64)], axis=1))
+    pairs = np.stack([rows, column[rows].astype(np.int64)], axis=1)
+    if stops is not None:
+        pairs = pairs[~np.isin(pairs[:, 0], stops.student) & ~np.isin(pairs[:, 1], stops.teacher)]
+        pairs = np.concatenate([pairs, [[stops.student[0], stops.teacher[0]]]])
+        pairs = pairs[np.argsort(pairs[:, 0])]
+    return torch.from_numpy(pairs)
+
+
+def blank_tokens(side: Side) -> NDArray[np.bool_]:
+    """Which tokens of kinds text and byte have no other bytes than ASCII white space, bool (V,)."""
+    surfaces = side.surfaces
+    seen = offsets_of(~np.isin(surfaces.blob, np.frombuffer(b" \t\n\r\v\f", dtype=np.uint8)))[surfaces.offsets]
+    blank = (surfaces.lengths > 0) & (seen[1:] == seen[:-1])
+    return np.asarray(np.isin(side.kinds, [Kind.TEXT, Kind.BYTE]) & blank)
 
 
 class LinkWeights(torch.nn.Module):

@@ -81,7 +81,7 @@ class Units:
         return offsets_of(self.counts)
 
 
-def offsets_of(counts: NDArray[np.signedinteger]) -> Numbers:
+def offsets_of(counts: NDArray[np.signedinteger] | NDArray[np.bool_]) -> Numbers:
     """int64 (n + 1,), the sum of the counts before each position.
 
     >>> offsets_of(np.array([2, 0, 3])).tolist()

@@ -61,7 +61,7 @@ ROLES = (
 """In order of precedence: the first role that two tokens share decides. An end of turn that also ends the text (Qwen's
 `<|im_end|>`) is an end of turn first."""
 
-_STOPS = ("eot", "eos", "eom", "stop")
+STOPS = ("eot", "eos", "eom", "stop")
 """Roles of what a model ends its turn with; a model may have several, and its configuration lists some as `stop`."""
 
 # Strings whose role is the same wherever they occur, from the chat templates and tokenizer_config.json of the
@@ -132,7 +132,7 @@ def decide_roles(parsed: Parsed, kinds: NDArray[np.uint8]) -> dict[str, tuple[in
             if members and role not in decided:
                 decided[role] = tuple(members)
     # A list of stop tokens that names nothing new is no role of its own.
-    ends = {token_id for role in _STOPS[:-1] for token_id in decided.get(role, ())}
+    ends = {token_id for role in STOPS[:-1] for token_id in decided.get(role, ())}
     if ends.issuperset(decided.get("stop", ())):
         decided.pop("stop", None)
     return {role: decided[role] for role in in_order(decided)}
@@ -140,7 +140,7 @@ def decide_roles(parsed: Parsed, kinds: NDArray[np.uint8]) -> dict[str, tuple[in
 
 def stop_ids(vocab: HasRoles) -> list[int]:
     """The ids that end a turn or a text, ascending."""
-    return sorted({token_id for role in _STOPS for token_id in vocab.roles.get(role, ())})
+    return sorted({token_id for role in STOPS for token_id in vocab.roles.get(role, ())})
 
 
 def in_order(roles: Iterable[str]) -> list[str]:
