@@ -67,7 +67,7 @@ def options_at(seed: int, kind: str) -> dict[str, Any]:
     return options | {"stop_bridge": seed % 2 == 0, "skip_white_space": seed % 3 == 2}
 
 
-@pytest.mark.parametrize("kind", [*NEW, "partition-kl", "p-kl", "h-kl", "gold"])
+@pytest.mark.parametrize("kind", [*NEW, "partition-kl", "c-kl", "p-kl", "h-kl", "gold"])
 def test_options_are_the_slow_ones(kind: str) -> None:
     found = 0
     seeds = range(3 * len(FEATURES)) if kind in NEW else range(len(FEATURES))
