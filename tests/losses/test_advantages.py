@@ -121,6 +121,8 @@ def test_what_a_side_cannot_say_is_not_used() -> None:
         ({"mapping": None}, "the teacher hands in logits"),
         ({"teacher_reference": "narrow"}, "the teacher's reference must have the mapping's"),
         ({"student": "other rows"}, "must have the spans' positions"),
+        ({"student": "probabilities"}, "the student must hand in log-probabilities, at most 0, but one is"),
+        ({"teacher": "ids"}, "the teacher must"),
         ({"spread": "mean"}, "spread must be one of share, whole"),
     ],
 )
@@ -128,6 +130,8 @@ def test_mistakes_are_named(change: dict[str, Any], said: str) -> None:
     case = random_case(0)
     values = {
         "responses": log_probs_of(case)[0][:, 1:],
+        "probabilities": log_probs_of(case)[0].exp(),
+        "ids": torch.from_numpy(case.spans.teacher_ids),
         "top k": top_k_of(case, 4),
         "narrow": case.teacher_logits[..., :-1],
         "other rows": case.student_logits[:, 1:],

@@ -11,10 +11,13 @@ from ..mapping.mapping import Mapping
 from ..spans.spans import Spans
 from .checks import check_positions, check_tokenizers
 from .inputs import Hidden, Logits, TopK, compute_dtype, source_of
-from .options import one_of, same_shape
+from .options import check_floats, one_of, same_shape
 from .tables import live_tokens
 
 Spread = Literal["share", "whole"]
+
+_ROUNDING = 1e-2
+"""How far above 0 a logarithm may be that an engine made in half precision."""
 
 _ELEMENTS = 1 << 24
 """Logits that are read at a time: 64 MB in float32, which is little beside a batch's logits."""
@@ -128,7 +131,10 @@ def _chunk_log_likelihoods(side: Any, spans: Spans, which: str, name: str, mappi
     rows, tokens, offsets = (getattr(predictions, which + end).to(tensor.device) for end in ("", "_tokens", "_offsets"))
     if isinstance(side, torch.Tensor) and side.dim() == 2:
         same_shape(name, side, shape, "(B, T), one log-probability for the token at each position,")
+        check_floats(name, side)
         values = side.to(compute_dtype(side)).flatten()[rows + 1]
+        if values.numel() and float(values.max()) > _ROUNDING:
+            raise OptionError(f"{name} must hand in log-probabilities, at most 0, but one is {float(values.max()):.4g}")
     else:
         check_positions(name, side, shape)
         values = _log_probs_of(side, rows, tokens, _silent(mapping, which, name, side))

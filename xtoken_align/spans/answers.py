@@ -286,56 +286,46 @@ def _said(prompt: Prompt, answer: Answer, continued: Numbers, tables: PairTables
         tables: the pair's tables.
     """
     student, teacher = tables.student, tables.teacher
+    stop = answer.stop(student)
+    ids = continued[: len(continued) - (stop is not None)]
+    counterparts = _counterparts(ids, tables)
     parts: list[Part] = []
-    pending: list[bytes] = []
-    begins: list[int] = []
-    ends: list[int] = []
-    is_whole: list[bool] = []
-
-    def size() -> int:
-        return sum(_size(text) for text, _ in parts)
-
-    def close(*, final: bool) -> None:
-        """Reads the bytes of the tokens since the last part."""
-        text, at, whole = _read(b"".join(pending), final=final)
+    begins, ends, is_whole = [], [], []
+    done = size = 0
+    for at in (*counterparts, len(ids)):
+        # A special itself says nothing behind the text before it.
+        run = ids[done : at + 1]
+        text, place, whole = _read(tables.surfaces(run).tobytes(), final=answer.ended or at < len(ids))
         if not parts:
             lead = _leading_space(prompt, text, student)
             text = prompt.teacher_space + text[lead:]
-            at = np.maximum(at + len(prompt.teacher_space) - lead, 0)
-        bounds = offsets_of(np.array([*map(len, pending)], dtype=np.int64))
+            place = np.maximum(place + len(prompt.teacher_space) - lead, 0)
+        bounds = offsets_of(tables.lengths[run])
         broken = np.append(0, (~whole).cumsum())[bounds]
-        begins.extend((at[bounds[:-1]] + size()).tolist())
-        ends.extend((at[bounds[1:]] + size()).tolist())
-        is_whole.extend(((broken[1:] == broken[:-1]) & (bounds[1:] > bounds[:-1])).tolist())
+        begins.append(place[bounds[:-1]] + size)
+        ends.append(place[bounds[1:]] + size)
+        is_whole.append((broken[1:] == broken[:-1]) & (bounds[1:] > bounds[:-1]))
         parts.append((text, None))
-        pending.clear()
-
-    stop = answer.stop(student)
-    for token in continued[: len(continued) - (stop is not None)].tolist():
-        special = None if student.kinds[token] <= Kind.BYTE else _counterpart(token, tables)
-        pending.append(student.surfaces[token] if student.kinds[token] <= Kind.BYTE else b"")
-        if special is not None:
-            # The special itself says nothing behind the text before it.
-            close(final=True)
-            parts.append((teacher.raw[special], special))
-    close(final=answer.ended)
+        if at in counterparts:
+            parts.append((teacher.raw[counterparts[at]], counterparts[at]))
+        done, size = at + 1, sum(_size(part) for part, _ in parts)
     if stop is not None:
         *before, end = _end_of(prompt, stop, tables) or [("", None)]
-        parts += before
-        begins.append(size())
-        ends.append(size())
-        is_whole.append(False)
-        parts.append(end)
+        parts += [*before, end]
+        at_end = np.array([size + sum(_size(part) for part, _ in before)])
+        begins.append(at_end)
+        ends.append(at_end)
+        is_whole.append(np.zeros(1, dtype=np.bool_))
     sharp = np.ones(len(continued), dtype=np.bool_)
     return _Said(
         parts=[part for part in parts if part[0]],
         text=SideText(
             text=np.frombuffer("".join(text for text, _ in parts).encode("utf-8", "surrogatepass"), dtype=np.uint8),
-            begin=np.array(begins, dtype=np.int64),
-            end=np.array(ends, dtype=np.int64),
+            begin=np.concatenate(begins),
+            end=np.concatenate(ends),
             sharp_begin=sharp,
             sharp_end=sharp,
-            has_text=np.array(is_whole, dtype=np.bool_),
+            has_text=np.concatenate(is_whole),
             specials=np.where(student.kinds[continued] <= Kind.BYTE, -1, tables.special[continued]).astype(np.int32),
         ),
     )
@@ -386,12 +376,15 @@ def _read(data: bytes, *, final: bool) -> tuple[str, Numbers, Flags]:
     return "".join(text), at, whole
 
 
-def _counterpart(token: int, tables: PairTables) -> int | None:
-    """The teacher's special for one of the student's; None where it has none."""
-    row = tables.special[token]
-    if row < 0 or not tables.same_special[row].any():
-        return None
-    return int((tables.special[len(tables.student) :] == tables.same_special[row].argmax()).argmax())
+def _counterparts(ids: Numbers, tables: PairTables) -> dict[int, int]:
+    """Where the student's specials stand that the teacher has too, each with the teacher's special."""
+    rows = tables.special[ids]
+    of_teacher = tables.special[len(tables.student) :]
+    return {
+        at: int((of_teacher == tables.same_special[rows[at]].argmax()).argmax())
+        for at in (rows >= 0).nonzero()[0].tolist()
+        if tables.same_special[rows[at]].any()
+    }
 
 
 def _end_of(prompt: Prompt, stop: int, tables: PairTables) -> list[Part]:
