@@ -68,6 +68,16 @@ MEASURES: list[dict[str, Any]] = [
 MEASURED = {"divergence", "beta", "student_top_k"}
 
 
+BY: list[dict[str, Any]] = [
+    {"kind": "c-kl", "merge": "first", "divergence": "jsd", "beta": 0.3},
+    {"kind": "c-kl", "merge": "first", "divergence": "reverse", "student_top_k": 2},
+    {"kind": "partition-kl", "merge": "mean", "divergence": "reverse"},
+    {"kind": "p-kl", "merge": "first", "top_k": 2, "divergence": "jsd"},
+    {"kind": "h-kl", "merge": "mean", "divergence": "reverse", "student_top_k": 3},
+]
+"""Kinds by other divergences, for tests that every way of asking for a loss has to pass."""
+
+
 def name_of(options: dict[str, Any]) -> str:
     """The options in a test's name."""
     return " ".join(str(value) for value in options.values())

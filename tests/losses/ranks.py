@@ -27,6 +27,7 @@ from xtoken_align.losses import Hidden, Logits, XTokenLoss, fuse_head
 LOSSES: dict[str, dict[str, Any]] = {
     "partition-kl": {"kind": "partition-kl"},
     "c-kl": {"kind": "c-kl"},
+    "c-kl by jsd": {"kind": "c-kl", "divergence": "jsd", "beta": 0.3, "student_top_k": 3},
     "p-kl": {"kind": "p-kl", "top_k": 5},
     "h-kl": {"kind": "h-kl"},
     "partition-kl, mean": {"kind": "partition-kl", "merge": "mean", "temperature": 2.0},

@@ -30,6 +30,8 @@ FUNCTIONS: dict[str, Loss] = {
     "partition_kl": lambda z, t: partition_kl(z, t, STUDENT_BIN, TEACHER_BIN, temperature=2.0),
     "p_kl": lambda z, t: p_kl(z, t, *LINKS, top_k=3, weight=z.detach()[:, 0].abs()),
     "h_kl": lambda z, t: h_kl(z, t, PAIRS, student_live=LIVE, reduction="none").sum(),
+    "reverse": lambda z, t: partition_kl(z, t, STUDENT_BIN, TEACHER_BIN, divergence="reverse", student_top_k=3),
+    "jsd": lambda z, t: p_kl(z, t, *LINKS, top_k=3, divergence="jsd", beta=0.3, temperature=2.0),
     "uld": uld,
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from gpu import DEVICE, needs_gpu, on_device
-from loss_calls import KINDS, Called, assert_same, called, case_of, fast, name_of, options_of, possible_labels, slow
+from loss_calls import BY, KINDS, Called, assert_same, called, case_of, fast, name_of, options_of, possible_labels, slow
 from random_batches import FEATURES, Case, top_k_of
 from test_compile import FUNCTIONS, LINKS, LIVE, PAIRS, STUDENT_BIN, TEACHER_BIN, rows
 from test_fast_against_slow import on_a_grid
@@ -67,7 +67,7 @@ def test_half_precision_is_rounded_once(kind: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(made.gradient.double(), truth.gradient, rtol=2 * epsilon, atol=epsilon / 50)
 
 
-@pytest.mark.parametrize("options", [one for kind in KINDS for one in options_of(kind)[:2]], ids=name_of)
+@pytest.mark.parametrize("options", [*BY, *(one for kind in KINDS for one in options_of(kind)[:2])], ids=name_of)
 def test_the_fused_loss_is_the_processors(options: dict[str, Any]) -> None:
     for seed, head in enumerate(({"scale": 0.7, "softcap": 3.0}, {})):
         case = case_of(seed + 4)
@@ -109,6 +109,8 @@ def test_a_function_is_one_graph_with_the_same_value_and_gradient(name: str) -> 
         "partition_kl": lambda z, t: partition_kl(z, t, place[0], place[1], temperature=2.0),
         "p_kl": lambda z, t: p_kl(z, t, *place[2:5], top_k=3, weight=z.detach()[:, 0].abs()),
         "h_kl": lambda z, t: h_kl(z, t, place[5], student_live=place[6], reduction="none").sum(),
+        "reverse": lambda z, t: partition_kl(z, t, place[0], place[1], divergence="reverse", student_top_k=3),
+        "jsd": lambda z, t: p_kl(z, t, *place[2:5], top_k=3, divergence="jsd", beta=0.3, temperature=2.0),
         "uld": uld,
     }
     torch._dynamo.reset()

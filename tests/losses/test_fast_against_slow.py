@@ -88,15 +88,17 @@ def test_every_divergence_is_the_slow_one(kind: str, measure: dict[str, Any]) ->
     every = [one for one in options_of(kind) if one.get("normalize") != "none"]
     differs = 0
     shift = 2 * MEASURES.index(measure)
-    for seed in range(shift, shift + 7):
+    for seed in range(shift, shift + 6):
         case = batch(seed)
+        # In turn: logits, the reference's tables, and where the kind reads it a teacher whose best tokens are known.
+        partial = seed % 3 == 2 and kind not in SORTED
+        teacher = top_k_of(case, BEST[seed % len(BEST)]) if partial else case.teacher_logits.double()
         options = every[seed % len(every)] | {"temperature": 1.0 + (seed % 2)}
-        truth = slow(case, case.student_logits, case.teacher_logits, labels=possible_labels(case), **options, **measure)
-        assert_twins(case, truth, case.teacher_logits.double(), **options, **measure)
+        truth = slow(case, case.student_logits, teacher, labels=possible_labels(case), **options, **measure)
+        how = "reference" if seed % 3 == 1 else "auto"
+        assert_twins(case, truth, teacher, **options, **measure, implementation=how)
         assert truth.kd >= 0
-        differs += not torch.isclose(
-            truth.kd, fast(case, case.student_logits, case.teacher_logits, **options).kd.double()
-        )
+        differs += not torch.isclose(truth.kd, fast(case, case.student_logits, teacher, **options).kd.double())
     assert differs > 3
 
 

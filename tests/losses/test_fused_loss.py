@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from loss_calls import KINDS, assert_same, called, case_of, name_of, options_of
+from loss_calls import BY, KINDS, assert_same, called, case_of, name_of, options_of
 from random_batches import Case
 
 from xtoken_align.losses import Hidden, Logits, XTokenLoss, blocks
@@ -36,7 +36,7 @@ def inputs_of(side: Hidden) -> list[torch.Tensor]:
     return [one for one in (side.states, side.weight, side.bias) if one is not None and one.requires_grad]
 
 
-@pytest.mark.parametrize("options", [one for kind in KINDS for one in options_of(kind)[:2]], ids=name_of)
+@pytest.mark.parametrize("options", [*BY, *(one for kind in KINDS for one in options_of(kind)[:2])], ids=name_of)
 def test_the_fused_loss_is_that_of_the_logits(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "WIDTH", 1)
     monkeypatch.setattr(blocks, "CPU", replace(blocks.CPU, hidden=5))

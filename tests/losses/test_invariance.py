@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loss_calls import KINDS, assert_same, called, case_of, fast, name_of, options_of
+from loss_calls import BY, KINDS, assert_same, called, case_of, fast, name_of, options_of
 from random_batches import Case, top_k_of
 
 from xtoken_align import Spans
@@ -18,7 +18,7 @@ from xtoken_align.losses.blocks import BlockSizes
 SEEDS = (10, 38)
 """Batches of several rows: with one-to-many, many-to-one and many-to-many chunks, misfits and levels."""
 
-OPTIONS = [one for kind in KINDS for one in options_of(kind)[:1] + options_of(kind)[-1:]]
+OPTIONS = [one for kind in KINDS for one in options_of(kind)[:1] + options_of(kind)[-1:]] + BY[1:4]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=name_of)
 
 

@@ -28,16 +28,19 @@ def cases(*kinds: tuple[str, dict[str, Make]]) -> list[object]:
     return [pytest.param(kind, make, id=f"{kind}, {name}") for kind, worlds in kinds for name, make in worlds.items()]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("divergence", "temperature"), [("forward", 1.0), ("forward", 2.0), ("jsd", 1.0), ("reverse", 2.0)]
+)
 @pytest.mark.parametrize(
     ("kind", "make"),
     cases(("partition-kl", WORLDS | CROSSING), ("p-kl", WORLDS | CROSSING), ("c-kl", WORLDS)),
 )
 def test_a_student_that_is_perfect_by_text_has_loss_and_gradient_zero(
-    kind: str, make: Make, temperature: float
+    kind: str, make: Make, divergence: str, temperature: float
 ) -> None:
     world = world_of(make)
-    loss = XTokenLoss(world.mapping, kind, temperature=temperature, **(FIRST_FORM if kind == "c-kl" else {}))
+    form = FIRST_FORM if kind == "c-kl" else {}
+    loss = XTokenLoss(world.mapping, kind, temperature=temperature, divergence=divergence, **form)
     for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
         student, teacher = (
             world.logits(side, world.by_text(side)).to(dtype)  # type: ignore[arg-type]

@@ -28,6 +28,12 @@ FUNCTIONS: dict[str, Loss] = {
     "h_kl": lambda z, t, **options: h_kl(z, t, PAIRS, **options),
     "h_kl as in the paper": lambda z, t, **options: h_kl(z, t, PAIRS, normalize="none", uncommon_top_k=3, **options),
     "gold": lambda z, t, **options: gold(z, t, PAIRS, **options),
+    "partition_kl reversed": lambda z, t, **options: partition_kl(
+        z, t, STUDENT_BIN, TEACHER_BIN, divergence="reverse", student_top_k=3, **options
+    ),
+    "p_kl by jsd": lambda z, t, **options: p_kl(
+        z, t, *LINKS, target=TARGET, top_k=2, divergence="jsd", beta=0.3, **options
+    ),
     "uld": uld,
 }
 
@@ -249,6 +255,12 @@ Z, T = (side.detach() for side in rows())
         (lambda: h_kl(Z, T, torch.tensor([[0, 1], [0, 2]])), "a student id stands in several pairs"),
         (lambda: h_kl(Z, T, torch.tensor([[0, 1], [2, 1]])), "a teacher id stands in several pairs"),
         (lambda: h_kl(Z, T, PAIRS, student_live=torch.arange(9) > 0), "a student id of the pairs has no probability"),
+        (
+            lambda: h_kl(Z, T, PAIRS, normalize="none", student_top_k=4),
+            "normalize='none' is the paper's sum over pairs",
+        ),
+        (lambda: p_kl(Z, T, *LINKS, divergence="js"), "divergence must be one of forward, reverse, jsd"),
+        (lambda: p_kl(Z, T, *LINKS, beta=0.1), "beta is the teacher's share in divergence='jsd'"),
         (lambda: h_kl(Z, T, PAIRS, normalize="all"), "normalize must be one of rest, none"),
         (lambda: h_kl(Z, T, PAIRS, uncommon_top_k=-1), "uncommon_top_k must be an integer of at least 0"),
         (lambda: uld(Z, T, student_live=torch.ones(3)), r"width of the logits \(9,\).*\(3,\)"),
