@@ -89,9 +89,9 @@ def test_every_divergence_is_the_slow_one(kind: str, measure: dict[str, Any]) ->
     differs = 0
     shift = 2 * MEASURES.index(measure)
     for seed in range(shift, shift + 6):
-        case = batch(seed)
         # In turn: logits, the reference's tables, and where the kind reads it a teacher whose best tokens are known.
         partial = seed % 3 == 2 and kind not in SORTED
+        case = case_of(seed) if partial else batch(seed)
         teacher = top_k_of(case, BEST[seed % len(BEST)]) if partial else case.teacher_logits.double()
         options = every[seed % len(every)] | {"temperature": 1.0 + (seed % 2)}
         truth = slow(case, case.student_logits, teacher, labels=possible_labels(case), **options, **measure)
