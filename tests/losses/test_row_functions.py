@@ -142,6 +142,17 @@ def test_the_gradient_of_alm_is_that_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda given: alm(given, teacher, reduction="none"), likelihoods.requires_grad_())
 
 
+def test_the_gradient_of_alm_times_tau_is_of_the_size_of_a_kls_whatever_tau_is() -> None:
+    student, teacher = torch.tensor([-0.7, -3.0], dtype=torch.float64).requires_grad_(), torch.tensor([-0.5, -9.0])
+    slopes = [
+        torch.autograd.grad(tau * alm(student, teacher, tau=tau, reduction="sum"), student)[0] for tau in (1e2, 1e3)
+    ]
+    # (l_S - l_T) / |l_S| in the limit: the student is moved by the share of its likelihood that is wrong.
+    limit = (student - teacher) / student.abs()
+    for slope in slopes:
+        torch.testing.assert_close(slope, limit.detach(), rtol=0.1, atol=0.0)
+
+
 @pytest.mark.parametrize("kind", ["partition-kl", "c-kl", "p-kl", "h-kl", "gold", "uld", "alm"])
 def test_the_modules_gradients_are_those_of_finite_differences(kind: str) -> None:
     case = case_of(25)

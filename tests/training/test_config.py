@@ -152,6 +152,7 @@ def test_an_old_name_is_refused_with_the_new_one(tmp_path: Path, old: dict[str, 
         ({"teachers": [{"model": "m", "cache": "c"}]}, "either a model or a cache"),
         ({"teachers": [{"cache": "c"}]}, "needs its tokenizer"),
         ({"loss": {"kind": "pkl"}}, "loss: kind must be one of"),
+        ({"loss": {"divergence": "jsd", "beta": 2.0}}, "loss: beta must lie between 0 and 1"),
         ({"loss": {"temperature": float("nan")}}, "loss.temperature must be a finite number"),
         (
             {"teachers": [{"cache": "c", "tokenizer": "t"}], "training": {"lmbda": 0.5}},

@@ -644,7 +644,8 @@ def alm(
 ) -> torch.Tensor:
     """The binary cross-entropy of "this chunk" against "another", a = l_T / tau - 1e-6, b = l_S / tau - 1e-6.
 
-    -(exp(a) b + (1 - exp(a)) log(1 - exp(b))); least where the likelihoods are equal, but not 0 there.
+    -(exp(a) b + (1 - exp(a)) log(1 - exp(b))); least where the likelihoods are equal, but not 0 there. Its gradient is
+    about 1 / tau of a KL's, as in tokenkit: beside a cross-entropy multiply it by tau (`XTokenLoss`: kd_weight=100).
 
     Args:
         student_log_likelihood: floats (N,), natural logarithms of at most 0.

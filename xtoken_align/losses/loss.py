@@ -377,7 +377,7 @@ class XTokenLoss(torch.nn.Module):
         student_top_k: compare the student's k likeliest outcomes alone, both sides normalised on them; None for all.
         merge: which of a chunk's predicting positions are read: "first", at which both models have read the same bytes,
             or "mean", the average of all.
-        kd_weight: factor of KD.
+        kd_weight: factor of KD. The gradient of alm is about 1/100 of the others': beside a cross-entropy take 100.
         ce_weight: factor of CE, 1 by default; where it is given and not 0, labels are expected.
         scale: "fixed", or "dynamic": KD is scaled to CE by running averages; call `step_scale` once per optimiser step.
         top_k: p-kl: the teacher's columns that are kept per chunk; None for all.
