@@ -17,6 +17,7 @@ from xtoken_align.spans.aligner import Aligner
 from xtoken_align.spans.answers import Answer, Prompt, prompts_of, rows_of_answers
 from xtoken_align.spans.batch import SpanCollator
 from xtoken_align.spans.spans import Spans
+from xtoken_align.vocab.kinds import Kind
 
 Real = Callable[[str], Vocab]
 
@@ -113,6 +114,30 @@ def test_what_a_teachers_token_joins_to_the_prompt_has_no_weight() -> None:
     assert spans.student_loss_mask[0].tolist() == [False] * 3 + [True] * 4
 
 
+def test_a_teacher_with_the_same_tokenizer_reads_the_very_ids(real: Real) -> None:
+    tokens = ["<s>", "a", "b", "ab", b"\xc3", "</s>"]
+    side = vocab(tokens, roles={"bos": [0], "eos": [5]})
+    collate = SpanCollator(student=side, teacher=side)
+    prompts = prompts_of(collate, [{"prompt": "ab"}], prompt_tokens=1)
+    spans = spans_of(collate, prompts, [Answer(np.array([1, 2, 4, 5]), ended=True)])
+    assert id_rows(spans) == ([0, 3, 1, 2, 4, 5], [0, 3, 1, 2, 4, 5])
+    assert chunk_rows(spans) == ([-1, 0, 1, 2, 3, 4], [-1, 0, 1, 2, 3, 4])
+    assert weights_of(spans) == [1, 2, 3, 4]
+    # Models of one tokenizer differ in how many logits they have.
+    wider = vocab([*tokens, (b"", Kind.PADDING)], roles={"bos": [0], "eos": [5]})
+    collate = SpanCollator(student=side, teacher=wider)
+    spans = spans_of(collate, prompts, [Answer(np.array([1, 2, 4, 5]), ended=True)])
+    assert id_rows(spans)[1] == [0, 3, 1, 2, 4, 5]
+    # In a chat behind its own template's words.
+    side = real("qwen3")
+    collate = SpanCollator(student=side, teacher=side, student_template=CHATML, teacher_template=THINKING)
+    prompts = prompts_of(collate, [{"messages": CHAT}], prompt_tokens=1)
+    answer = [16, 17, side.controls["<|im_end|>"]]
+    own, its = id_rows(spans_of(collate, prompts, [Answer(np.array(answer), ended=True)]))
+    assert own[-3:] == its[-3:] == answer
+    assert its[-5:-3] == side.row_encoder.encode_batch(["x</think>\n\n"])[0][-2:]
+
+
 def test_ids_that_the_tokenizer_would_not_write_stay_as_they_are() -> None:
     student = vocab(["<s>", "a", "b", "ab", "</s>"], roles={"bos": [0], "eos": [4]})
     teacher = vocab(["<s>", "ab", "a", "b", "</s>"], roles={"bos": [0], "eos": [4]})
@@ -125,16 +150,18 @@ def test_ids_that_the_tokenizer_would_not_write_stay_as_they_are() -> None:
 
 def test_an_answer_that_was_cut_off_has_no_end() -> None:
     student = vocab(["<s>", "a", "</s>"], roles={"bos": [0], "eos": [2]})
-    collate = SpanCollator(student=student, teacher=student)
+    teacher = vocab(["<s>", "a", "</s>", "aa"], roles={"bos": [0], "eos": [2]})
+    collate = SpanCollator(student=student, teacher=teacher)
     prompts = prompts_of(collate, [{"prompt": "a"}] * 2, prompt_tokens=1)
     spans = spans_of(collate, prompts, [Answer(np.array([1, 2]), ended=True), Answer(np.array([1, 1]), ended=False)])
-    assert [id_rows(spans, row)[1] for row in (0, 1)] == [[0, 1, 1, 2], [0, 1, 1, 1]]
-    assert [weights_of(spans, row) for row in (0, 1)] == [[1, 2], [1, 2]]
+    assert [id_rows(spans, row)[1] for row in (0, 1)] == [[0, 3, 2], [0, 3, 1]]
+    assert [weights_of(spans, row) for row in (0, 1)] == [[1], [1]]
 
 
 def test_a_text_token_that_ended_an_answer_is_text() -> None:
     student = vocab(["<s>", "a", "\n", "</s>"], roles={"bos": [0], "eos": [3]})
-    collate = SpanCollator(student=student, teacher=student)
+    teacher = vocab(["<s>", "a", "\n", "</s>", "b"], roles={"bos": [0], "eos": [3]})
+    collate = SpanCollator(student=student, teacher=teacher)
     prompts = prompts_of(collate, [{"prompt": "a"}] * 2, prompt_tokens=1)
     spans = spans_of(collate, prompts, [Answer(np.array([1, 2]), ended=True), Answer(np.array([], int), ended=True)])
     assert [id_rows(spans, row)[1] for row in (0, 1)] == [[0, 1, 1, 2], [0, 1]]

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import OptionError
 from ..readers.parsed import Part
@@ -217,6 +217,44 @@ def rows_of_answers(aligner: Aligner, prompts: Sequence[Prompt], answers: Sequen
         np.concatenate([prompt.ids[prompt.frame :], answer.ids]).astype(np.int64)
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
+    if _is_one_tokenizer(tables):
+        # The teacher can read the very ids, and each token is a chunk.
+        frames = _heard(prompts, [[] for _ in prompts], tables)
+        heard = [(np.concatenate([row.ids, ids]), len(row.ids)) for row, ids in zip(frames, continued, strict=True)]
+        chunks = [(np.arange(len(ids)), np.arange(len(ids))) for ids in continued]
+    else:
+        heard, chunks = _aligned(prompts, answers, continued, tables)
+    return [
+        {
+            "student_ids": np.concatenate([prompt.ids, answer.ids]),
+            "teacher_ids": ids,
+            "student_chunks": np.concatenate([np.full(prompt.frame, -1), own]),
+            "teacher_chunks": np.concatenate([np.full(frame, -1), its]),
+            "student_loss_mask": np.arange(len(prompt.ids) + len(answer.ids)) >= len(prompt.ids),
+            "teacher_loss_mask": np.arange(len(ids)) >= frame,
+        }
+        for prompt, answer, (ids, frame), (own, its) in zip(prompts, answers, heard, chunks, strict=True)
+    ]
+
+
+@lru_cache(maxsize=8)
+def _is_one_tokenizer(tables: PairTables) -> bool:
+    """Whether both sides have the same tokens under the same ids, specials included; one may have more padding."""
+    student, teacher = tables.student, tables.teacher
+    size = min(len(student), len(teacher))
+    return student is teacher or (
+        student.fingerprint == teacher.fingerprint
+        and student.roles == teacher.roles
+        and np.array_equal(student.kinds[:size], teacher.kinds[:size])
+        and [*student.raw[:size]] == [*teacher.raw[:size]]
+        and all((vocab.kinds[size:] == Kind.PADDING).all() for vocab in (student, teacher))
+    )
+
+
+def _aligned(
+    prompts: Sequence[Prompt], answers: Sequence[Answer], continued: Sequence[Numbers], tables: PairTables
+) -> tuple[list[tuple[Numbers, int]], list[tuple[Numbers, Numbers]]]:
+    """The teacher's rows, each with the length of its frame; and both sides' chunks behind the frames."""
     said = [_said(*each, tables) for each in zip(prompts, answers, continued, strict=True)]
     heard = _heard(prompts, [each.parts for each in said], tables)
     student, teacher = (
@@ -230,30 +268,12 @@ def rows_of_answers(aligner: Aligner, prompts: Sequence[Prompt], answers: Sequen
 
     joined = np.array([row.joined for row in heard], dtype=np.bool_)
     chunks = chunks_of_units(student, teacher, tables, texts_of, joined)
-    first = offsets_of(chunks.count)[:-1]
-    rows = []
-    for number, (prompt, answer, row) in enumerate(zip(prompts, answers, heard, strict=True)):
-        own, its = (
-            chunk[side.offsets[number] : side.offsets[number + 1]]
-            for chunk, side in ((chunks.student, student), (chunks.teacher, teacher))
-        )
-        rows.append(
-            {
-                "student_ids": np.concatenate([prompt.ids, answer.ids]),
-                "teacher_ids": row.ids,
-                "student_chunks": _in_row(own, first[number], prompt.frame),
-                "teacher_chunks": _in_row(its, first[number], row.frame),
-                "student_loss_mask": np.arange(len(prompt.ids) + len(answer.ids)) >= len(prompt.ids),
-                "teacher_loss_mask": np.arange(len(row.ids)) >= row.frame,
-            }
-        )
-    return rows
-
-
-def _in_row(chunks: NDArray[np.int32], first: np.int64, frame: int) -> Numbers:
-    """A row's chunks counted from 0, behind a frame that is in none."""
-    numbers: Numbers = np.concatenate([np.full(frame, -1), np.where(chunks >= 0, chunks - first, -1)], dtype=np.int64)
-    return numbers
+    sides = []
+    for chunk, side in ((chunks.student, student), (chunks.teacher, teacher)):
+        # Counted from 0 in every row.
+        first = offsets_of(chunks.count)[:-1].repeat(side.counts)
+        sides.append(np.split(np.where(chunk >= 0, chunk - first, -1), side.offsets[1:-1]))
+    return [(row.ids, row.frame) for row in heard], list(zip(*sides, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
