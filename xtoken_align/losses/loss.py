@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 from ..errors import OptionError
 from ..mapping.mapping import Mapping
 from ..spans.spans import IGNORED, Predictions, Spans
+from ..vocab.vocab import Vocab
 from .blocks import (
     Batch,
     Ids,
@@ -27,6 +28,7 @@ from .blocks import (
     Result,
     Term,
     all_of_chunk,
+    attach,
     block_sizes,
     plan_batch,
     run_batch,
@@ -34,6 +36,7 @@ from .blocks import (
 from .chain import Left, LevelOne, chain_trees
 from .checks import check_ids, check_labels, check_mapping, check_sides, check_spans
 from .divergence import Measure
+from .exact import ExactPaths
 from .functional import alm, chunk_log_likelihoods, outcomes_kl, simct, sorted_l1, strict
 from .further import Finder, find_children, find_positions, find_units, prefix_outcomes
 from .inputs import Compared, Hidden, Logits, Student, Teacher, TopK, source_of
@@ -233,8 +236,10 @@ KINDS = {
     ),
     "uld": Kind(_everything, divergence=None, agreement=False),
     "alm": Kind(lambda *_: (), divergence=None, merges=("first",), agreement=False),
+    "exact": Kind(lambda *_: (), merges=("first",), agreement=False),
 }
-"""Every kind of loss. C-KL has levels beside its terms; ALM compares likelihoods and has no terms."""
+"""Every kind of loss. C-KL has levels beside its terms; ALM compares likelihoods, and exact goes along bytes: they have
+no terms."""
 
 PEERS = {"nemo-rl": ("p-kl", "h-kl", "gold"), "trl": ("uld", "gold"), "tokenkit": ("alm",)}
 """The peers whose numbers can be reproduced, and the kinds of loss that each has."""
@@ -368,7 +373,7 @@ class XTokenLoss(torch.nn.Module):
     Args:
         mapping: of the two tokenizers.
         kind: "partition-kl", "c-kl", "p-kl", "h-kl", "gold", "strict", "bpm", "escd", "simct", "uld", "alm", or "auto",
-            the mapping's choice.
+            the mapping's choice; for research "exact", which is slow.
         temperature: T.
         divergence: how two distributions P, Q over common outcomes, the teacher's and the student's, are compared:
             "forward", KL(P || Q), "reverse", KL(Q || P), or "jsd", beta KL(P || M) + (1 - beta) KL(Q || M) with
@@ -401,6 +406,7 @@ class XTokenLoss(torch.nn.Module):
         implementation: how outcomes are compared. "auto" takes what suits the device: in place on the CPU, Triton's
             kernels on a GPU. "cpu" and "triton" insist on one of these; "reference" is plain autograd over the
             formulas, whose tables have fixed shapes. All give the same numbers up to rounding.
+        vocabs: exact: the student's and the teacher's vocabulary, whose encoders say how each side writes.
 
     Raises:
         OptionError: for an option out of range, or one that the kind has no use for.
@@ -437,6 +443,7 @@ class XTokenLoss(torch.nn.Module):
         stop_bridge: bool = False,  # noqa: FBT002 - a switch among named options
         skip_white_space: bool = False,  # noqa: FBT002 - a switch among named options
         units: str = "text",
+        vocabs: tuple[Vocab, Vocab] | None = None,
     ) -> None:
         given: dict[str, Any] = {
             name: value for name, value in locals().items() if name in LossOptions.__dataclass_fields__
@@ -459,6 +466,11 @@ class XTokenLoss(torch.nn.Module):
         self._bins = _bins_of(terms[0]) if own.bins else None
         self._find = own.further(mapping, options, terms) if own.further else None
         self._blank = blank_tokens(mapping.student) if options.skip_white_space else None
+        self._paths = None
+        if options.kind == "exact":
+            if vocabs is None:
+                raise OptionError("kind='exact' needs both vocabularies with their encoders: vocabs=(student, teacher)")
+            self._paths = ExactPaths(*vocabs, mapping)
         self._trees = chain_trees(mapping) if options.kind == "c-kl" else None
         self._level_one: LevelOne | None = None
         if self._trees is not None and self._bins is not None and options.end:
@@ -563,9 +575,9 @@ class XTokenLoss(torch.nn.Module):
         share = check_weight("share", 1.0 if share is None else share)
         predictions = host.predictions()
         shares = shares_of(student, teacher)
-        if shares is not None and (self.options.kind == "alm" or is_peers):
+        if shares is not None and (self.options.kind in {"alm", "exact"} or is_peers):
             raise OptionError(
-                "alm and the compat forms read whole logits, but these are sharded by the vocabulary (kind "
+                "alm, exact and the compat forms read whole logits, but these are sharded by the vocabulary (kind "
                 f"{self.options.kind!r}, compat {self.options.compat!r}); gather them first or take another kind"
             )
         if is_peers:
@@ -585,6 +597,8 @@ class XTokenLoss(torch.nn.Module):
         kd_factor = share * self.options.kd_weight * factor / chunks
         ce_factor = self.options.ce_weight / torch.as_tensor(items, dtype=torch.float64)
         compare = self._likelihoods if self.options.kind == "alm" else self._distributions
+        if self._paths is not None:
+            compare = partial(self._exact, self._paths)
         loss, result, weights, misfits = compare(student, teacher, host, own_labels, kd_factor, ce_factor, shares)
         total = (lambda value: value) if shares is None else shares.sum
         if shares is not None:
@@ -720,18 +734,67 @@ class XTokenLoss(torch.nn.Module):
         # A student that cannot say the chunk is infinitely far away, and without a distribution there is no likelihood.
         known = (likelihoods[0] > -torch.inf) & ~likelihoods[1].isnan()
         values = torch.where(known, alm(*(one.where(known, 0.0) for one in likelihoods), reduction="none"), 0.0)
+        loss, result = self._cross_entropy(student, teacher, predictions, labels, kd_factor, ce_factor)
+        weights = torch.from_numpy(predictions.weight).to(values)
+        result = _with_values(result, values.detach(), known)
+        return loss + (values * weights).sum() * kd_factor.to(values), result, weights, 0
+
+    def _exact(
+        self,
+        paths: ExactPaths,
+        student: Student,
+        teacher: Teacher,
+        spans: Spans,
+        labels: Ids | None,
+        kd_factor: torch.Tensor,
+        ce_factor: torch.Tensor,
+        shares: Shares | None,
+    ) -> tuple[torch.Tensor, Result, torch.Tensor, int]:
+        """Exact's form of `_distributions`, which goes along the bytes of the chunks' tokens."""
+        assert shares is None
+        predictions, objective = spans.predictions(), self.objective()
+        loss, result = self._cross_entropy(student, teacher, predictions, labels, kd_factor, ce_factor)
+        sources = source_of(student), source_of(teacher)
+        weights = torch.from_numpy(predictions.weight).to(result.cross_entropy)
+        factor = kd_factor.to(weights)
+        given = {
+            "silent": (objective.student_silent, objective.teacher_silent),
+            "measure": self.options.measure,
+            "weight": weights * factor,
+            "wanted": [torch.is_grad_enabled() and one is not None and one.requires_grad for one in sources[0].inputs],
+        }
+        values, gradients = paths.run(*sources, spans, predictions, **given)
+        kd = attach(
+            (values * weights).sum() * factor,
+            sources[0].inputs,
+            gradients,
+            lambda: paths.run(*sources, spans, predictions, **given)[1],
+        )
+        return loss + kd, _with_values(result, values, torch.ones_like(values)), weights, 0
+
+    def _cross_entropy(
+        self,
+        student: Student,
+        teacher: Teacher,
+        predictions: Predictions,
+        labels: Ids | None,
+        kd_factor: torch.Tensor,
+        ce_factor: torch.Tensor,
+    ) -> tuple[torch.Tensor, Result]:
+        """The labels' part alone, made in blocks."""
         nothing = Predictions(
             **{name: values[: 1 if name.endswith("offsets") else 0] for name, values in vars(predictions).items()}
         )
         batch = self._plan(nothing, labels, None, fused=isinstance(student, Hidden))
         sources = source_of(student), source_of(teacher)
-        loss, result, _ = run_batch(*sources, objective, batch, chunk_factor=kd_factor, label_factor=ce_factor)
-        weights = torch.from_numpy(predictions.weight).to(values)
-        zeros = torch.zeros_like(weights)
-        result = replace(
-            result, value=values.detach(), agrees=zeros, dropped=zeros, empty=zeros, compared=known.to(zeros)
-        )
-        return loss + (values * weights).sum() * kd_factor.to(values), result, weights, 0
+        loss, result, _ = run_batch(*sources, self.objective(), batch, chunk_factor=kd_factor, label_factor=ce_factor)
+        return loss, result
+
+
+def _with_values(result: Result, values: torch.Tensor, compared: torch.Tensor) -> Result:
+    """A pass of the labels alone with the values of chunks that were made without it."""
+    zeros = torch.zeros_like(values)
+    return replace(result, value=values, agrees=zeros, dropped=zeros, empty=zeros, compared=compared.to(zeros))
 
 
 def _metrics(result: Result, weights: torch.Tensor, misfits: int) -> dict[str, Metric]:
