@@ -30,6 +30,7 @@ from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
 from .divergence import Measure, compare_segments, normalised_segments
 from .inputs import Gradients, Source, compute_dtype, new_gradients
+from .options import check_share
 
 Ids = NDArray[np.int64]
 
@@ -44,6 +45,9 @@ DEEPEST = 5
 
 _KEPT_ROWS = 64
 """Of the teacher's rows, those that were read last."""
+
+_TOKENS_BACK = 8
+"""Own tokens before a place at which another way of writing may begin that has not come back to them there."""
 
 
 class Writer:
@@ -226,12 +230,19 @@ class Row:
         teacher: the teacher's.
         probabilities: of the teacher's tokens after its first n ones, in the order of their symbols.
         alphabet: the symbols that the teacher can write.
+        tolerance: the share of a mass that may be left out, see `ExactPaths`.
     """
 
     def __init__(
-        self, student: Path, teacher: Path, probabilities: Callable[[int], NDArray[np.float64]], alphabet: list[int]
+        self,
+        student: Path,
+        teacher: Path,
+        probabilities: Callable[[int], NDArray[np.float64]],
+        alphabet: list[int],
+        tolerance: float,
     ) -> None:
-        self.student, self.teacher, self.alphabet = student, teacher, alphabet
+        self.student, self.teacher, self.alphabet, self.tolerance = student, teacher, alphabet, tolerance
+        self._scale = 1.0
         self._read = probabilities
         self._rows: OrderedDict[int, NDArray[np.float64]] = OrderedDict()
         self._start, self._base = 0, 0
@@ -279,8 +290,8 @@ class Row:
         same = min(len(text), len(teacher.text)) if same is None else same
         last = max(number for number, start in enumerate(teacher.starts) if start <= same)
         # A token that leaves the own ones from the last of them on reaches the end, or is the first of several.
-        own = last if teacher.starts[last] < len(text) else last - 1
-        if teacher.others_of(text, max(own, 0))[1] or self._leaves(text, max(own, 0)):
+        own = max(last if teacher.starts[last] < len(text) else last - 1, 0)
+        if not self.tolerance and (teacher.others_of(text, own)[1] or self._leaves(text, own)):
             return None
         total, way = 0.0, 1.0
         for number in range(self._base, len(teacher.tokens)):
@@ -294,6 +305,33 @@ class Row:
             else:
                 # Nothing predicts the first token: it is certain.
                 total += float(teacher.tokens[0] in teacher.writer.tokens[low:high])
+        return None if self.tolerance and self._mass_that_leaves(text, own) > self.tolerance * total else total
+
+    def _mass_that_leaves(self, text: Symbols, last: int) -> float:
+        """At most how likely the teacher writes such a text in a way that leaves its own tokens by one that ends before
+        the text does: the sum of these tokens' probabilities, which stand in the rows.
+        """
+        writer, total, way = self.teacher.writer, 0.0, 1.0
+        ways = {self._base: 1.0}
+        for number in range(self._base, last):
+            ways[number + 1] = way = way * (self._of_token(number) if number else 1.0)
+        way = 1.0
+        for number in range(self._base - 1, max(self._base - _TOKENS_BACK, 0) - 1, -1):
+            way /= max(self._of_token(number) if number else 1.0, np.finfo(np.float64).tiny)
+            ways[number] = way
+        for number, way in ways.items():
+            if number > last or number >= len(self.teacher.tokens):
+                continue
+            if number == 0:
+                total += float(self._leaves(text, 0))
+                continue
+            before, own = self.teacher.before(number), self.teacher.tokens[number]
+            for end, token in writer.within(text, self.teacher.starts[number]):
+                mass = 0.0 if token == own else way * float(self.after(number)[writer.place[token]])
+                # What is hardly ever said need not be tested.
+                if mass > self.tolerance * self._scale * 1e-3:
+                    mass *= writer.writes(before, token) and writer.goes_on(token, text, end)
+                total += mass
         return total
 
     def _of_token(self, number: int) -> float:
@@ -340,6 +378,9 @@ class Row:
         Where every text that begins so is in the event, or none, the text's own mass decides. Else each next symbol is
         asked; what is unknown of one side may be known as the whole without the other.
         """
+        whole = self.probability(text)
+        if self.tolerance and (whole is None or whole <= self.tolerance * self._scale):
+            return Mass(None, None) if whole is None else Mass(0.0, whole)
         reaching, shorter, otherwise = self.following(text)
         writer, before = self.student.writer, self.student.before(self._start)
         low, high = (min(max(bound, reaching[0]), reaching[1]) for bound in allowed)
@@ -348,7 +389,6 @@ class Row:
         outside = (
             otherwise or not all(are_allowed) or writer.writes_some(before, (reaching[0], low), (high, reaching[1]))
         )
-        whole = self.probability(text)
         if not inside:
             return Mass(0.0, whole)
         if not outside:
@@ -356,6 +396,11 @@ class Row:
         if deepest == 0:
             return Mass(None, None)
         parts = [self.mass(allowed, (*text, symbol), deepest - 1) for symbol in self.alphabet]
+        if whole is not None and self.tolerance:
+            # What is unknown is what the known ones leave of the whole.
+            unknown = whole - sum(self.probability((*text, symbol)) or 0.0 for symbol in self.alphabet)
+            if unknown <= self.tolerance * self._scale:
+                parts = [part for part in parts if part != Mass(None, None)]
         sums = [_sum([part.inside for part in parts]), _sum([part.outside for part in parts])]
         if whole is not None and None in sums and sums != [None, None]:
             known = sums[0] if sums[1] is None else sums[1]
@@ -372,6 +417,12 @@ class Row:
             if len(groups) < 2:
                 continue
             text = (*self.student.text[: self.student.starts[number]], *own[:size])
+            if self.tolerance:
+                self._scale = 0.0
+                scale = self.probability(text)
+                if not scale:
+                    continue
+                self._scale, self._known = scale, {}
             masses, tokens, unknown = [], [], []
             for symbol, which in groups:
                 inside = self.mass(which, (*text, symbol) if symbol >= 0 else text).inside
@@ -411,6 +462,9 @@ class ExactPaths:
         student: its vocabulary with the encoder.
         teacher: the same.
         mapping: which special tokens are pairs; an unpaired one is a symbol of its own.
+        tolerance: the share of a comparison's mass that may be left out. At 0 any way in which a side may write a text
+            counts, however unlikely: right for small vocabularies. In large ones some strange token fits nearly
+            everywhere, and only a tolerance leaves something known.
 
     Raises:
         MismatchError: the vocabularies are not the mapping's.
@@ -418,7 +472,8 @@ class ExactPaths:
     Source: this library, 2026; covers: Phan et al. (arXiv:2410.09303, 2024).
     """
 
-    def __init__(self, student: Vocab, teacher: Vocab, mapping: Mapping) -> None:
+    def __init__(self, student: Vocab, teacher: Vocab, mapping: Mapping, *, tolerance: float = 0.0) -> None:
+        self.tolerance = check_share("tolerance", tolerance)
         for name, vocab, side in (("student", student, mapping.student), ("teacher", teacher, mapping.teacher)):
             if vocab.fingerprint != side.fingerprint or len(vocab) != side.sizes.logits:
                 raise MismatchError(
@@ -451,7 +506,7 @@ class ExactPaths:
             numbers: NDArray[np.float64] = scores.index_fill(0, silent, -torch.inf).softmax(0)[order].numpy(force=True)
             return numbers
 
-        return Row(*paths, probabilities, self.alphabet)
+        return Row(*paths, probabilities, self.alphabet, self.tolerance)
 
     @torch.no_grad()
     def run(
