@@ -138,6 +138,27 @@ def test_hidden_states_give_what_their_logits_give() -> None:
         torch.testing.assert_close(made, right, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", [*WORLDS, *CROSSING])
+def test_with_a_tolerance_a_student_that_is_perfect_by_tokens_pays_nothing_either(name: str) -> None:
+    world = EVERY[name](1)
+    student = world.logits("student", world.by_tokens("student")).clamp_min(-40)
+    teacher, spans = world.logits("teacher", world.by_tokens("teacher")), some_texts(world, 10)
+    assert exact(world, tolerance=1e-9)(student, teacher, spans).loss.abs() < 1e-7
+    guess = world.logits("student", world.random("student", 1))
+    assert exact(world, tolerance=1e-9)(guess, teacher, spans).loss > 0.1
+
+
+def test_where_all_is_known_a_small_tolerance_changes_little() -> None:
+    world = EVERY["the student packs"](1)
+    student, teacher = (
+        world.logits("student", world.random("student", 1)),
+        world.logits("teacher", world.by_tokens("teacher")),
+    )
+    spans = some_texts(world, 10)
+    strict = exact(world)(student, teacher, spans).loss
+    torch.testing.assert_close(exact(world, tolerance=1e-9)(student, teacher, spans).loss, strict, rtol=1e-6, atol=0)
+
+
 def test_padding_on_the_left_changes_nothing() -> None:
     arrays, logits = {}, {}
     for side, own in (("student", STUDENT), ("teacher", TEACHER)):
@@ -156,8 +177,15 @@ def test_what_it_cannot_read_is_refused() -> None:
         XTokenLoss(WORLD.mapping, "exact")
     with pytest.raises(MismatchError, match="vocabs must be the mapping's, but the student is"):
         XTokenLoss(WORLD.mapping, "exact", vocabs=(WORLD.teacher, WORLD.student))
+    with pytest.raises(OptionError, match="no other kind does, but the kind is 'uld'"):
+        XTokenLoss(WORLD.mapping, "uld", vocabs=(WORLD.student, WORLD.teacher))
     with pytest.raises(OptionError, match="merge must be 'first'"):
         exact(WORLD, merge="mean")
+    with pytest.raises(OptionError, match="tolerance belongs to exact"):
+        XTokenLoss(WORLD.mapping, "c-kl", tolerance=0.1)
+    for option in ("stop_bridge", "skip_white_space"):
+        with pytest.raises(OptionError, match="neither stop_bridge nor skip_white_space"):
+            exact(WORLD, **{option: True})
     case = random_case(4)
     loss = XTokenLoss(case.mapping, "exact", vocabs=(case.student, case.teacher))
     with pytest.raises(OptionError, match="exact needs the teacher's whole distribution"):

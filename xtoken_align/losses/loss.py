@@ -236,7 +236,7 @@ KINDS = {
     ),
     "uld": Kind(_everything, divergence=None, agreement=False),
     "alm": Kind(lambda *_: (), divergence=None, merges=("first",), agreement=False),
-    "exact": Kind(lambda *_: (), merges=("first",), agreement=False),
+    "exact": Kind(lambda *_: (), ("tolerance",), merges=("first",), agreement=False),
 }
 """Every kind of loss. C-KL has levels beside its terms; ALM compares likelihoods, and exact goes along bytes: they have
 no terms."""
@@ -271,6 +271,7 @@ class LossOptions:
     stop_bridge: bool = False
     skip_white_space: bool = False
     units: str = "text"
+    tolerance: float = 0.0
 
     def stops(self, mapping: Mapping) -> Stops | None:
         """The stops that are one outcome, if any."""
@@ -305,6 +306,7 @@ class LossOptions:
         check_switch("end", self.end)
         check_switch("stop_bridge", self.stop_bridge)
         check_switch("skip_white_space", self.skip_white_space)
+        check_share("tolerance", self.tolerance)
         one_of("implementation", self.implementation, IMPLEMENTATIONS)
         if self.compat is not None:
             one_of("compat", self.compat, tuple(PEERS))
@@ -329,6 +331,10 @@ class LossOptions:
                 raise OptionError(
                     f"{name} belongs to {' and '.join(kinds)}, but the kind is {self.kind!r}; leave it out"
                 )
+        if self.kind == "exact" and (self.stop_bridge or self.skip_white_space):
+            raise OptionError(
+                "exact goes along all bytes, so it has neither stop_bridge nor skip_white_space; leave them out"
+            )
         if self.learn_w and self.stop_bridge:
             raise OptionError(
                 "learn_w trains W's links as they are, but stop_bridge exchanges some; leave one of them out"
@@ -406,6 +412,8 @@ class XTokenLoss(torch.nn.Module):
         implementation: how outcomes are compared. "auto" takes what suits the device: in place on the CPU, Triton's
             kernels on a GPU. "cpu" and "triton" insist on one of these; "reference" is plain autograd over the
             formulas, whose tables have fixed shapes. All give the same numbers up to rounding.
+        tolerance: exact: the share of a comparison's mass that may be left out; vocabularies of models need about
+            0.001.
         vocabs: exact: the student's and the teacher's vocabulary, whose encoders say how each side writes.
 
     Raises:
@@ -443,6 +451,7 @@ class XTokenLoss(torch.nn.Module):
         stop_bridge: bool = False,  # noqa: FBT002 - a switch among named options
         skip_white_space: bool = False,  # noqa: FBT002 - a switch among named options
         units: str = "text",
+        tolerance: float = 0.0,
         vocabs: tuple[Vocab, Vocab] | None = None,
     ) -> None:
         given: dict[str, Any] = {
@@ -467,10 +476,13 @@ class XTokenLoss(torch.nn.Module):
         self._find = own.further(mapping, options, terms) if own.further else None
         self._blank = blank_tokens(mapping.student) if options.skip_white_space else None
         self._paths = None
-        if options.kind == "exact":
-            if vocabs is None:
-                raise OptionError("kind='exact' needs both vocabularies with their encoders: vocabs=(student, teacher)")
-            self._paths = ExactPaths(*vocabs, mapping)
+        if (vocabs is None) == (options.kind == "exact"):
+            raise OptionError(
+                "kind='exact' needs both vocabularies with their encoders, vocabs=(student, teacher), and no other "
+                f"kind does, but the kind is {options.kind!r}"
+            )
+        if vocabs is not None:
+            self._paths = ExactPaths(*vocabs, mapping, tolerance=options.tolerance)
         self._trees = chain_trees(mapping) if options.kind == "c-kl" else None
         self._level_one: LevelOne | None = None
         if self._trees is not None and self._bins is not None and options.end:
