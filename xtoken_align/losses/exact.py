@@ -11,6 +11,7 @@ and the text so far is `ab`: its covers are `ab` and, if the side writes a and b
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -317,7 +318,7 @@ class Row:
             ways[number + 1] = way = way * (self._of_token(number) if number else 1.0)
         way = 1.0
         for number in range(self._base - 1, max(self._base - _TOKENS_BACK, 0) - 1, -1):
-            way /= max(self._of_token(number) if number else 1.0, np.finfo(np.float64).tiny)
+            way /= max(self._of_token(number) if number else 1.0, sys.float_info.min)
             ways[number] = way
         for number, way in ways.items():
             if number > last or number >= len(self.teacher.tokens):
@@ -574,7 +575,9 @@ class ExactPaths:
         if not plan:
             return scores.new_zeros(())
         # Tokens one after the other, with the row, the outcome and the comparison of each.
-        tokens, rows, outcome, masses, comparison = [], [], [], [], []
+        tokens, rows, outcome = [], [], []
+        masses: list[float] = []
+        comparison: list[int] = []
         for at, (row, found, outcomes) in enumerate(plan):
             for mass, ranges in zip(found, outcomes, strict=True):
                 own = np.concatenate([self.student.tokens[low:high] for low, high in ranges])

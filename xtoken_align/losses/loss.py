@@ -769,7 +769,7 @@ class XTokenLoss(torch.nn.Module):
         sources = source_of(student), source_of(teacher)
         weights = torch.from_numpy(predictions.weight).to(result.cross_entropy)
         factor = kd_factor.to(weights)
-        given = {
+        given: dict[str, Any] = {
             "silent": (objective.student_silent, objective.teacher_silent),
             "measure": self.options.measure,
             "weight": weights * factor,
