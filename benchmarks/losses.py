@@ -158,6 +158,10 @@ def contenders(pair: Pair, rows: int) -> dict[str, tuple[Contender, float | None
         "C-KL on text": ("c-kl", 1.5),
         "Partition-KL on text": ("partition-kl", None),
         "H-KL on text": ("h-kl", None),
+        "Strict on text": ("strict", 0.9),
+        "BPM on text": ("bpm", 1.4),
+        "ESCD on text": ("escd", 1.4),
+        "SimCT on text": ("simct", None),
     }
     for name, (kind, budget) in kinds.items():
         loss = XTokenLoss(pair.mapping, kind).to(pair.device)

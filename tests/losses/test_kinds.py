@@ -33,6 +33,9 @@ BREAD_ROWS = (
 )
 
 
+BREAD_LINKS = int(np.diff(BREAD.mapping.matrix.indptr).max())
+
+
 def bread(**options: Any) -> float:
     """The text `Bread`: Br ead for the student, one token for the teacher."""
     student, teacher = BREAD.logits("student", BREAD_ROWS[0]), BREAD.logits("teacher", BREAD_ROWS[1])
@@ -173,6 +176,23 @@ def test_stops_of_several_roles_are_one_outcome() -> None:
 def test_options_without_use_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         XTokenLoss(BREAD.mapping, **options)
+
+
+def test_the_papers_preset_is_what_it_names() -> None:
+    case = case_of(2)
+    named = {"kind": "p-kl", "merge": "mean", "top_k": 8192, "scale": "dynamic", "learn_w": True}
+    loss, spelled = XTokenLoss(case.mapping, preset="paper"), XTokenLoss(case.mapping, **named)
+    assert {name: getattr(loss.options, name) for name in named} == named
+    made, expected = (one(case.student_logits, case.teacher_logits, case.spans) for one in (loss, spelled))
+    torch.testing.assert_close(made.loss, expected.loss)
+    assert loss.links is not None
+    # Where every row has one link there is nothing to learn.
+    assert XTokenLoss(BREAD.mapping, preset="paper", ce_weight=0.5).options.learn_w == (BREAD_LINKS > 1)
+    for contradiction in ({"kind": "c-kl"}, {"top_k": 4}, {"temperature": 2.0}, {"divergence": "reverse"}):
+        with pytest.raises(OptionError, match="preset='paper' has"):
+            XTokenLoss(case.mapping, preset="paper", **contradiction)
+    with pytest.raises(OptionError, match="preset must be one of paper"):
+        XTokenLoss(case.mapping, preset="book")
 
 
 @cache

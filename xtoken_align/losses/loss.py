@@ -245,6 +245,24 @@ PEERS = {"nemo-rl": ("p-kl", "h-kl", "gold"), "trl": ("uld", "gold"), "tokenkit"
 """The peers whose numbers can be reproduced, and the kinds of loss that each has."""
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "kind": "p-kl",
+        "temperature": 1.0,
+        "merge": "mean",
+        "top_k": 8192,
+        "scale": "dynamic",
+        "learn_w": True,
+        "compat": None,
+        "divergence": None,
+        "student_top_k": None,
+    }
+}
+"""Options by one word. "paper" is X-Token's P-KL as published (arXiv:2605.21699, 2026): the 8,192 best of the teacher's
+columns at temperature 1, averaged over a chunk's positions, scaled to the cross-entropy, W trained; what the paper
+leaves open stays as it is here."""
+
+
 @dataclass(frozen=True)
 class LossOptions:
     """What `XTokenLoss` was asked for; see there."""
@@ -272,6 +290,23 @@ class LossOptions:
     skip_white_space: bool = False
     units: str = "text"
     tolerance: float = 0.0
+    preset: str | None = None
+
+    def decided(self, mapping: Mapping) -> LossOptions:
+        """The options with the preset's, and with the mapping's kind for "auto".
+
+        Raises:
+            OptionError: for an option that would be ignored or has no meaning.
+        """
+        preset = {} if self.preset is None else dict(PRESETS[self.preset])
+        if preset.get("learn_w") and not (np.diff(mapping.matrix.indptr) > 1).any():
+            # Where each row has one link at most, there is nothing to learn.
+            del preset["learn_w"]
+        options = replace(self, **preset)
+        if options.kind == "auto":
+            options = replace(options, kind=mapping.coverage().recommendation.loss)
+        options.check_together()
+        return options
 
     def stops(self, mapping: Mapping) -> Stops | None:
         """The stops that are one outcome, if any."""
@@ -310,6 +345,20 @@ class LossOptions:
         one_of("implementation", self.implementation, IMPLEMENTATIONS)
         if self.compat is not None:
             one_of("compat", self.compat, tuple(PEERS))
+        if self.preset is not None:
+            one_of("preset", self.preset, tuple(PRESETS))
+            self._check_preset(PRESETS[self.preset])
+
+    def _check_preset(self, preset: dict[str, Any]) -> None:
+        """Refuses what was asked for beside a preset and contradicts it."""
+        for name, value in preset.items():
+            given = getattr(self, name)
+            default = "auto" if name == "kind" else getattr(LossOptions, name)
+            if given not in (default, value):
+                raise OptionError(
+                    f"preset={self.preset!r} has {name}={value!r}, but {name}={given!r} was asked for; leave one of "
+                    "them out"
+                )
 
     def check_together(self) -> None:
         """Refuses options that the kind has no use for, once `auto` is decided.
@@ -408,6 +457,8 @@ class XTokenLoss(torch.nn.Module):
             KD is divided by.
         units: simct: which units are candidates beside the shared tokens: "text", the chunk itself, or "path", all that
             differ from it in the last tokens alone.
+        preset: "paper": X-Token's P-KL as published, see `PRESETS`; other options may stand beside it where they do not
+            contradict.
         compat: "nemo-rl", "trl" or "tokenkit": that peer's form of the kind, for reproducing its numbers.
         implementation: how outcomes are compared. "auto" takes what suits the device: in place on the CPU, Triton's
             kernels on a GPU. "cpu" and "triton" insist on one of these; "reference" is plain autograd over the
@@ -453,6 +504,7 @@ class XTokenLoss(torch.nn.Module):
         units: str = "text",
         tolerance: float = 0.0,
         vocabs: tuple[Vocab, Vocab] | None = None,
+        preset: str | None = None,
     ) -> None:
         given: dict[str, Any] = {
             name: value for name, value in locals().items() if name in LossOptions.__dataclass_fields__
@@ -460,11 +512,7 @@ class XTokenLoss(torch.nn.Module):
         super().__init__()
         check_mapping(mapping)
         given["ce_weight"] = LossOptions.ce_weight if ce_weight is None else ce_weight
-        options = LossOptions(**given)
-        if options.kind == "auto":
-            options = replace(options, kind=mapping.coverage().recommendation.loss)
-        options.check_together()
-        self.options = options
+        self.options = options = LossOptions(**given).decided(mapping)
         self._expects_labels = ce_weight is not None and ce_weight > 0
         self.mapping = mapping
         terms = KINDS[options.kind].terms(mapping, options)
