@@ -11,7 +11,7 @@ from loss_calls import Outcome, by_autograd
 from xtoken_align.losses import cpu
 from xtoken_align.losses.cpu import Buffers
 from xtoken_align.losses.divergence import DIVERGENCES, Measure, places_of_best
-from xtoken_align.losses.tables import Outcomes, make_grouping
+from xtoken_align.losses.tables import Outcomes, log_masses, make_grouping
 
 
 def outcomes_of(students: int, teachers: int, groups: int, *, seed: int, weigh: bool) -> Outcomes:
@@ -91,6 +91,60 @@ def test_it_is_the_formula(name: str, measure: Measure, best: str | None, dtype:
     assert torch.equal(teacher, before[1])
     silent = cpu.compare_outcomes(student, teacher, outcomes, coefficient=None, out=None, **options)
     torch.testing.assert_close(silent.value, truth.value, rtol=rtol, atol=rtol)
+
+
+def left_in(outcomes: Outcomes) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of three rows what is left out: an outcome on both sides, one of the teacher's alone, some of an outcome."""
+    sides = []
+    for number, grouping in enumerate((outcomes.student, outcomes.teacher)):
+        largest = int(torch.bincount(grouping.group[grouping.group < grouping.count]).argmax())
+        columns = grouping.group[grouping.group < grouping.count].unique()
+        cells = [(0, grouping.group == columns[0]), (2, (grouping.group == largest) & (grouping.group != columns[1]))]
+        cells += [(1, grouping.group == columns[1])] if number else []
+        rows = [torch.full((int(mask.sum()),), row) for row, mask in cells]
+        # All of the largest outcome but one token.
+        tokens = [mask.nonzero().squeeze(1) for _, mask in cells]
+        rows[1], tokens[1] = rows[1][1:], tokens[1][1:]
+        sides.append((torch.cat(rows), torch.cat(tokens)))
+    return sides
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("best", [None, 4])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("name", ["narrow", "in place", "wide"])
+def test_what_rows_leave_out_is_impossible(name: str, divergence: str, best: int | None, dtype: torch.dtype) -> None:
+    outcomes, _ = CASES[name]
+    source = torch.Generator().manual_seed(5)
+    widths = len(outcomes.student.group), len(outcomes.teacher.group)
+    sides = [3 * torch.randn(3, width, generator=source).to(dtype) for width in widths]
+    left = left_in(outcomes)
+    without = [
+        side.index_put(cells, torch.tensor(-torch.inf, dtype=dtype)) for side, cells in zip(sides, left, strict=True)
+    ]
+    coefficient = torch.tensor([1.0, 0.5, 2.5], dtype=dtype)
+    measure = Measure(divergence, temperature=1.5, student_top_k=best)
+    truth = by_autograd(*without, outcomes, measure=measure, coefficient=coefficient)
+    place = torch.full_like(sides[0], 9.0)
+    text = outcomes.teacher.group[outcomes.teacher.group < outcomes.teacher.count][[3, 5, 7]]
+    made = cpu.compare_outcomes(
+        *sides,
+        outcomes,
+        measure=measure,
+        buffers=Buffers(),
+        coefficient=coefficient,
+        out=place,
+        left=(left[0], left[1]),
+        text=text,
+    )
+    assert made is not None
+    rtol = 1e-10 if dtype == torch.float64 else 1e-4
+    for one, other in ((made.value, truth.value), (place, truth.gradient)):
+        torch.testing.assert_close(one, other, rtol=rtol, atol=rtol * float(other.abs().max()))
+    assert (place[left[0]] == 0).all()
+    masses = log_masses(without[1], outcomes.teacher)
+    expected = (masses.gather(1, text[:, None]).squeeze(1) - masses.amax(1)).exp()
+    torch.testing.assert_close(made.plausible, expected, rtol=rtol, atol=0)
 
 
 @pytest.mark.parametrize("few", [0, 1000])

@@ -12,12 +12,12 @@ pytest.importorskip("triton")
 
 from gpu import on_device
 from loss_calls import Outcome, by_autograd
-from test_cpu import CASES, in_place, outcomes_of
+from test_cpu import CASES, in_place, left_in, outcomes_of
 
 from xtoken_align.errors import XTokenWarning
 from xtoken_align.losses import triton
 from xtoken_align.losses.divergence import Measure
-from xtoken_align.losses.tables import SMALL, Outcomes, make_grouping
+from xtoken_align.losses.tables import SMALL, Outcomes, log_masses, make_grouping
 
 ON_GPU = torch.cuda.is_available()
 
@@ -98,6 +98,29 @@ def test_it_is_the_formula_with_autograd(name: str, temperature: float) -> None:
     assert bool((place[:, -5:] == 9).all())
     silent = triton.compare_outcomes(student, teacher, outcomes, temperature=temperature, coefficient=None, out=None)
     assert torch.equal(silent.value, made.value)
+
+
+@pytest.mark.parametrize("name", ["narrow", "in place", "crowded"])
+def test_what_rows_leave_out_is_impossible(name: str) -> None:
+    outcomes = COMPARISONS[name]
+    left = [tuple(cells.to(DEVICE) for cells in side) for side in left_in(outcomes)]
+    outcomes = moved(outcomes)
+    sides = logits(outcomes, 3)
+    lowest = torch.tensor(-torch.inf, device=DEVICE)
+    without = [side.index_put(cells, lowest) for side, cells in zip(sides, left, strict=True)]
+    coefficient = torch.tensor([1.0, 0.5, 2.5], device=DEVICE)
+    measure = Measure(temperature=1.5)
+    truth = by_autograd(*without, outcomes, measure=measure, coefficient=coefficient)
+    place = torch.full_like(sides[0], 9.0)
+    text = outcomes.teacher.group[outcomes.teacher.group < outcomes.teacher.count][[3, 5, 7]]
+    made = triton.compare_outcomes(
+        *sides, outcomes, temperature=1.5, coefficient=coefficient, out=place, left=tuple(left), text=text
+    )
+    for one, other in ((made.value, truth.value), (place, truth.gradient)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+    masses = log_masses(without[1], outcomes.teacher)
+    expected = (masses.gather(1, text[:, None]).squeeze(1) - masses.amax(1)).exp()
+    torch.testing.assert_close(made.plausible, expected, rtol=1e-4, atol=0)
 
 
 def test_equal_inputs_give_equal_bits() -> None:

@@ -15,7 +15,7 @@ import torch
 
 from .divergence import Divergence, Measure, compare, places_of_best
 from .inputs import Compared
-from .tables import LEFT, VOID, Cells, Grouping, Outcomes, log_masses, share_inside
+from .tables import LEFT, Cells, Grouping, Outcomes, log_masses, share_inside
 
 _LEAST = 1e-30
 """A sum below this has lost digits to underflow, so that its logarithm must be taken another way."""
@@ -52,6 +52,7 @@ class _Masses:
         whole: floats (n,), log of all outcomes' mass.
         shared: floats (n, G), log masses of the shared columns.
         plausible: floats (n,), the text's outcome over the likeliest, or None.
+        gone: the rows and columns of outcomes of which everything is left out; None where nothing is left out.
     """
 
     log: torch.Tensor
@@ -60,6 +61,7 @@ class _Masses:
     whole: torch.Tensor
     shared: torch.Tensor
     plausible: torch.Tensor | None
+    gone: Cells | None
 
 
 def compare_outcomes(
@@ -96,10 +98,9 @@ def compare_outcomes(
         theirs = _masses(teacher, outcomes.teacher, buffers, "teacher", temperature, left[1], text)
     if ours is None or theirs is None:
         return None
-    if left[1] is not None and measure.effective == "reverse":
-        # What the teacher cannot give has a rule of its own there.
-        mass = theirs.log * temperature
-        theirs.log.masked_fill_((mass < LEFT / 2) & (mass > VOID / 2), -math.inf)
+    if few and theirs.gone is not None:
+        # What the teacher cannot give has a rule of its own in a reverse KL.
+        theirs.log[theirs.gone] = -math.inf
     kept = share_inside(teacher, outcomes.teacher, theirs.whole)
     factor = kept if outcomes.weigh_by_kept else torch.ones_like(kept)
     weight = None if coefficient is None else (coefficient * factor).unsqueeze(1)
@@ -140,13 +141,20 @@ def _masses(
     top = log.amax(dim=1, keepdim=True)
     if not bool((top > LEFT / 2).all()):
         return None
+    gone = None
+    if left is not None:
+        column = grouping.group[left[1]]
+        # Tokens in no column have the number K.
+        row, column = left[0][column < grouping.count], column[column < grouping.count]
+        lost = log[row, column] < LEFT / 2
+        gone = row[lost], column[lost]
     linear = _exp(log.sub_(top), buffers.get(f"{side} linear", logits, shape))
     plausible = None if text is None else log.gather(1, text.unsqueeze(1)).squeeze(1).exp_()
     total = linear.sum(dim=1, keepdim=True)
     whole = (top + total.log()).squeeze(1)
     if temperature != 1:
         total = _exp(log.mul_(1 / temperature), linear).sum(dim=1, keepdim=True)
-    return _Masses(log, linear, total, whole, shared, plausible)
+    return _Masses(log, linear, total, whole, shared, plausible, gone)
 
 
 def _exp(values: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -224,9 +232,31 @@ def _reverse(ours: _Masses, theirs: _Masses, beta: float, weight: torch.Tensor |
     # sum Q (log Q - log P), and Q[o] times how far its own term's logarithm lies above the sum.
     difference = torch.sub(ours.log, theirs.log, out=theirs.log)
     product = torch.mul(difference, ours.linear, out=place)
+    if theirs.gone is not None:
+        return _reverse_of_given(ours, theirs, theirs.gone, product, weight)
     mean = product.sum(dim=1, keepdim=True) / ours.total
     value = (mean + (theirs.total.log() - ours.total.log())).squeeze(1)
     return value, _centred(product, mean, ours, weight)
+
+
+def _reverse_of_given(
+    ours: _Masses, theirs: _Masses, gone: Cells, product: torch.Tensor, weight: torch.Tensor | None
+) -> _Values:
+    """The reverse KL where the teacher cannot give some outcomes: of the others, less log of the student's mass there.
+
+    With G the student's mass on the others and N on all, it is sum over the others of (Q/G) (log (Q/G) - log P) - log
+    (G/N), of which the slope is (Q/G) (log Q - log P - mean) - Q/G + Q/N, and Q/N at what the teacher cannot give.
+    """
+    lost = ours.linear[gone]
+    ours.linear[gone] = product[gone] = 0
+    given = ours.linear.sum(dim=1, keepdim=True)
+    mean = product.sum(dim=1, keepdim=True) / given
+    value = (mean + theirs.total.log() + ours.total.log() - 2 * given.log()).squeeze(1)
+    gradient = _centred(product, mean, replace(ours, total=given), weight)
+    if gradient is not None and weight is not None:
+        gradient.addcmul_(ours.linear, weight / ours.total - weight / given)
+        gradient[gone] = lost * (weight / ours.total).squeeze(1)[gone[0]]
+    return value, gradient
 
 
 def _jsd(ours: _Masses, theirs: _Masses, beta: float, weight: torch.Tensor | None, place: torch.Tensor) -> _Values:

@@ -19,6 +19,9 @@ from .options import check_share, columns_kept, one_of, positive
 from .tables import LEFT, VOID, log_sum
 
 DIVERGENCES = ("forward", "reverse", "jsd")
+LOWEST = 4 * VOID
+"""Stands for the logarithm of nothing, told from void columns. Times weights and T^2 it still is finite, as the
+least number of a dtype would not be, and infinity times 0 is no slope."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def compare(
     inside = None
     if given is not None:
         inside = log_student.masked_fill(~given, -math.inf).logsumexp(dim=1)
-        log_student = log_student.masked_fill(~given, torch.finfo(log_student.dtype).min / 4).log_softmax(dim=1)
+        log_student = log_student.masked_fill(~given, LOWEST).log_softmax(dim=1)
     value = measure.terms(log_teacher, log_student).sum(dim=1)
     value = (value if inside is None else value - inside) * temperature**2
     return Divergence(never_negative(value).masked_fill(~compared, 0), agrees & compared, dropped, compared)
@@ -175,7 +178,6 @@ def _possible(
     """Both sides without what the student cannot give, in finite numbers; (c,) the teacher's mass that was dropped; and
     bool (c,), where an outcome is left.
     """
-    lowest = torch.finfo(log_student.dtype).min / 4
     dropped = log_student.new_zeros(len(log_student))
     compared = torch.ones_like(dropped, dtype=torch.bool)
     if not looks or _some_below(log_student, -math.inf):
@@ -183,11 +185,11 @@ def _possible(
         dropped = torch.where(impossible, log_teacher, -math.inf).logsumexp(dim=1).exp()
         log_teacher = log_teacher.masked_fill(impossible, -math.inf)
         compared = _some(log_teacher)
-        log_teacher = log_teacher.log_softmax(dim=1).masked_fill(~compared.unsqueeze(1), -math.inf).clamp_min(lowest)
-        log_student = log_student.clamp_min(lowest)
+        log_teacher = log_teacher.log_softmax(dim=1).masked_fill(~compared.unsqueeze(1), -math.inf).clamp_min(LOWEST)
+        log_student = log_student.clamp_min(LOWEST)
     elif _some_below(log_teacher, -math.inf):
         compared = _some(log_teacher)
-        log_teacher = log_teacher.clamp_min(lowest)
+        log_teacher = log_teacher.clamp_min(LOWEST)
     return log_teacher, log_student, dropped, compared
 
 
@@ -230,8 +232,7 @@ def compare_segments(
         )
         outside = -inside
     # Where the teacher has no mass on any outcome there is no comparison and must be no gradient.
-    lowest = torch.finfo(log_student.dtype).min / 4
-    terms = measure.terms(log_teacher.clamp_min(lowest), log_student.clamp_min(lowest))
+    terms = measure.terms(log_teacher.clamp_min(LOWEST), log_student.clamp_min(LOWEST))
     value = terms.new_zeros(count).index_add(0, segment, terms)
     value = value if outside is None else value + outside
     return never_negative((value * temperature**2).masked_fill(mass == -math.inf, 0))
