@@ -363,3 +363,14 @@ def test_a_metric_is_a_number() -> None:
         out.value("kl")
     with pytest.raises(OptionError, match=r"no metric 'agreement' here; there are .*agreement/0, agreement/1, ce,"):
         MultiTeacherLoss([LOSS, LOSS])(Z, [T, T], [SPANS, SPANS]).value("agreement")
+
+
+def test_of_a_large_cached_teacher_some_positions_are_looked_at() -> None:
+    ids = torch.arange(64).expand(1, 8192, 64)
+    log_probs = torch.full((1, 8192, 64), -5.0)
+    rest = 1 - log_probs.exp().sum(-1)
+    assert TopK(ids, log_probs, rest, 64).width == 64
+    with pytest.raises(OptionError, match="no id may be twice at a position, but id 0 is"):
+        TopK(torch.zeros_like(ids), log_probs, rest, 64)
+    with pytest.raises(OptionError, match="must add up to 1"):
+        TopK(ids, log_probs, rest / 2, 64)
