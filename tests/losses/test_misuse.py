@@ -17,7 +17,7 @@ from small_vocabs import make_vocab
 
 from xtoken_align import Spans, align_ids, build
 from xtoken_align.errors import MismatchError, OptionError
-from xtoken_align.losses import Hidden, Logits, MultiTeacherLoss, XTokenLoss
+from xtoken_align.losses import Hidden, Logits, MultiTeacherLoss, TopK, XTokenLoss
 from xtoken_align.vocab.kinds import Kind
 
 NAN, INF = float("nan"), float("inf")
