@@ -12,6 +12,7 @@ from loss_calls import case_of
 
 from xtoken_align.errors import OptionError
 from xtoken_align.losses import XTokenLoss, alm, gold, h_kl, p_kl, partition_kl, uld
+from xtoken_align.losses.divergence import DIVERGENCES
 
 STUDENT_BIN = torch.tensor([0, 1, 1, 2, -1, 3, 0, -2, 7])
 TEACHER_BIN = torch.tensor([2, 0, 1, 1, -1, 5, 3])
@@ -140,6 +141,24 @@ def test_the_gradient_of_alm_is_that_of_finite_differences() -> None:
     likelihoods = -torch.rand(4, dtype=torch.float64) * torch.tensor([1.0, 10.0, 100.0, 300.0])
     teacher = likelihoods.flip(0)
     assert torch.autograd.gradcheck(lambda given: alm(given, teacher, reduction="none"), likelihoods.requires_grad_())
+
+
+@pytest.mark.parametrize("low", [None, -1e30, torch.finfo(torch.float32).min, -torch.inf])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_ways_agree_at_a_high_temperature_whatever_the_teacher_cannot_give(divergence: str, low: float | None) -> None:
+    for dtype in (torch.float64, torch.float32):
+        found = []
+        for way in ("reference", "cpu"):
+            z, t = rows(dtype=dtype)
+            if low is not None:
+                t[:3, [0, 3]] = low
+            options = {"divergence": divergence, "temperature": 8.0, "implementation": way, "reduction": "sum"}
+            value = partition_kl(z, t, STUDENT_BIN, TEACHER_BIN, **options)
+            found.append((value.detach(), *torch.autograd.grad(value, z)))
+        assert found[0][0] > 0
+        assert found[0][1].isfinite().all()
+        rtol = 1e-9 if dtype == torch.float64 else 1e-4
+        torch.testing.assert_close(found[1], found[0], rtol=rtol, atol=rtol)
 
 
 def test_the_gradient_of_alm_times_tau_is_of_the_size_of_a_kls_whatever_tau_is() -> None:

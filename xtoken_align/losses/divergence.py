@@ -158,7 +158,7 @@ def compare(
         dropped = 1 - (1 - dropped) * log_teacher.exp().sum(dim=1).clamp_max(1)
     # The reverse KL has to know what the teacher cannot give; afterwards the temperature would hide it.
     given = None
-    if measure.effective == "reverse" and (not looks or _some_below(log_teacher, 2 * VOID)):
+    if measure.effective == "reverse":
         given = (log_teacher > VOID / 2) | ~compared.unsqueeze(1)
     if temperature != 1 or count is not None:
         log_teacher = (log_teacher / temperature).log_softmax(dim=1)
@@ -167,6 +167,10 @@ def compare(
     if given is not None:
         inside = log_student.masked_fill(~given, -math.inf).logsumexp(dim=1)
         log_student = log_student.masked_fill(~given, LOWEST).log_softmax(dim=1)
+        log_teacher = log_teacher.masked_fill(~given, LOWEST)
+    if measure.effective != "forward":
+        # What a mask of the least number of a dtype leaves is nothing, whose product with T^2 must stay finite.
+        log_student = log_student.clamp_min(LOWEST)
     value = measure.terms(log_teacher, log_student).sum(dim=1)
     value = (value if inside is None else value - inside) * temperature**2
     return Divergence(never_negative(value).masked_fill(~compared, 0), agrees & compared, dropped, compared)
