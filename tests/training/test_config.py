@@ -273,7 +273,13 @@ def test_a_file_made_to_exhaust_its_reader_is_one_sentence(tmp_path: Path, line:
 
 def test_a_configuration_survives_being_written_down() -> None:
     config = from_values(
-        DistillConfig, {**LEAST, "lora": {"r": 2}, "loss": {"kind": "c-kl", "level_weight": "teacher", "end": False}, "training": {"adam_beta2": 0.95}}
+        DistillConfig,
+        {
+            **LEAST,
+            "lora": {"r": 2},
+            "loss": {"kind": "c-kl", "level_weight": "teacher", "end": False},
+            "training": {"adam_beta2": 0.95},
+        },
     )
     assert config.to_dict()["training"]["adam_beta2"] == 0.95
     assert from_values(DistillConfig, config.to_dict()) == config
