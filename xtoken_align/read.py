@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from .errors import OptionError, VocabularyError, XTokenWarning
 from .limits import MAX_ID
 from .readers.parsed import Declared, Parsed, RowTokens
 from .vocab.byte_strings import ByteStrings
+from .vocab.canary import SHORT
 from .vocab.kinds import Kind, decide_kinds
 from .vocab.roles import decide_roles
 from .vocab.surfaces import RankStrings, disagreeing_ids, surfaces_of
@@ -120,14 +122,15 @@ def assemble(
         make_encoder=lambda: parsed.make_encoder(speakable),
         row_tokens=_row_tokens(parsed, kinds, speakable),
         make_row_encoder=parsed.make_row_encoder,
+        state=None if parsed.state is None else partial(parsed.state, speakable),
         disagreeing=disagreeing_ids(parsed, kinds, surfaces),
         joins_words=parsed.spelling.word_pieces,
         ends_words=parsed.spelling.end_of_word,
         chat_template=parsed.chat_template,
         warnings=tuple(notes),
     )
-    # Encodes the canary texts: a tokenizer that cannot encode is refused when it is read, not in the middle of a build.
-    assert vocab.fingerprint
+    # A tokenizer that cannot encode is refused when it is read, not in the middle of a build.
+    vocab.encode_batch(SHORT)
     return vocab
 
 

@@ -380,7 +380,7 @@ def test_metadata_that_is_no_plain_json_object_is_refused(retouch: Retouch, text
 def test_a_newer_schema_asks_for_an_upgrade_whatever_its_members(retouch: Retouch) -> None:
     text = np.frombuffer(b'{"schema":7}', dtype=np.uint8)
     path = retouch({"metadata": text, "rule": None, "row_rule": np.zeros(6, dtype=np.uint8)})
-    assert_refused(path, "metadata.schema", "has schema 7, this version reads up to 1: upgrade xtoken-align")
+    assert_refused(path, "metadata.schema", "has schema 7, this version reads up to 2: upgrade xtoken-align")
 
 
 Arrays = dict[str, NDArray[Any]]

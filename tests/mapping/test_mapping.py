@@ -227,7 +227,7 @@ def test_metadata_says_what_the_mapping_is(tmp_path: Path) -> None:
     with zipfile.ZipFile(small().save(tmp_path / "mapping.npz")) as archive:
         content = archive.read("metadata.npy")
     metadata = json.loads(content[content.index(b"\n") + 1 :])
-    assert metadata["schema"] == 1
+    assert metadata["schema"] == 2
     assert metadata["student"]["name"] == "small"
     assert metadata["provenance"] == "built"
     assert metadata["options"]["top_k"] == 4
@@ -265,7 +265,7 @@ def forged(mapping: Mapping, path: Path, **changes: Any) -> Path:
         ({"bins": {"count": -1, "largest_student": 1, "largest_teacher": 1}}, "bins"),
         ({"coverage": {}}, "classes"),
         ({"coverage": {"classes": []}}, "classes"),
-        ({"schema": 2}, "upgrade xtoken-align"),
+        ({"schema": 3}, "upgrade xtoken-align"),
         ({"provenance": "found"}, "provenance"),
         ({"rules": ["exact"]}, "rules"),
     ],

@@ -217,8 +217,8 @@ def test_a_missing_fact_of_a_side_is_named(arrays: Arrays, metadata: Metadata, s
 
 
 def test_a_newer_schema_asks_for_an_upgrade_before_anything_else(arrays: Arrays) -> None:
-    with pytest.raises(ArtifactError, match=r"has schema 2, this version reads up to 1: upgrade xtoken-align"):
-        validate(arrays, {"schema": 2})
+    with pytest.raises(ArtifactError, match=r"has schema 3, this version reads up to 2: upgrade xtoken-align"):
+        validate(arrays, {"schema": 3})
 
 
 def test_another_width_in_the_metadata_is_refused(arrays: Arrays, metadata: Metadata, seal: Seal) -> None:

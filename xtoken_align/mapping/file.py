@@ -27,8 +27,8 @@ from ..errors import ArtifactError, StoreError
 from ..files import write_atomically
 from ..limits import MAX_IDS
 
-SCHEMA = 1
-"""The layout that this package writes, and the newest that it reads."""
+SCHEMA = 2
+"""The layout that this package writes, and the newest that it reads. Files of schema 1 lack the sides' `parts`."""
 
 SIDES = ("student", "teacher")
 
@@ -73,7 +73,7 @@ ARRAYS = (
         )
     ),
 )
-"""Every array of schema 1, under scipy's names where `scipy.sparse.load_npz` reads them."""
+"""Every array, under scipy's names where `scipy.sparse.load_npz` reads them."""
 
 METADATA = Member("metadata", "|u1", 1, MAX_METADATA_BYTES)
 _MEMBERS = {f"{member.name}.npy": member for member in (*ARRAYS, METADATA)}
@@ -142,8 +142,9 @@ def check_schema(metadata: Mapping[str, object]) -> None:
 UNHASHED_KEYS = frozenset({"content_hash", "created", "notes", "package_version", "provenance"})
 """Metadata that says where, when and by what a mapping was made; all other keys decide what it is, and are hashed."""
 
-UNHASHED_SIDE_KEYS = frozenset({"name", "revision", "source"})
-"""The same within `student` and `teacher`: two copies of one tokenizer under two names make one mapping."""
+UNHASHED_SIDE_KEYS = frozenset({"name", "parts", "revision", "source"})
+"""The same within `student` and `teacher`: two copies of one tokenizer under two names, or in two formats, make one
+mapping. What of the parts decides it is in the fingerprint."""
 
 MAX_NESTING = 16
 """Levels of lists and objects in metadata, of which a mapping has six: thousands would exhaust a reader's stack."""

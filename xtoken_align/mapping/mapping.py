@@ -24,6 +24,7 @@ from ..rules.links import RULE_NUMBER, RULES
 from ..rules.pieces import Pieces
 from ..visible import printable
 from ..vocab.byte_strings import ByteStrings
+from ..vocab.fingerprint import Parts
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Sizes, Vocab
 from .bins import BinSizes, measure_bins, split_into_bins
@@ -56,6 +57,7 @@ class Side:
         sizes: the four sizes.
         roles: role -> ids.
         fingerprint: hash of the text vocabulary.
+        parts: what the tokenizer is made of, part by part; None in a mapping that was written before files had them.
         kinds: uint8 (logits,), values of `Kind`.
         surfaces: the bytes of each id.
     """
@@ -66,6 +68,7 @@ class Side:
     sizes: Sizes
     roles: Table[str, tuple[int, ...]]
     fingerprint: str
+    parts: Parts | None
     kinds: NDArray[np.uint8]
     surfaces: ByteStrings
 
@@ -87,6 +90,7 @@ class Side:
             "sizes": {"base": sizes.base, "with_added": sizes.with_added, "ids": sizes.ids, "logits": sizes.logits},
             "roles": {role: list(ids) for role, ids in self.roles.items()},
             "fingerprint": self.fingerprint,
+            "parts": None if self.parts is None else self.parts.to_metadata(),
         }
 
     def summary(self) -> dict[str, Any]:
@@ -436,6 +440,7 @@ def load_mapping(path: Path) -> Mapping:
             sizes=Sizes(**facts["sizes"]),
             roles={role: tuple(ids) for role, ids in facts["roles"].items()},
             fingerprint=facts["fingerprint"],
+            parts=None if facts.get("parts") is None else Parts.from_metadata(facts["parts"]),
             kinds=arrays[f"{name}_kind"],
             surfaces=surfaces,
         )

@@ -87,6 +87,8 @@ def _check_side_metadata(side: Mapping[str, Any], field: str) -> None:
     _check_fields(side, _REQUIRED_OF_SIDE, field)
     if "revision" not in side or not isinstance(side["revision"], str | None):
         raise damaged(f"{field}.revision", "a string or null", f"{side.get('revision', 'nothing')!r:.60}")
+    if side.get("parts") is not None:
+        _check_parts(side["parts"], f"{field}.parts")
     sizes = side["sizes"]
     if sizes.keys() != set(SIZES):
         raise damaged(f"{field}.sizes", f"exactly {', '.join(SIZES)}", f"{', '.join(sizes):.80}")
@@ -98,6 +100,29 @@ def _check_side_metadata(side: Mapping[str, Any], field: str) -> None:
             raise damaged(f"{field}.roles.{role:.60}", "a list of ids", f"{ids!r:.60}")
         if ids and max(ids) >= sizes["logits"]:
             raise damaged(f"{field}.roles.{role:.60}", f"ids below {sizes['logits']}, the logit width", max(ids))
+
+
+_SHA256_OF_PARTS = ("text", "encoding")
+_STATED = re.compile(r"[a-z]{1,20}:[0-9a-f]{64}")
+_MOST_STATED = 64
+_LINES = re.compile(r"(?:[0-9a-f]{4}){0,100000}+")
+
+
+def _check_parts(parts: object, field: str) -> None:
+    """Checks the form of a side's parts; a part of a name that is not known here is passed over."""
+    if not isinstance(parts, Mapping):
+        raise damaged(field, "a JSON object or null", f"{parts!r:.60}")
+    for key in _SHA256_OF_PARTS:
+        if not isinstance(parts.get(key), str) or not _SHA256.fullmatch(parts[key]):
+            raise damaged(f"{field}.{key}", "64 lower-case hexadecimal digits", f"{parts.get(key)!r:.80}")
+    lines, stated = parts.get("lines"), parts.get("stated")
+    if not isinstance(lines, str) or not _LINES.fullmatch(lines):
+        raise damaged(f"{field}.lines", "four hexadecimal digits for each line", f"{lines!r:.60}")
+    if not isinstance(stated, Mapping) or len(stated) > _MOST_STATED:
+        raise damaged(f"{field}.stated", f"a JSON object of at most {_MOST_STATED} parts", f"{stated!r:.60}")
+    for name, value in stated.items():
+        if not isinstance(value, str) or not _STATED.fullmatch(value):
+            raise damaged(f"{field}.stated.{name:.40}", "a form, a colon and 64 hexadecimal digits", f"{value!r:.80}")
 
 
 def _check_sizes(arrays: Arrays, metadata: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from ..errors import VocabularyError
 from ..sources.presets import AddedToken
 from .configs import FLAGS
-from .json_shape import components, has_type, model_type, parts_of
+from .json_shape import components, has_type, in_new_terms, model_type, parts_of
 from .parsed import Part, RowTokens, Run, refused
 from .spelling import characters_of
 
@@ -87,7 +87,7 @@ def text_only(
         "padding": None,
         "added_tokens": listed,
         "normalizer": data.get("normalizer"),
-        "pre_tokenizer": _map_leaves(data.get("pre_tokenizer"), _in_new_terms),
+        "pre_tokenizer": _map_leaves(data.get("pre_tokenizer"), in_new_terms),
         "post_processor": None,
         "decoder": None,
         "model": model,
@@ -147,14 +147,6 @@ def _merges_without(merges: Sequence[Any], names: Mapping[str, str], prefix: str
         return [merge for merge in merges if not touches(merge)]
     except ValueError as error:
         raise VocabularyError(f"a merge of this tokenizer.json cannot be read: {error}") from error
-
-
-def _in_new_terms(leaf: dict[str, Any]) -> dict[str, Any]:
-    """A Metaspace step with `prepend_scheme`: `tokenizers` refuses an old one that switches its prefix off."""
-    if leaf.get("type") != "Metaspace":
-        return leaf
-    settings = {key: value for key, value in leaf.items() if key not in ("add_prefix_space", "str_rep")}
-    return {"prepend_scheme": "always" if leaf.get("add_prefix_space", True) else "never", **settings}
 
 
 def has_prefix(data: Mapping[str, Any]) -> bool:

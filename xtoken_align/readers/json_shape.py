@@ -6,8 +6,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import VocabularyError
 from ..limits import MAX_GROWTH, MAX_ID, MAX_PATTERN
+from ..sources.presets import AddedToken
+from .parsed import Stated
 from .spelling import ByteFallback, ByteLevel, Replace, Spelling, Step, Suffix, Unspaced, WordPieces
 
 _NESTED = ("normalizers", "pretokenizers", "decoders", "processors")
@@ -292,3 +297,127 @@ def _model_steps(data: Mapping[str, Any], model: str, steps: Sequence[Step]) -> 
             # Pieces of words without a mark where a word begins: spaces are in no token.
             added.append(Unspaced())
     return added
+
+
+# The parts by value, in the one form that equal behaviour has.
+
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "ByteLevel": {"add_prefix_space": True, "use_regex": True},
+    "Split": {"invert": False},
+    "Metaspace": {"replacement": "▁", "split": True},
+    "Digits": {"individual_digits": False},
+    "Punctuation": {"behavior": "Isolated"},
+    "BertNormalizer": {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
+    "WordPiece": {"prefix": "##", "cleanup": True},
+    "BPEDecoder": {"suffix": "</w>"},
+}
+"""What `tokenizers` takes for a setting that a file leaves out; a file that it has saved has them all."""
+
+_NO_EFFECT = {"trim_offsets"}
+_NO_EFFECT_IN_DECODERS = {"trim_offsets", "add_prefix_space", "use_regex", "prepend_scheme", "split"}
+_MODEL_OPTIONS = (
+    "ignore_merges",
+    "byte_fallback",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "max_input_chars_per_word",
+)
+
+
+def in_new_terms(leaf: dict[str, Any]) -> dict[str, Any]:
+    """A Metaspace step with `prepend_scheme`: `tokenizers` refuses an old one that switches its prefix off."""
+    if leaf.get("type") != "Metaspace":
+        return leaf
+    settings = {key: value for key, value in leaf.items() if key not in ("add_prefix_space", "str_rep")}
+    return {"prepend_scheme": "always" if leaf.get("add_prefix_space", True) else "never", **settings}
+
+
+def stated_parts(
+    data: Mapping[str, Any], added: Mapping[int, AddedToken], text: NDArray[np.bool_], *, byte_level: bool
+) -> Stated:
+    """The parts of a `tokenizer.json`; see `Stated`.
+
+    Args:
+        data: the file's JSON.
+        added: its added tokens by id, with the flags that hold.
+        text: bool (ids,), which ids text may become.
+        byte_level: whether every byte has a token, so that the unknown token is never met.
+    """
+    steps = {part: _steps(data.get(part), part) for part in ("normalizer", "pre_tokenizer", "decoder")}
+    # A flag says whether a token is looked for before or after the normaliser: without one it is the same.
+    ignored = frozenset() if steps["normalizer"] else frozenset(("normalized",))
+    flags: tuple[dict[int, list[str]], dict[int, list[str]]] = ({}, {})
+    for token_id, token in added.items():
+        set_flags = sorted((token.flags or frozenset()) - ignored)
+        if set_flags:
+            flags[token_id < len(text) and bool(text[token_id])][token_id] = set_flags
+    return {
+        **stated_model(data["model"], text, added),
+        "model": ("json", _model_options(data["model"], byte_level=byte_level)),
+        **{part: ("json", leaves) for part, leaves in steps.items()},
+        "special_flags": ("json", flags[0]),
+        "text_flags": ("json", flags[1]),
+        "post_processor": ("json", [_around(data.get("post_processor"), texts) for texts in (("A",), ("A", "B"))]),
+    }
+
+
+def stated_model(model: Mapping[str, Any], text: NDArray[np.bool_], added: Mapping[int, AddedToken]) -> Stated:
+    """The merges, or the scores of the pieces that text may become, bytes and added tokens aside."""
+    if isinstance(model["vocab"], list):
+        scores = np.array([score for _, score in model["vocab"]], dtype="<f4")
+        pieces = text[: len(scores)].copy()
+        others = fallback_bytes([piece for piece, _ in model["vocab"]]) if model.get("byte_fallback") else []
+        pieces[[token_id for token_id in (*added, *others) if token_id < len(pieces)]] = False
+        # Adding zero makes minus zero one, and nothing else another.
+        return {"scores": ("unigram", (scores[: len(pieces)][pieces] + np.float32(0)).tobytes())}
+    merges = model.get("merges")
+    if merges is None:
+        return {}
+    lines = ["\0".join(merge) if isinstance(merge, list) else merge.replace(" ", "\0", 1) for merge in merges]
+    return {"merges": ("bpe", "\0\0".join(lines).encode("utf-8", "surrogatepass"))}
+
+
+def _model_options(model: Mapping[str, Any], *, byte_level: bool) -> dict[str, Any]:
+    """The model's options; one that is null, false or empty is as if it were not there."""
+    options = {key: model[key] for key in _MODEL_OPTIONS if model.get(key)}
+    if not byte_level:
+        unknown = {key: model.get(key) for key in ("unk_token", "unk_id", "fuse_unk")}
+        options |= {key: value for key, value in unknown.items() if value not in (None, False)}
+    return {"type": model_type(model), **options}
+
+
+def _steps(component: Mapping[str, Any] | None, part: str) -> list[dict[str, Any]]:
+    """A component's steps with all their settings, but for those that change no ids and no text."""
+    without = _NO_EFFECT_IN_DECODERS if part == "decoder" else _NO_EFFECT
+    leaves = ({**_DEFAULTS.get(str(leaf.get("type")), {}), **leaf} for leaf in components(component))
+    return [{key: leaf[key] for key in leaf if key not in without} for leaf in map(in_new_terms, leaves)]
+
+
+def _around(component: Mapping[str, Any] | None, texts: tuple[str, ...]) -> list[Any]:
+    """The ids that a post-processor puts around one text or two, the texts as `A` and `B` between them."""
+    row: list[Any] = list(texts)
+    for leaf in components(component):
+        kind = leaf.get("type")
+        try:
+            if kind == "TemplateProcessing":
+                row = _of_template(leaf, row, paired=len(texts) > 1)
+            elif kind in ("BertProcessing", "RobertaProcessing"):
+                begin, end = leaf["cls"][1], leaf["sep"][1]
+                between = [end] if kind == "BertProcessing" else [end, end]
+                row = [begin, row[0], *(part for other in row[1:] for part in (*between, other)), end]
+            elif kind != "ByteLevel":  # which trims offsets alone
+                row = [*row, dict(leaf)]
+        except (AttributeError, IndexError, KeyError, TypeError):
+            row = [*row, dict(leaf)]
+    return row
+
+
+def _of_template(leaf: Mapping[str, Any], row: list[Any], *, paired: bool) -> list[Any]:
+    """The row that a template makes of the texts of another."""
+    made: list[Any] = []
+    for piece in leaf["pair" if paired else "single"]:
+        if "SpecialToken" in piece:
+            made += leaf["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+        else:
+            made.append(row["AB".index(piece["Sequence"]["id"])])
+    return made

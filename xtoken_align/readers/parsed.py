@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,6 +133,15 @@ EncoderFactory = Callable[[NDArray[np.bool_]], Encoder]
 byte), False where the id must never come out of text (special, reserved, padding, holes)."""
 
 
+Stated = Mapping[str, tuple[str, Any]]
+"""Parts of a tokenizer by value: part -> the form in which the file states it, and bytes or what JSON can hold. Two
+values of one part in one form are equal exactly where the tokenizers behave alike in it."""
+
+StateFactory = Callable[[NDArray[np.bool_]], Stated]
+"""Reads the parts off a file, from the mask over ids of an `EncoderFactory`: flags of text tokens are a part of their
+own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parsed:
     """One tokenizer as its file states it; the arrays and sequences are indexed by id, 0 to the highest id.
@@ -150,6 +159,7 @@ class Parsed:
         make_encoder: see `EncoderFactory`.
         make_row_encoder: makes what encodes rows for training; None cuts texts at the added tokens and encodes the
             stretches between.
+        state: reads the parts that the file states; None where it states none.
         roles: role name -> token strings, from the file's own configuration (`bos`, `eos`, `pad`, `unk`, ...).
         preset_roles: the same from an alias's table; consulted where `roles` is silent.
         width: logit width that the source states, None when it is silent.
@@ -168,6 +178,7 @@ class Parsed:
     spelling: Spelling
     make_encoder: EncoderFactory
     make_row_encoder: RowEncoderFactory | None = None
+    state: StateFactory | None = None
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     preset_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     width: int | None = None

@@ -277,6 +277,7 @@ def assemble(
         base_size=len(ranks.tokens),
         spelling=Spelling((ByteLevel(),)),
         make_encoder=make_encoder,
+        state=lambda _: {"pre_tokenizer": ("ranks", pattern), "normalizer": ("ranks", normalizer)},
         roles=roles or {},
         preset_roles=preset_roles or {},
         width=width,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, SourceError, VocabularyError
 from ..limits import read_tokenizer_file
-from .parsed import Declared, Encoder, Parsed, RowEncoder, RowTokens
+from .parsed import Declared, Encoder, Parsed, RowEncoder, RowTokens, Stated
 from .rows import SegmentEncoder
 from .spelling import ByteFallback, Replace, Spelling, Suffix
 
@@ -315,6 +316,18 @@ def parse_model_proto(
             later=None if prefix_everywhere else SentencePieceEncoder(proto, in_texts, name=name),
         )
 
+    def state(text: NDArray[np.bool_]) -> Stated:
+        scores = np.fromiter((piece.score for piece in proto.pieces), dtype="<f4", count=len(raw))
+        pieces = text[: len(raw)] & (declared == Declared.NORMAL)
+        spec = proto.normalizer_spec
+        model = {1: "unigram", 2: "bpe"}.get(proto.trainer_spec.model_type, "other")
+        parts: dict[str, tuple[str, Any]] = {"scores": (model, (scores[pieces] + np.float32(0)).tobytes())}
+        if format == "sentencepiece":
+            settings = [spec.add_dummy_prefix, spec.remove_extra_whitespaces, spec.escape_whitespaces]
+            charsmap = hashlib.sha256(spec.precompiled_charsmap).hexdigest()
+            parts["normalizer"] = ("sentencepiece", [charsmap, *map(bool, settings)])
+        return parts
+
     return Parsed(
         format=format,
         raw=raw,
@@ -324,6 +337,7 @@ def parse_model_proto(
         spelling=Spelling(tuple(_steps(proto))),
         make_encoder=make_encoder,
         make_row_encoder=make_row_encoder,
+        state=state,
         roles=dict(_trainer_roles(proto)) if roles is None else roles,
         width=width,
         width_source=width_source,

@@ -16,8 +16,8 @@ from ..errors import VocabularyError
 from ..limits import MAX_ID
 from ..sources.presets import AddedToken
 from .configs import FLAGS
-from .json_shape import check_shape, fallback_bytes, model_type, spelling_of
-from .parsed import Declared, Encoder, Parsed, RowEncoder, RowTokens
+from .json_shape import check_shape, fallback_bytes, model_type, spelling_of, stated_model, stated_parts
+from .parsed import Declared, Encoder, Parsed, RowEncoder, RowTokens, Stated
 from .spelling import Spelling
 
 
@@ -89,6 +89,12 @@ def parse_tokenizer_json(
 
         return JsonRowEncoder(data, added, tokens)
 
+    def state(text: NDArray[np.bool_]) -> Stated:
+        if format == "gguf":
+            # Of GGUF's own only the merges are in it: the rest is what its converter's names stand for.
+            return stated_model(data["model"], text, added)
+        return stated_parts(data, added, text, byte_level=spelling.byte_level)
+
     return Parsed(
         format=format,
         raw=raw,
@@ -98,6 +104,7 @@ def parse_tokenizer_json(
         spelling=spelling,
         make_encoder=make_encoder,
         make_row_encoder=make_row_encoder,
+        state=state,
         roles=roles or {},
         preset_roles=preset_roles or {},
         width=width,

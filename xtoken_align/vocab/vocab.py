@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cards import card
-from ..readers.parsed import Encoder, RowEncoder, RowEncoderFactory, RowTokens
+from ..readers.parsed import Encoder, RowEncoder, RowEncoderFactory, RowTokens, Stated
 from ..readers.rows import SegmentEncoder
 from ..visible import printable
 from .byte_strings import ByteStrings
-from .fingerprint import CANARY, fingerprint
+from .canary import SHORT, canary
+from .fingerprint import Parts, earlier_fingerprint, parts_of
 from .kinds import Kind
 
 
@@ -50,6 +51,7 @@ class Vocab:
         sizes: the four sizes.
         row_tokens: what `row_encoder` needs to know of the ids; None takes every special for a control token.
         make_row_encoder: makes `row_encoder`; None makes one of `encoder`.
+        state: reads what the tokenizer's file states of its parts; see `Stated`.
         disagreeing: ids whose decoder gives another text than their encoder consumes; the surface is the latter.
         joins_words: surfaces of word starts carry a space that the text may not have (WordPiece).
         ends_words: surfaces of word ends carry a space that the text may not have (CLIP's `</w>`).
@@ -68,6 +70,7 @@ class Vocab:
     make_encoder: Callable[[], Encoder] = field(repr=False)
     row_tokens: RowTokens | None = field(default=None, repr=False)
     make_row_encoder: RowEncoderFactory | None = field(default=None, repr=False)
+    state: Callable[[], Stated] | None = field(default=None, repr=False)
     disagreeing: tuple[int, ...] = ()
     joins_words: bool = False
     ends_words: bool = False
@@ -122,9 +125,30 @@ class Vocab:
         return {self.raw[token_id]: token_id for token_id in reversed(ids) if self.raw[token_id]}
 
     @cached_property
+    def parts(self) -> Parts:
+        """What the tokenizer is made of, part by part; see `xtoken_align.vocab.fingerprint`."""
+        stated = dict(self.state()) if self.state is not None else {}
+        if self.row_tokens is not None:
+            stated["literals"] = ("ids", sorted(self.row_tokens.literal.values()))
+        if self.chat_template is not None:
+            # Jinja drops one line end at the end of a template.
+            template = self.chat_template.replace("\r\n", "\n").removesuffix("\n")
+            stated["chat_template"] = ("jinja", template)
+        lines = canary(self.ids_of(Kind.TEXT), self.surfaces)
+        return parts_of(self.speakable_ids, self.surfaces, lines, self.encode_batch, stated)
+
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 over the text vocabulary and a canary's encoding; see `xtoken_align.vocab.fingerprint`."""
-        return fingerprint(self.speakable_ids, self.surfaces, self.encode_batch(CANARY))
+        """SHA-256 over the text tokens and the ids of several thousand lines: what a mapping's text depends on."""
+        return self.parts.fingerprint
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Whether a fingerprint is this vocabulary's, in today's form or in that of version 0.2."""
+        return fingerprint in (self.fingerprint, self._earlier_fingerprint)
+
+    @cached_property
+    def _earlier_fingerprint(self) -> str:
+        return earlier_fingerprint(self.speakable_ids, self.surfaces, self.encode_batch(SHORT))
 
     @property
     def identity(self) -> str:
