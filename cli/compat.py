@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from .console import print_json, tokenizers
+from .console import print_json, stdout_console, tokenizers, visible
+
+if TYPE_CHECKING:
+    from ..compare.compat import Compat
+    from ..vocab.vocab import Vocab
+
+_LONGEST = 60
 
 
 @click.command("compat")
@@ -14,29 +23,69 @@ from .console import print_json, tokenizers
 @click.option("--b-logits", type=int, metavar="N", help="The logit width of B's model.")
 @click.option("--a-pattern", metavar="REGEX", help="Split pattern of A's rank file.")
 @click.option("--b-pattern", metavar="REGEX", help="Split pattern of B's rank file.")
+@click.option(
+    "--corpus",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="Also encode the lines of this file with both (text, .jsonl, .parquet, .gz, .zst; may be repeated).",
+)
+@click.option("--field", default="text", show_default=True, metavar="NAME", help="The corpus field with the text.")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 unless the tokenizers are identical.")
+@click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also write an HTML page."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
-def command(a: str, b: str, as_json: bool, **options: str | int | None) -> None:
-    """Compare tokenizers A and B: identical, permuted, extended, repurposed, partial or disjoint, with counts.
+@click.pass_context
+def command(ctx: click.Context, a: str, b: str, as_json: bool, exit_code: bool, **options: Any) -> None:
+    """Compare tokenizers A and B: whether ids stand for the same tokens, and whether text becomes the same ids.
 
-    A mapping made for A serves B where both mean the same by text.
+    The first line is the verdict: identical, same ids (with what differs), permuted, extended, repurposed, partial or
+    disjoint. Then comes each part: tokens, merges, split pattern, normaliser, flags, roles, chat template.
 
     \b
     Examples:
       xtoken-align compat llama-3 llama-3.1
-      xtoken-align compat ./old-tokenizer ./new-tokenizer --json
+      xtoken-align compat ./old-tokenizer ./new-tokenizer --corpus corpus.jsonl --exit-code
     """
     from ..compare.compat import compat
+    from ..corpus.texts import read_texts
     from ..read import read_vocab
 
     vocabularies = [
-        read_vocab(source, logits=options[f"{side}_logits"], pattern=options[f"{side}_pattern"])  # type: ignore[arg-type]
+        read_vocab(source, logits=options[f"{side}_logits"], pattern=options[f"{side}_pattern"])
         for side, source in (("a", a), ("b", b))
     ]
-    found = compat(*vocabularies)
+    texts = read_texts(options["corpus"], field=options["field"]) if options["corpus"] else None
+    found = compat(vocabularies[0], vocabularies[1], corpus=texts)
+    if options["html"] is not None:
+        from ..report.page import write_card
+
+        names = " and ".join(vocab.name for vocab in vocabularies)
+        write_card(f"{names}: {found.relation}", found._repr_html_(), options["html"])
     if as_json:
         print_json(found.to_dict())
-        return
-    click.echo(f"{vocabularies[0].name} and {vocabularies[1].name}: {found.relation}")
+    else:
+        _render(found, vocabularies)
+    if exit_code and found.relation != "identical":
+        ctx.exit(1)
+
+
+def _render(found: Compat, vocabularies: list[Vocab]) -> None:
+    from rich.table import Table
+
+    click.echo(f"{vocabularies[0].name} and {vocabularies[1].name}: {found.verdict}")
     click.echo(f"{found.because}.")
-    serves = "serves the other too" if found.same_text else "does not serve the other"
-    click.echo(f"A mapping made for one {serves}; logits {found.logits[0]:,} and {found.logits[1]:,}.")
+    click.echo(f"A mapping made for one {found.service}; logits {found.logits[0]:,} and {found.logits[1]:,}.")
+    if found.corpus is not None:
+        click.echo(f"{str(found.corpus)[:1].upper()}{str(found.corpus)[1:]}.")
+        for text, *tokens in found.corpus.examples:
+            one, other = ("+".join(map(visible, surfaces)) for surfaces in tokens)
+            click.echo(f"  {visible(text.encode()[:_LONGEST])}: {one} -> {other}")
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(ratio=2)
+    table.add_column(ratio=3)
+    for name, state in found.parts.items():
+        table.add_row(name, state)
+    click.echo()
+    stdout_console(least=40).print(table)

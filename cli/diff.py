@@ -53,9 +53,17 @@ def command(
 
 
 def _render(found: Diff, limit: int) -> None:
+    from ..compare.parts import earlier_note
+
     say = click.echo
     if not found.differs:
-        say(f"{found.old} and {found.new}: no training run could tell them apart.")
+        known = (
+            "no training run could tell them apart" if not found.unknown else "nothing that is known of both differs"
+        )
+        say(f"{found.old} and {found.new}: {known}.")
+    for when in found.unknown:
+        say(f"Note: {earlier_note(getattr(found, when))}.")
+    if not found.differs:
         return
     for when, mapping in (("Before", found.comparison.old), ("Now", found.comparison.new)):
         say(f"{when}: {direction(mapping.student.name, mapping.teacher.name)}, version {mapping.version}.")
@@ -93,7 +101,7 @@ def _headline(found: Diff) -> list[str]:
                   (change.repurposed, "ids repurposed"), (change.renamed, "renamed"))  # fmt: skip
         told = ", ".join(f"{count:,} {word}" for count, word in counts if count)
         lines.append(f"{side} tokens: {told or 'unchanged'}.")
-    lines += [f"The {side} encodes text otherwise, though its tokens are equal." for side in found.otherwise_encoded]
+    lines += [f"{side.capitalize()} otherwise: {'; '.join(words)}." for side, words in found.otherwise.items()]
     lines += [f"Option {name}: {was!r} before, {now!r} now." for name, (was, now) in found.options.items()]
     return lines
 

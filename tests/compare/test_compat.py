@@ -45,13 +45,15 @@ def test_a_token_that_moves_is_told_from_one_whose_id_means_another_and_from_one
     assert (found.same, found.moved, found.repurposed, found.renamed) == (1, 1, 2, 1)
 
 
-def test_equal_tokens_that_encode_otherwise_are_identical_but_not_the_same_text() -> None:
+def test_equal_tokens_that_encode_otherwise_are_the_same_ids_and_not_identical() -> None:
     a = make_vocab(["a", "b", "A"], name="a")
     b = make_vocab(["a", "b", "A"], name="b", normalise={"T": "a", "A": "a"})
     found = compat(a, b)
-    assert found.relation == "identical"
+    assert found.relation == "same ids"
     assert not found.same_text
+    assert not found.serves
     assert "encoded otherwise" in found.because
+    assert "identical" not in str(found)
 
 
 def test_the_sentence_shows_the_first_id_that_stands_for_another_token() -> None:

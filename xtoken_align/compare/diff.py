@@ -15,6 +15,8 @@ from ..coverage.classes import ClassRow
 from ..mapping.find import json_surface
 from ..mapping.mapping import Mapping
 from ..rules.links import RULES
+from ..vocab.fingerprint import PART_WORDS
+from .parts import PartsMatch
 from .tokens import Match, Vocabulary
 
 TOLERANCE = 1e-6
@@ -195,6 +197,9 @@ class Diff:
         paper_rule: what the rule of the method's paper names, before and after.
         options: option -> values before and after, where they differ.
         otherwise_encoded: sides whose tokens are equal but whose text is encoded otherwise.
+        otherwise: side -> what differs beside its tokens: how often and why text is encoded otherwise, roles,
+            templates, decoders, logit widths.
+        unknown: which of the two mappings, `old` or `new`, were written before mappings kept their tokenizers' parts.
     """
 
     old: str
@@ -208,6 +213,8 @@ class Diff:
     paper_rule: tuple[str, str]
     options: Table[str, tuple[Any, Any]]
     otherwise_encoded: tuple[str, ...]
+    otherwise: Table[str, tuple[str, ...]]
+    unknown: tuple[str, ...]
     comparison: RowComparison = field(repr=False)
 
     def __repr__(self) -> str:
@@ -219,6 +226,8 @@ class Diff:
         for side, change in (("student", self.student), ("teacher", self.teacher)):
             counts = ", ".join(f"{count:,} {name}" for name, count in asdict(change).items() if count)
             facts[f"{side}'s tokens"] = counts or "unchanged"
+        for side in ("student", "teacher"):
+            facts |= {f"{side} otherwise": "; ".join(self.otherwise[side])} if side in self.otherwise else {}
         facts |= {f"option {name}": f"{was!r} before, {now!r} now" for name, (was, now) in self.options.items()}
         return card(f"What differs between {self.old} and {self.new}", facts)
 
@@ -231,7 +240,7 @@ class Diff:
         """Whether a training run could tell the mappings apart."""
         counts = (*asdict(self.student).values(), *asdict(self.teacher).values())
         rows = asdict(self.rows)
-        return any(counts) or any(rows[key] for key in rows if key != "same") or bool(self.otherwise_encoded)
+        return any(counts) or any(rows[key] for key in rows if key != "same") or bool(self.otherwise)
 
     def to_dict(self, *, limit: int | None = 0) -> dict[str, Any]:
         """The JSON of `diff`.
@@ -256,6 +265,8 @@ class Diff:
             "paper_rule": {"before": self.paper_rule[0], "after": self.paper_rule[1]},
             "options": {name: {"before": before, "after": after} for name, (before, after) in self.options.items()},
             "otherwise_encoded": list(self.otherwise_encoded),
+            "otherwise": {side: list(words) for side, words in self.otherwise.items()},
+            "unknown": list(self.unknown),
             "changes": self.changes(limit=limit),
         }
 
@@ -309,6 +320,7 @@ def diff(old: Mapping, new: Mapping) -> Diff:
     """
     student, teacher = Match(old.student, new.student), Match(old.teacher, new.teacher)
     rows = RowComparison(old, new, student, teacher)
+    parts = {"student": PartsMatch(old.student, new.student), "teacher": PartsMatch(old.teacher, new.teacher)}
     before, after = old.coverage(), new.coverage()
     both = np.flatnonzero(student.new_of_old >= 0)
     return Diff(
@@ -330,13 +342,26 @@ def diff(old: Mapping, new: Mapping) -> Diff:
             for name in sorted({*old.options, *new.options})
             if old.options.get(name) != new.options.get(name)
         },
-        otherwise_encoded=tuple(
-            name
-            for name, match in (("student", student), ("teacher", teacher))
-            if match.old.fingerprint != match.new.fingerprint and not any(asdict(_vocabulary_change(match)).values())
+        otherwise_encoded=tuple(side for side, match in parts.items() if match.same_tokens and match.encoding_words()),
+        otherwise={side: words for side, match in parts.items() if (words := _otherwise(match))},
+        unknown=tuple(
+            when
+            for when, mapping in (("old", old), ("new", new))
+            if mapping.student.parts is None or mapping.teacher.parts is None
         ),
         comparison=rows,
     )
+
+
+def _otherwise(match: PartsMatch) -> tuple[str, ...]:
+    """What of a side differs beside its tokens."""
+    widths = match.old.sizes.logits, match.new.sizes.logits
+    words = [f"{widths[0]:,} logits before, {widths[1]:,} now"] if widths[0] != widths[1] else []
+    if match.same_tokens:
+        words += [f"text is encoded otherwise: {encoding}"] if (encoding := match.encoding_words()) else []
+    else:
+        words += [f"another {PART_WORDS[name]}" for name in match.encoding]
+    return (*words, *match.beside_words("before", "now"))
 
 
 def _vocabulary_change(match: Match) -> VocabularyChange:

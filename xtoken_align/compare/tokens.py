@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..vocab.byte_strings import ByteStrings
+from ..vocab.fingerprint import Parts
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Sizes
 
@@ -46,6 +47,15 @@ class Vocabulary(Protocol):
     @property
     def fingerprint(self) -> str:
         """Of the text vocabulary."""
+        ...
+
+    @property
+    def parts(self) -> Parts | None:
+        """What it is made of; None for a side of a mapping that was written before files had it."""
+        ...
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Whether a fingerprint is its own, in today's form or in an earlier one."""
         ...
 
 

@@ -80,6 +80,10 @@ class Side:
         """What a mapping keeps of `vocab`: its fields of the same names."""
         return cls(**{attribute.name: getattr(vocab, attribute.name) for attribute in fields(cls)})
 
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Whether a fingerprint is the one that the mapping was built with."""
+        return fingerprint == self.fingerprint
+
     def metadata(self) -> dict[str, Any]:
         """The part that stands in a file's metadata: all but the two arrays."""
         sizes = self.sizes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from ..files import write_atomically
 from ..mapping.audit import audit, override_text
 from ..mapping.mapping import Mapping
 from ..rules.pieces import Pieces
-from ..visible import markup, visible, visible_bytes
+from ..visible import markup, printable, visible, visible_bytes
 from . import contents, tables
 from .charts import coverage_chart, pieces_chart, rule_name, style_rules, swatch
 
@@ -35,6 +36,31 @@ def write_html(mapping: Mapping, path: Path) -> None:
         StoreError: the file cannot be written.
     """
     write_atomically(path, render_html(mapping).encode())
+
+
+_CARD_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+</head><body style="color-scheme:light dark;font-family:system-ui,sans-serif;margin:2em">
+{card}
+</body></html>
+"""
+
+
+def write_card(title: str, card: str, path: Path) -> None:
+    """Writes the card that a value has in a notebook as one HTML file.
+
+    Args:
+        title: of the page.
+        card: from a value's `_repr_html_`, which has escaped every text.
+        path: the file; its folder must exist, an existing file is replaced.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    shown = html.escape(printable(title, one_line=True))
+    write_atomically(path, _CARD_PAGE.format(title=shown, card=card).encode())
 
 
 def render_html(mapping: Mapping) -> str:

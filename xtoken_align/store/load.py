@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..builder import build, plain_options
+from ..compare.compat import compat
+from ..compare.parts import PartsMatch, earlier_note
 from ..errors import ArtifactError, MappingError, MismatchError, StoreError, XTokenWarning
 from ..mapping.file import read_metadata
 from ..mapping.mapping import Mapping, Side, check_counts, load_mapping
 from ..read import as_vocab
+from ..vocab.fingerprint import ENCODING, PART_WORDS, compare_stated
 from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
 from .store import Store, checked_name, locked
@@ -46,7 +49,10 @@ def load(
         ArtifactError: the file is damaged, foreign or from a newer schema.
         MismatchError: it was built for other tokenizers than the ones in hand.
     """
-    mapping = load_mapping(locate_mapping(name_or_path, store=store))
+    path = locate_mapping(name_or_path, store=store)
+    mapping = load_mapping(path)
+    if mapping.student.parts is None or mapping.teacher.parts is None:
+        warnings.warn(earlier_note(path.name), XTokenWarning, stacklevel=2)
     for side, given in ((mapping.student, student), (mapping.teacher, teacher)):
         if given is not None:
             role = "student" if side is mapping.student else "teacher"
@@ -114,25 +120,23 @@ def _from_hub(address: str) -> Path:
 def check_fits(side: Side, vocab: Vocab, role: str) -> None:
     """Refuses a vocabulary whose text is not the one that a mapping's side was built for.
 
-    Where the text is equal and something else differs (special tokens, roles, width), a warning says what: base and
-    instruct models share their text.
+    Text is the same where the tokens are and where they encode alike. Where something else differs (special tokens,
+    roles, width, decoder, template), a warning says what: base and instruct models share their text.
 
     Raises:
         MismatchError: says what differs.
     """
-    if vocab.fingerprint != side.fingerprint:
-        from ..compare.compat import compat
-
-        relation = compat(side, vocab)
+    parts = PartsMatch(side, vocab)
+    if not parts.same_text:
         raise MismatchError(
-            f"the mapping's {role} is {side.name}, and {vocab.name} is not it ({relation.because}): build a mapping "
-            "for this tokenizer"
+            f"the mapping's {role} is {side.name}, and {vocab.name} is not it ({compat(side, vocab).because}): build a "
+            "mapping for this tokenizer"
         )
     differences: list[str] = []
     widths = side.sizes.logits, vocab.sizes.logits
     if widths[0] != widths[1]:
         differences.append(f"their logit width ({widths[0]} there, {widths[1]} here)")
-    # Equal fingerprints say that text and byte ids agree, so that only ids of other kinds are compared: if id 7 is the
+    # Text and byte ids agree by now, so that only ids of other kinds are compared: if id 7 is the
     # special `<s>` there and a hole here, it is one of them.
     shared = min(widths)
     mapped, given = side.surfaces.list, vocab.surfaces.list
@@ -141,10 +145,11 @@ def check_fits(side: Side, vocab: Vocab, role: str) -> None:
     if others:
         there, here = (surfaces[others[0]].decode("utf-8", "replace") for surfaces in (mapped, given))
         differences.append(f"{len(others)} special or reserved ids (id {others[0]} is {there!r} there, {here!r} here)")
-    roles = sorted({*side.roles, *vocab.roles})
-    changed = [name for name in roles if tuple(side.roles.get(name, ())) != tuple(vocab.roles.get(name, ()))]
-    if changed:
-        differences.append(f"the roles {', '.join(changed)}")
+    if parts.roles:
+        differences.append(f"the roles {', '.join(parts.roles)}")
+    differences += [f"the {PART_WORDS[name]}" for name in parts.beside]
+    if parts.one_template == "old":
+        differences.append("the chat template, which the tokenizer in hand lacks")
     if differences:
         warnings.warn(
             f"the mapping's {role} {side.name} and the {role} in hand {vocab.name} have the same text but differ in "
@@ -206,9 +211,11 @@ def _kept(in_store: Store, name: str, sides: Table[str, Vocab], options: Table[s
 
 
 def _fits(metadata: Table[str, Any], sides: Table[str, Vocab], options: Table[str, Any]) -> bool:
+    """Whether a file's W is what a build of these tokenizers makes; templates and decoders decide nothing of it."""
     return metadata.get("options") == options and all(
         metadata[side]["fingerprint"] == vocab.fingerprint
         and metadata[side]["sizes"]["logits"] == vocab.sizes.logits
         and metadata[side]["roles"] == {role: list(ids) for role, ids in vocab.roles.items()}
+        and False not in compare_stated(metadata[side]["parts"]["stated"], vocab.parts.stated, ENCODING).values()
         for side, vocab in sides.items()
     )

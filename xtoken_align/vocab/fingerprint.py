@@ -27,15 +27,15 @@ BESIDE = ("decoder", "special_flags", "literals", "post_processor", "chat_templa
 """Stated parts that decide what is put around a text, and how chats and control tokens are read."""
 
 PART_WORDS: Mapping[str, str] = {
-    "merges": "merges",
-    "scores": "scores of pieces",
-    "model": "options of the model",
+    "merges": "list of merges",
+    "scores": "list of scores",
+    "model": "set of model options",
     "normalizer": "normaliser",
-    "pre_tokenizer": "pre-tokeniser (split pattern)",
-    "text_flags": "flags of added text tokens",
+    "pre_tokenizer": "split pattern (pre-tokeniser)",
+    "text_flags": "set of flags on added text tokens",
     "decoder": "decoder",
-    "special_flags": "flags of special tokens",
-    "literals": "set of added tokens that are found in any text",
+    "special_flags": "set of flags on special tokens",
+    "literals": "set of added tokens that any text may become",
     "post_processor": "post-processor (what is put around a text)",
     "chat_template": "chat template",
 }
@@ -94,6 +94,27 @@ def parts_of(
     encoding, of_lines = _encoded(_ids_of(lines, encode_batch))
     hashes = {name: f"{form}:{_sha256(value)}" for name, (form, value) in stated.items()}
     return Parts(_text_hash(b"xtoken-align text 1\n", text_ids, surfaces).hexdigest(), encoding, of_lines, hashes)
+
+
+def compare_stated(one: Mapping[str, str], other: Mapping[str, str], names: Iterable[str]) -> dict[str, bool | None]:
+    """Compares what two tokenizers state.
+
+    Args:
+        one: part -> form and hash, as in `Parts.stated`.
+        other: the same.
+        names: the parts to compare.
+
+    Returns:
+        Part -> whether it is equal; None where one side does not state it, or states it in another form. Parts that
+        neither states are left out.
+    """
+    found: dict[str, bool | None] = {}
+    for name in names:
+        values = one.get(name), other.get(name)
+        if any(values):
+            forms = {value.partition(":")[0] if value else None for value in values}
+            found[name] = values[0] == values[1] if len(forms) == 1 else None
+    return found
 
 
 def earlier_fingerprint(text_ids: NDArray[np.int64], surfaces: ByteStrings, canary_ids: Iterable[Sequence[int]]) -> str:

@@ -129,7 +129,7 @@ class Vocab:
         """What the tokenizer is made of, part by part; see `xtoken_align.vocab.fingerprint`."""
         stated = dict(self.state()) if self.state is not None else {}
         if self.row_tokens is not None:
-            stated["literals"] = ("ids", sorted(self.row_tokens.literal.values()))
+            stated["literals"] = ("strings", sorted(self.row_tokens.literal))
         if self.chat_template is not None:
             # Jinja drops one line end at the end of a template.
             template = self.chat_template.replace("\r\n", "\n").removesuffix("\n")

@@ -406,7 +406,9 @@ class TeacherCache:
             MismatchError: the vocabulary is another; says what differs.
         """
         own = self.settings
-        given = {"fingerprint": teacher.fingerprint, "logits": len(teacher), "live": int(live_ids(teacher).sum())}
+        # A cache of version 0.2 has its vocabulary's fingerprint in the form of that time.
+        fingerprint = own.fingerprint if teacher.has_fingerprint(own.fingerprint) else teacher.fingerprint
+        given = {"fingerprint": fingerprint, "logits": len(teacher), "live": int(live_ids(teacher).sum())}
         different = [
             f"{name} {getattr(own, name)} there, {value} here"
             for name, value in given.items()
