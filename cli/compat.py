@@ -33,7 +33,10 @@ _LONGEST = 60
 @click.option("--field", default="text", show_default=True, metavar="NAME", help="The corpus field with the text.")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 unless the tokenizers are identical.")
 @click.option(
-    "--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also write an HTML page."
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write it as an HTML page.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 @click.pass_context
@@ -63,9 +66,10 @@ def command(ctx: click.Context, a: str, b: str, as_json: bool, exit_code: bool, 
 
         names = " and ".join(vocab.name for vocab in vocabularies)
         write_card(f"{names}: {found.relation}", found._repr_html_(), options["html"])
+        click.echo(f"Comparison written to {options['html']}", err=True)
     if as_json:
         print_json(found.to_dict())
-    else:
+    elif options["html"] is None:
         _render(found, vocabularies)
     if exit_code and found.relation != "identical":
         ctx.exit(1)
@@ -75,7 +79,7 @@ def _render(found: Compat, vocabularies: list[Vocab]) -> None:
     from rich.table import Table
 
     click.echo(f"{vocabularies[0].name} and {vocabularies[1].name}: {found.verdict}")
-    click.echo(f"{found.because}.")
+    click.echo(f"{found.tokens}.")
     click.echo(f"A mapping made for one {found.service}; logits {found.logits[0]:,} and {found.logits[1]:,}.")
     if found.corpus is not None:
         click.echo(f"{str(found.corpus)[:1].upper()}{str(found.corpus)[1:]}.")

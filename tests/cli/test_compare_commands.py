@@ -78,6 +78,59 @@ def test_compat_says_the_relation_first(place: Path) -> None:
     assert json.loads(run(place, "compat", "old.tiktoken", "new.tiktoken", "--json").stdout)["moved"] == 1
 
 
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def test_compat_gives_the_verdict_in_the_first_line_and_every_part_below(place: Path) -> None:
+    arguments = ("compat", "old.tiktoken", "old.tiktoken", "--b-pattern", GPT2.replace("|\\s+(?!", "|\\s(?!"))
+    lines = run(place, *arguments).stdout.splitlines()
+    assert lines[0].startswith("old and old: same ids, other encoding: ")
+    assert " lines differ, e.g. " in lines[0]
+    assert lines[2].startswith("A mapping made for one is wrong for the other;")
+    parts = {line[:30].strip(): line[30:].strip() for line in lines[4:]}
+    assert parts["text tokens"] == "equal"
+    assert parts["normaliser"] == "equal"
+
+
+def test_two_equal_tokenizers_are_identical_and_a_mapping_serves_both(place: Path) -> None:
+    done = run(place, "compat", "old.tiktoken", "old.tiktoken", "--exit-code")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0] == "old and old: identical"
+    assert "serves the other too" in done.stdout
+
+
+def test_compat_exits_with_1_only_where_it_is_asked_to(place: Path) -> None:
+    assert run(place, "compat", "old.tiktoken", "new.tiktoken").returncode == 0
+    assert run(place, "compat", "old.tiktoken", "new.tiktoken", "--exit-code").returncode == 1
+
+
+def test_compat_counts_the_lines_of_a_corpus_that_differ(place: Path) -> None:
+    (place / "corpus.txt").write_text("the 12\nnothing\n  to see\nthen\n", encoding="utf-8")
+    arguments = ("compat", "old.tiktoken", "new.tiktoken", "--corpus", "corpus.txt")
+    corpus = json.loads(run(place, *arguments, "--json").stdout)["corpus"]
+    # `nothing` and the indented line behind it are one line; each of the three holds `th`, and two hold `the`.
+    assert (corpus["lines"], corpus["differing"]) == (3, 2)
+    assert corpus["examples"][0]["a"] == ["the"]
+    assert corpus["examples"][0]["b"] == ["th", "e"]
+    assert "66.7% of 3 lines of the corpus are encoded otherwise" in run(place, *arguments).stdout
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_compat_fits_a_terminal(place: Path, columns: int) -> None:
+    done = run(place, "compat", "old.tiktoken", "new.tiktoken", COLUMNS=str(columns))
+    assert max(map(len, done.stdout.splitlines()[4:])) <= columns
+
+
+def test_compat_writes_a_page_that_escapes_what_files_say(place: Path) -> None:
+    evil = rank_file(place / "<b>.tiktoken", [b"th"])
+    done = run(place, "compat", str(evil), "old.tiktoken", "--html", "page.html")
+    assert (done.returncode, done.stdout) == (0, "")
+    page = (place / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "&lt;b&gt;" in page
+    assert "<b>.tiktoken" not in page
+
+
 def test_list_names_every_version(place: Path) -> None:
     listed = json.loads(run(place, "list", "--json").stdout)
     assert {entry["name"] for entry in listed if not entry["shipped"]} == {"student--old", "student--new"}

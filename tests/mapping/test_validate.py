@@ -202,6 +202,41 @@ def test_faulty_metadata_is_named(arrays: Arrays, metadata: Metadata, seal: Seal
         validate(arrays, metadata)
 
 
+SOUND_PARTS = {"text": "0" * 64, "encoding": "1" * 64, "lines": "00ff" * 3, "stated": {"merges": f"bpe:{'2' * 64}"}}
+
+
+@pytest.mark.parametrize("parts", [None, SOUND_PARTS, {**SOUND_PARTS, "stated": {"later": f"any:{'3' * 64}"}}])
+def test_a_side_may_know_its_parts_or_not(arrays: Arrays, metadata: Metadata, seal: Seal, parts: object) -> None:
+    metadata["student"]["parts"] = parts
+    validate(arrays, seal(metadata))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("text", "0" * 63),
+        ("encoding", 5),
+        ("lines", "00f"),
+        ("lines", "zzzz"),
+        ("lines", None),
+        ("stated", []),
+        ("stated", {"merges": "2" * 64}),
+        ("stated", {"merges": 1}),
+        ("stated", {str(number): f"bpe:{'2' * 64}" for number in range(65)}),
+    ],
+)
+def test_a_faulty_part_is_named(arrays: Arrays, metadata: Metadata, seal: Seal, key: str, value: object) -> None:
+    metadata["teacher"]["parts"] = {**SOUND_PARTS, key: value}
+    with pytest.raises(ArtifactError, match=rf"^metadata\.teacher\.parts\.{key}"):
+        validate(arrays, seal(metadata))
+
+
+def test_parts_that_are_no_object_are_named(arrays: Arrays, metadata: Metadata, seal: Seal) -> None:
+    metadata["teacher"]["parts"] = "none"
+    with pytest.raises(ArtifactError, match=r"^metadata\.teacher\.parts: expected "):
+        validate(arrays, seal(metadata))
+
+
 @pytest.mark.parametrize("key", ["package_version", "content_hash", "student", "options", "rules", "provenance"])
 def test_missing_metadata_is_named(arrays: Arrays, metadata: Metadata, key: str) -> None:
     del metadata[key]

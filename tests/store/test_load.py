@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_vocabs import make_vocab
 
-from xtoken_align import Mapping, Store, Vocab, build, get_or_build, load
+from xtoken_align import Mapping, Store, Vocab, build, diff, get_or_build, load
 from xtoken_align.builder import plain_options
 from xtoken_align.errors import ArtifactError, MismatchError, StoreError, XTokenWarning
+from xtoken_align.mapping.file import content_hash, write_archive
 from xtoken_align.store import load as load_module
 from xtoken_align.store.load import locate_mapping
+from xtoken_align.vocab.fingerprint import PART_WORDS
 from xtoken_align.vocab.kinds import Kind
 
 BOS, END = (b"<s>", Kind.SPECIAL), (b"<e>", Kind.SPECIAL)
@@ -137,6 +140,90 @@ def test_equal_text_with_another_rest_is_loaded_with_a_warning(saved: Path, othe
         assert load(saved, student=other).student.name == "pupil"
 
 
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ("decoder", "the decoder"),
+        ("post_processor", "the post-processor"),
+        ("special_flags", "the set of flags on special tokens"),
+    ],
+)
+def test_what_is_put_around_text_is_warned_of_by_name(tmp_path: Path, part: str, says: str) -> None:
+    one, other = (replace(STUDENT, state=lambda value=value: {part: ("json", value)}) for value in ("x", "y"))
+    path = build(student=one, teacher=TEACHER).save(tmp_path / "mapping.npz")
+    with pytest.warns(XTokenWarning, match=says):
+        load(path, student=other)
+
+
+@pytest.mark.parametrize("part", ["merges", "scores", "model", "normalizer", "pre_tokenizer", "text_flags"])
+def test_an_encoding_that_is_stated_otherwise_is_refused_by_name(tmp_path: Path, part: str) -> None:
+    one, other = (replace(STUDENT, state=lambda value=value: {part: ("json", value)}) for value in ("x", "y"))
+    path = build(student=one, teacher=TEACHER).save(tmp_path / "mapping.npz")
+    with pytest.raises(MismatchError, match=rf"{PART_WORDS[part].split('(')[0]}.*shows in none of"):
+        load(path, student=other)
+    in_another_form = replace(STUDENT, state=lambda: {part: ("ranks", "y")})
+    assert load(path, student=in_another_form).student.name == "pupil"
+
+
+def test_a_chat_template_is_compared_where_the_mapping_has_one(saved: Path, tmp_path: Path) -> None:
+    one, other = (replace(STUDENT, chat_template=text) for text in ("{{ messages }}", "{{ messages }}!"))
+    path = build(student=one, teacher=TEACHER).save(tmp_path / "with_template.npz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(saved, student=other)
+        # Jinja drops one line end at the end of a template.
+        load(path, student=replace(one, chat_template="{{ messages }}\n"))
+    for given in (other, STUDENT):
+        with pytest.warns(XTokenWarning, match="the chat template"):
+            load(path, student=given)
+
+
+# Mappings of version 0.2, which had fingerprints of eight lines and no parts.
+
+
+@pytest.fixture
+def earlier(mapping: Mapping, tmp_path: Path) -> Path:
+    metadata = {**mapping.metadata(), "schema": 1, "package_version": "0.2.0"}
+    for role, vocab in (("student", STUDENT), ("teacher", TEACHER)):
+        metadata[role] = {**metadata[role], "fingerprint": vocab._earlier_fingerprint}
+        del metadata[role]["parts"]
+    metadata["content_hash"] = content_hash(mapping.arrays, metadata)
+    path = tmp_path / "earlier.npz"
+    write_archive(path, mapping.arrays, metadata)
+    return path
+
+
+def test_an_earlier_mapping_is_read_with_a_note_that_it_knows_less(earlier: Path, mapping: Mapping) -> None:
+    with pytest.warns(XTokenWarning, match="knows less than a mapping that is built now"):
+        loaded = load(earlier)
+    assert loaded.student.parts is None
+    assert (loaded.W != mapping.W).nnz == 0
+
+
+def test_an_earlier_mapping_fits_the_tokenizers_that_it_was_built_for_and_no_others(earlier: Path) -> None:
+    with pytest.warns(XTokenWarning, match="knows less"):
+        load(earlier, student=STUDENT, teacher=TEACHER)
+    otherwise = make_vocab(["12", "a", BOS], name="other", normalise={"a": "12"})
+    for other in (TEACHER, otherwise):
+        with pytest.warns(XTokenWarning, match="knows less"), pytest.raises(MismatchError, match="is not it"):
+            load(earlier, student=other)
+
+
+def test_an_earlier_mapping_and_a_new_one_differ_in_nothing_that_is_known(earlier: Path, mapping: Mapping) -> None:
+    with pytest.warns(XTokenWarning, match="knows less"):
+        found = diff(load(earlier), mapping)
+    assert not found.differs
+    assert found.unknown == ("old",)
+
+
+def test_an_earlier_mapping_in_the_store_is_built_anew(earlier: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "store" / "pupil--master"
+    folder.mkdir(parents=True)
+    earlier.rename(folder / "mapping.npz")
+    built = get_or_build(student=STUDENT, teacher=TEACHER, store=tmp_path / "store")
+    assert built.student.parts is not None
+
+
 def test_another_generation_of_one_text_vocabulary_is_told_apart(
     real: Callable[[str], Vocab], llama_qwen: Mapping, tmp_path: Path
 ) -> None:
@@ -197,6 +284,14 @@ def test_another_role_or_width_is_another_mapping(tmp_path: Path) -> None:
     assert get_or_build(student=student, teacher=make_vocab(["a", "b"], name="t"), store=tmp_path).version != (
         plain.version
     )
+
+
+def test_merges_that_show_in_no_line_are_another_mapping_all_the_same(tmp_path: Path) -> None:
+    one, other = (replace(STUDENT, state=lambda value=value: {"merges": ("bpe", value)}) for value in (b"x", b"y"))
+    for student in (one, other, other):
+        mapping = get_or_build(student=student, teacher=TEACHER, store=tmp_path)
+        assert mapping.student.parts is not None
+        assert mapping.student.parts.stated["merges"] == student.parts.stated["merges"]
 
 
 def test_a_damaged_file_is_built_anew(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from ..cards import card
 from ..errors import OptionError
 from ..mapping.find import json_surface
 from ..visible import printable
-from ..vocab.fingerprint import PART_WORDS
+from ..vocab.fingerprint import ENCODING, PART_WORDS
 from ..vocab.vocab import Vocab
 from .parts import CorpusDifference, PartsMatch, compare_corpus, earlier_note, share
 from .tokens import Match, Vocabulary
@@ -51,6 +51,7 @@ class Compat:
         removed: tokens that only A has.
         logits: the two logit widths.
         because: one sentence for people.
+        tokens: its first part, on the tokens alone.
         parts: what is compared in words -> `equal`, or what differs.
         roles: roles that stand for other ids.
         lines: how many lines of the canary become other ids, and of how many; of all lines where the text tokens are
@@ -71,6 +72,7 @@ class Compat:
     removed: int
     logits: tuple[int, int]
     because: str
+    tokens: str
     parts: Mapping[str, str] = field(repr=False)
     roles: tuple[str, ...]
     lines: tuple[int, int]
@@ -137,6 +139,7 @@ def compat(a: Vocabulary, b: Vocabulary, *, corpus: Iterable[str] | None = None)
     differs = not parts.same_text or parts.beside or parts.roles or parts.one_template or not parts.known
     if relation == "identical" and differs:
         relation = "same ids"
+    tokens = _of_tokens(match, parts, relation, counts)
     in_place = relation in ("identical", "same ids", "extended")
     return Compat(
         relation=relation,
@@ -145,7 +148,8 @@ def compat(a: Vocabulary, b: Vocabulary, *, corpus: Iterable[str] | None = None)
         serves=parts.same_text and not parts.roles and in_place,
         **counts,
         logits=(a.sizes.logits, b.sizes.logits),
-        because=_sentence(match, parts, relation, counts),
+        because="; ".join([tokens, *_of_parts(match, parts, relation)]),
+        tokens=tokens,
         parts=_parts(match, parts),
         roles=parts.roles,
         lines=parts.lines if in_place or parts.same_tokens else (0, 0),
@@ -171,25 +175,34 @@ def _verdict(parts: PartsMatch, relation: str) -> str:
         return relation
     encoding = parts.encoding_words()
     words = [f"other encoding: {encoding}"] if encoding else []
+    if not parts.same_tokens and not encoding:
+        words = ["other encoding of text that holds a token of one alone"]
     return ", ".join([relation, *words, *parts.beside_words()])
 
 
-def _sentence(match: Match, parts: PartsMatch, relation: str, counts: Mapping[str, int]) -> str:
+def _of_tokens(match: Match, parts: PartsMatch, relation: str, counts: Mapping[str, int]) -> str:
     words = [f"{counts['same']:,} ids stand for the same token"]
     words += [f"{counts[key]:,} {text}" for key, text in _WORDS.items() if counts[key]]
     if len(match.repurposed):
         first = int(match.repurposed[0])
         was, now = (json_surface(side.surfaces[first]) for side in (match.old, match.new))
         words.append(f"id {first} is {was!r} in {match.old.name} and {now!r} in {match.new.name}")
+    if parts.same_text and relation != "identical":
+        words.append("text means the same to both")
+    return "; ".join(words)
+
+
+def _of_parts(match: Match, parts: PartsMatch, relation: str) -> list[str]:
+    """What differs beside the tokens, in the words of `because`."""
+    words: list[str] = []
     if parts.same_tokens or relation == "extended":
         encoding = parts.encoding_words()
         if encoding:
             words.append(f"{'yet ' if relation == 'same ids' else ''}text is encoded otherwise: {encoding}")
-        elif parts.same_text and relation != "identical":
-            words.append("text means the same to both")
+        elif not parts.same_tokens:
+            words.append("text is encoded otherwise where it holds what is a token of one alone")
         words += parts.beside_words()
-    words += [earlier_note(side.name) for side in (match.old, match.new) if side.parts is None]
-    return "; ".join(words)
+    return words + [earlier_note(side.name) for side in (match.old, match.new) if side.parts is None]
 
 
 def _parts(match: Match, parts: PartsMatch) -> dict[str, str]:
@@ -201,10 +214,14 @@ def _parts(match: Match, parts: PartsMatch) -> dict[str, str]:
         found["ids of text"] = f"{count:,} of {total:,} lines differ ({share(count, total)})" if count else alike
     elif not parts.known:
         found["ids of text"] = {True: "equal in a few lines", False: "differ", None: "not known"}[parts.same_ids]
-    words = {True: "equal", False: "differ", None: "stated by one, or in two forms: the lines decide"}
     for name, state in parts.states.items():
-        beside = name == "chat_template" and parts.one_template is not None
-        found[PART_WORDS[name]] = f"only {getattr(match, parts.one_template).name} has one" if beside else words[state]
+        if state is not None:
+            found[PART_WORDS[name]] = "equal" if state else "differ"
+    if parts.one_template is not None:
+        found[PART_WORDS["chat_template"]] = f"only {getattr(match, parts.one_template).name} has one"
+    unstated = [PART_WORDS[name] for name in ENCODING if parts.states.get(name, False) is None]
+    if unstated and parts.same_tokens:
+        found["judged by the lines alone"] = ", ".join(unstated)
     specials = [len(ids) for ids in (match.added, match.removed, match.renamed, match.moved)]
     if parts.same_tokens:
         found["special tokens"] = "differ" if any(specials) else "equal"

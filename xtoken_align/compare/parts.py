@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..mapping.find import json_surface
+from ..visible import printable
 from ..vocab.byte_strings import ByteStrings
 from ..vocab.canary import canary, common_lines
 from ..vocab.fingerprint import BESIDE, ENCODING, PART_WORDS, Parts, compare_stated
@@ -177,7 +178,7 @@ class PartsMatch:
         told = []
         for role in self.roles[:_MOST_ROLES]:
             was, now = (_ids(roles.get(role, ())) for roles in sides)
-            told.append(f"{role} is {was} {names[0]} and {now} {names[1]}")
+            told.append(printable(f"{role} is {was} {names[0]} and {now} {names[1]}", one_line=True))
         rest = len(self.roles) - len(told)
         return ", ".join(told) + (f" and {rest} more" if rest > 0 else "")
 

@@ -38,7 +38,7 @@ def write_html(mapping: Mapping, path: Path) -> None:
     write_atomically(path, render_html(mapping).encode())
 
 
-_CARD_PAGE = """<!DOCTYPE html>
+_CARD_PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">

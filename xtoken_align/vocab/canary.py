@@ -50,6 +50,7 @@ _STRETCHES = (
     *((0x3220, 0x3243, 1), (0x3260, 0x327B, 1), (0x3280, 0x32FE, 1), (0x3300, 0x33FF, 1), (0x3400, 0x4DB5, 131)),
     *((0x4E00, 0x9FA5, 41), (0xA000, 0xA48C, 64), (0xAC00, 0xD7A3, 53), (0xF900, 0xFA2D, 1), (0xFA30, 0xFA6A, 1)),
     *((0xFB00, 0xFB06, 1), (0xFB13, 0xFB17, 1), (0xFB1D, 0xFB36, 1), (0xFB50, 0xFBB1, 1), (0xFE30, 0xFE44, 1)),
+    *((0xFBD3, 0xFD3D, 5), (0xFDF0, 0xFDFC, 1)),
     *((0xFE49, 0xFE52, 1), (0xFE54, 0xFE66, 1), (0xFE70, 0xFE72, 1), (0xFE76, 0xFEFC, 1), (0xFF01, 0xFFBE, 1)),
     *((0xFFE0, 0xFFE6, 1), (0x10330, 0x1034A, 2), (0x10400, 0x1044F, 4), (0x1D400, 0x1D454, 3), (0x1D7CE, 0x1D7FF, 1)),
     *((0x1F300, 0x1F320, 2), (0x1F600, 0x1F640, 2), (0x20000, 0x2A6D6, 3001), (0x2F800, 0x2FA1D, 8)),
@@ -127,6 +128,8 @@ def _marks_and_words() -> Iterator[str]:
         upper = ending.upper()
         yield f"it{quote}{ending} IT{quote}{upper} it{quote}{upper} {quote}{ending} x {quote} {ending}{quote}"
         yield f"{quote}{ending}o1{quote}{ending}2 ж{quote}{ending}"
+    for letter in "aeonstxzAEHOW=-_#*.":
+        yield from (letter * size for size in (3, 4, 5, 7, 8, 9, 16, 21))
     words = ("word", "WORD", "Word", "wOrd", "слово", "СЛОВО", "λόγος", "語", "คำ", "كلمة", "שם", "शब्द", "12", "_", "é")
     for left, right in product(words, repeat=2):
         yield f"{left}{right}"
