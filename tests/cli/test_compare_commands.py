@@ -82,7 +82,7 @@ GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 
 
 def test_compat_gives_the_verdict_in_the_first_line_and_every_part_below(place: Path) -> None:
-    arguments = ("compat", "old.tiktoken", "old.tiktoken", "--b-pattern", GPT2.replace("|\\s+(?!", "|\\s(?!"))
+    arguments = ("compat", "old.tiktoken", "old.tiktoken", "--b-pattern", GPT2.replace(r"\p{L}+", r"\p{L}", 1))
     lines = run(place, *arguments).stdout.splitlines()
     assert lines[0].startswith("old and old: same ids, other encoding: ")
     assert " lines differ, e.g. " in lines[0]
@@ -122,13 +122,13 @@ def test_compat_fits_a_terminal(place: Path, columns: int) -> None:
 
 
 def test_compat_writes_a_page_that_escapes_what_files_say(place: Path) -> None:
-    evil = rank_file(place / "<b>.tiktoken", [b"th"])
-    done = run(place, "compat", str(evil), "old.tiktoken", "--html", "page.html")
+    rank_file(place / "evil.tiktoken", [b"<script>"])
+    done = run(place, "compat", "evil.tiktoken", "old.tiktoken", "--html", "page.html")
     assert (done.returncode, done.stdout) == (0, "")
     page = (place / "page.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
-    assert "&lt;b&gt;" in page
-    assert "<b>.tiktoken" not in page
+    assert "&lt;script&gt;" in page
+    assert "<script>" not in page
 
 
 def test_list_names_every_version(place: Path) -> None:
