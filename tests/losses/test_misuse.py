@@ -350,6 +350,17 @@ def test_teachers_of_two_students_are_refused() -> None:
         MultiTeacherLoss(losses)
 
 
+def test_a_mapping_of_an_earlier_version_is_taken_though_its_fingerprints_have_another_form() -> None:
+    new = build(student=STUDENT, teacher=TEACHER)
+    sides = (
+        replace(side, parts=None, fingerprint=digit * 64) for side, digit in ((new.student, "1"), (new.teacher, "2"))
+    )
+    earlier = replace(new, **dict(zip(("student", "teacher"), sides, strict=True)))
+    losses = [XTokenLoss(mapping, "uld") for mapping in (earlier, new)]
+    assert torch.isfinite(losses[0](LOGITS, LOGITS, PAIR_SPANS).loss)
+    assert torch.isfinite(MultiTeacherLoss(losses)(LOGITS, [LOGITS] * 2, [PAIR_SPANS] * 2).loss)
+
+
 # What a call says
 
 

@@ -140,7 +140,8 @@ class PartsMatch:
         if not len(self._differing):
             return None
         lines = canary(np.flatnonzero(self.old.kinds == Kind.TEXT), self.old.surfaces)
-        return min((lines[at] for at in self._differing.tolist()), key=len)
+        places: list[int] = self._differing.tolist()
+        return min((lines[at] for at in places), key=len)
 
     def encoding_words(self) -> str:
         """How often text is encoded otherwise, with an example and the parts that differ by value; "" if it is not.
@@ -285,7 +286,7 @@ def _around_difference(
     first = next(at for at, (x, y) in enumerate(zip_longest(left, mapped)) if x != y)
     sides = [ours[token_id] for token_id in left[first:]], [theirs[token_id] for token_id in right[first:]]
     ends = [np.cumsum([len(surface) for surface in surfaces]) for surfaces in sides]
-    shared = np.intersect1d(*ends)
+    shared = np.intersect1d(ends[0], ends[1])
     until = [int(np.searchsorted(at, shared[0])) + 1 if len(shared) else len(at) for at in ends]
     one, other = (tuple(surfaces[: min(count, _MOST_TOKENS)]) for surfaces, count in zip(sides, until, strict=True))
     return one, other

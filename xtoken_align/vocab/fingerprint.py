@@ -128,7 +128,8 @@ def earlier_fingerprint(text_ids: NDArray[np.int64], surfaces: ByteStrings, cana
     digest = _text_hash(b"xtoken-align vocabulary 1\n", text_ids, surfaces)
     for ids in canary_ids:
         digest.update(np.asarray([len(ids), *ids], dtype="<i8").tobytes())
-    return digest.hexdigest()
+    hexadecimal: str = digest.hexdigest()
+    return hexadecimal
 
 
 def _text_hash(label: bytes, text_ids: NDArray[np.int64], surfaces: ByteStrings) -> Any:
