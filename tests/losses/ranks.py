@@ -32,6 +32,10 @@ LOSSES: dict[str, dict[str, Any]] = {
     "h-kl": {"kind": "h-kl"},
     "partition-kl, mean": {"kind": "partition-kl", "merge": "mean", "temperature": 2.0},
     "h-kl, mean": {"kind": "h-kl", "merge": "mean"},
+    "strict": {"kind": "strict"},
+    "bpm": {"kind": "bpm", "stop_bridge": True},
+    "escd": {"kind": "escd", "skip_white_space": True},
+    "simct": {"kind": "simct", "units": "path"},
     "uld": {"kind": "uld"},
 }
 

@@ -257,16 +257,21 @@ def plan_batch(
         text = np.where(fits, bins[1][predictions.teacher_tokens[predictions.teacher_offsets[:-1]]], 0)
         blocks = [_with_text(block, text, left) for block in blocks]
     if labels is not None:
-        # A row's label counts in the first block that reads it; labelled rows that none reads get blocks of their own.
-        pending = labels.copy()
-        for number, block in enumerate(blocks):
-            blocks[number] = replace(block, labels=pending[block.student_rows])
-            pending[block.student_rows] = IGNORED
-        alone = np.flatnonzero(pending != IGNORED)
-        for start in range(0, len(alone), rows):
-            own_rows = alone[start : start + rows]
-            blocks.append(Block(own_rows, alone[:0], (), 0, labels=pending[own_rows]))
+        blocks = _with_labels(blocks, labels, rows)
     return Batch(tuple(blocks), np.where(fits, predictions.weight, 0).astype(np.float32), misfits)
+
+
+def _with_labels(blocks: Sequence[Block], labels: Ids, rows: int) -> list[Block]:
+    """The blocks with labels: a row's counts in the first block that reads it; those that none reads get new blocks."""
+    pending, labelled = labels.copy(), []
+    for block in blocks:
+        labelled.append(replace(block, labels=pending[block.student_rows]))
+        pending[block.student_rows] = IGNORED
+    alone = np.flatnonzero(pending != IGNORED)
+    for start in range(0, len(alone), rows):
+        own_rows = alone[start : start + rows]
+        labelled.append(Block(own_rows, alone[:0], (), 0, labels=pending[own_rows]))
+    return labelled
 
 
 def begin_alike(predictions: Predictions, bins: tuple[Ids, Ids]) -> NDArray[np.bool_]:
