@@ -51,7 +51,7 @@ def slow_chunk_advantages(
         and bool (B, T_s), which positions those are. A chunk without a finite ratio, as one that a side cannot say, is
         not in use.
     """
-    checks.one_of("spread", spread, ("share", "whole"))
+    checks.check_one_of("spread", spread, ("share", "whole"))
     advantages = torch.zeros(student.shape[:2], dtype=torch.float64)
     used = torch.zeros(student.shape[:2], dtype=torch.bool)
     live = {} if mapping is None else {"student": live_ids(mapping.student), "teacher": live_ids(mapping.teacher)}

@@ -108,7 +108,7 @@ class ChainKL:
     def __init__(
         self, mapping: Mapping, measure: Measure, *, level_weight: LevelWeight = "plausible", end: bool = True
     ) -> None:
-        checks.one_of("level_weight", level_weight, ("plausible", "teacher", "text"))
+        checks.check_one_of("level_weight", level_weight, ("plausible", "teacher", "text"))
         self.measure, self.level_weight, self.end = measure, level_weight, end
         self.level_one = PartitionBy(mapping, SlowOptions(kind="c-kl"), measure)
         student, teacher = mapping.decompositions("student"), mapping.decompositions("teacher")

@@ -68,9 +68,9 @@ class Measure:
     student_top_k: int | None = None
 
     def __post_init__(self) -> None:
-        checks.one_of("divergence", self.divergence, ("forward", "reverse", "jsd"))
+        checks.check_one_of("divergence", self.divergence, ("forward", "reverse", "jsd"))
         checks.check_share("beta", self.beta)
-        checks.positive("temperature", self.temperature)
+        checks.check_positive("temperature", self.temperature)
         if self.student_top_k is not None:
             checks.check_size("student_top_k", self.student_top_k)
 

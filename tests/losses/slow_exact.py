@@ -46,7 +46,7 @@ class Spelling:
     """
 
     def __init__(self, vocab: Vocab, specials: dict[int, int], test: Test) -> None:
-        checks.one_of("test", test, ("pairs", "whole"))
+        checks.check_one_of("test", test, ("pairs", "whole"))
         self.vocab, self.specials, self.test = vocab, specials, test
         self.symbols: dict[int, Symbols] = {}
         for token, kind in enumerate(vocab.kinds.tolist()):

@@ -304,7 +304,7 @@ class SimCT:
     """
 
     def __init__(self, mapping: Mapping, pairs: list[tuple[int, int]], measure: Measure, units: Units = "text") -> None:
-        checks.one_of("units", units, ("text", "path"))
+        checks.check_one_of("units", units, ("text", "path"))
         self.surfaces = mapping.student.surfaces, mapping.teacher.surfaces
         self.student, self.teacher = by_surface(content(mapping.student)), by_surface(content(mapping.teacher))
         self.pairs, self.measure, self.units = pairs, measure, units

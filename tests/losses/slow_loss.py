@@ -592,8 +592,8 @@ def _nothing(logits: Tensor) -> Tensor:
 
 def _check_shapes(mapping: Mapping, student: Tensor, teacher: Tensor | TopK, spans: Spans) -> None:
     widths = mapping.matrix.shape
-    checks.same_shape("student_logits", student, (*spans.student.shape, widths[0]), "(B, T_s, V_s)")
+    checks.check_shape("student_logits", student, (*spans.student.shape, widths[0]), "(B, T_s, V_s)")
     if isinstance(teacher, Tensor):
-        checks.same_shape("teacher_logits", teacher, (*spans.teacher.shape, widths[1]), "(B, T_t, V_t)")
+        checks.check_shape("teacher_logits", teacher, (*spans.teacher.shape, widths[1]), "(B, T_t, V_t)")
     else:
-        checks.same_shape("the ids of a TopK", teacher.ids[..., 0], spans.teacher.shape, "(B, T_t, K)")
+        checks.check_shape("the ids of a TopK", teacher.ids[..., 0], spans.teacher.shape, "(B, T_t, K)")

@@ -120,11 +120,11 @@ class SlowOptions:
     uncommon_top_k: int = 8192
 
     def __post_init__(self) -> None:
-        options.one_of("kind", self.kind, KINDS)
-        options.one_of("merge", self.merge, ("first", "mean"))
-        options.one_of("unreached", self.unreached, ("reroute", "drop"))
-        options.one_of("normalize", self.normalize, ("rest", "none"))
-        options.positive("temperature", self.temperature)
+        options.check_one_of("kind", self.kind, KINDS)
+        options.check_one_of("merge", self.merge, ("first", "mean"))
+        options.check_one_of("unreached", self.unreached, ("reroute", "drop"))
+        options.check_one_of("normalize", self.normalize, ("rest", "none"))
+        options.check_positive("temperature", self.temperature)
         options.check_share("threshold", self.threshold)
         options.check_size("uncommon_top_k", self.uncommon_top_k)
         if self.top_k is not None:

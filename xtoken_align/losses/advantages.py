@@ -11,7 +11,7 @@ from ..mapping.mapping import Mapping
 from ..spans.spans import Spans
 from .checks import check_positions, check_tokenizers
 from .inputs import Hidden, Logits, TopK, compute_dtype, source_of
-from .options import check_floats, one_of, same_shape
+from .options import check_floats, check_one_of, check_shape
 from .tables import live_tokens
 
 Spread = Literal["share", "whole"]
@@ -83,7 +83,7 @@ def chunk_advantages(
     Source: this library, 2026; the ratio as a reward is that of on-policy distillation (Gu et al. 2024, MiniLLM), with
     a reference that of implicit rewards (Rafailov et al. 2023).
     """
-    one_of("spread", spread, get_args(Spread))
+    check_one_of("spread", spread, get_args(Spread))
     if mapping is not None:
         check_tokenizers(spans, mapping)
     likelihoods = [
@@ -130,7 +130,7 @@ def _chunk_log_likelihoods(side: Any, spans: Spans, which: str, name: str, mappi
     tensor = _tensor(side)
     rows, tokens, offsets = (getattr(predictions, which + end).to(tensor.device) for end in ("", "_tokens", "_offsets"))
     if isinstance(side, torch.Tensor) and side.dim() == 2:
-        same_shape(name, side, shape, "(B, T), one log-probability for the token at each position,")
+        check_shape(name, side, shape, "(B, T), one log-probability for the token at each position,")
         check_floats(name, side)
         values = side.to(compute_dtype(side)).flatten()[rows + 1]
         if values.numel() and float(values.max()) > _ROUNDING:

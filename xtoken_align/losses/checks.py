@@ -20,7 +20,7 @@ from ..errors import MismatchError, OptionError
 from ..mapping.mapping import Mapping
 from ..spans.spans import IGNORED, Spans
 from .inputs import Hidden, Logits, Student, Teacher, TopK
-from .options import check_integers, same_shape, shown
+from .options import check_integers, check_shape, shown
 
 Ids = NDArray[np.int64]
 
@@ -157,7 +157,7 @@ def check_spans(spans: Spans, student: Student, teacher: Teacher, mapping: Mappi
     host = spans.numpy()
     for name, side in (("student", student), ("teacher", teacher)):
         chunk, ids = getattr(host, name), getattr(host, f"{name}_ids")
-        same_shape(f"{name}_ids of the spans", ids, chunk.shape, "that of their chunks")
+        check_shape(f"{name}_ids of the spans", ids, chunk.shape, "that of their chunks")
         check_positions(f"the {name}", side, chunk.shape)
         width = mapping.matrix.shape[0 if name == "student" else 1]
         if ids.size and not 0 <= ids.min() <= ids.max() < width:
@@ -240,7 +240,7 @@ def check_ids(name: str, ids: torch.Tensor | None, spans: Spans) -> None:
         return
     own, mask = getattr(spans, f"{name}_ids"), getattr(spans, f"{name}_mask")
     check_integers(f"{name}_ids", ids)
-    same_shape(f"{name}_ids", ids, own.shape, "that of the spans")
+    check_shape(f"{name}_ids", ids, own.shape, "that of the spans")
     differs = (ids.numpy(force=True) != own) & mask
     if differs.any():
         row, at = (int(place[0]) for place in differs.nonzero())
@@ -269,7 +269,7 @@ def check_labels(labels: torch.Tensor | None, spans: Spans, width: int, *, read:
     if labels is None:
         return None
     check_integers("labels", labels)
-    same_shape("labels", labels, spans.student.shape, "(B, T_s)")
+    check_shape("labels", labels, spans.student.shape, "(B, T_s)")
     if not read and labels.device.type != "cpu":
         return None
     host: Ids = labels.numpy(force=True)

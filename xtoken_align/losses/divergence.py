@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import OptionError
-from .options import check_share, columns_kept, one_of, positive
+from .options import check_one_of, check_positive, check_share, check_top_k
 from .tables import LEFT, VOID, log_sum
 
 DIVERGENCES = ("forward", "reverse", "jsd")
@@ -58,11 +58,11 @@ class Measure:
     student_top_k: int | None = None
 
     def __post_init__(self) -> None:
-        one_of("divergence", self.divergence, DIVERGENCES)
+        check_one_of("divergence", self.divergence, DIVERGENCES)
         check_share("beta", self.beta)
-        positive("temperature", self.temperature)
-        columns_kept(self.top_k)
-        columns_kept(self.student_top_k, "student_top_k")
+        check_positive("temperature", self.temperature)
+        check_top_k(self.top_k)
+        check_top_k(self.student_top_k, "student_top_k")
         if self.beta != Measure.beta and self.divergence != "jsd":
             raise OptionError(
                 f"beta is the teacher's share in divergence='jsd', but the divergence is {self.divergence!r}; leave it "

@@ -20,13 +20,13 @@ from .inputs import Compared, Hidden, Logits, Rows, Source, compute_dtype
 from .options import (
     IMPLEMENTATIONS,
     check_links,
+    check_one_of,
     check_pairs,
+    check_positive,
     check_rows,
+    check_shape,
     check_size,
     check_width,
-    one_of,
-    positive,
-    same_shape,
 )
 from .tables import (
     LEFT,
@@ -258,8 +258,8 @@ def _of_rows(
     Returns:
         Scalar, or floats (N,) for "none", with the student's graph.
     """
-    one_of("reduction", reduction, REDUCTIONS)
-    one_of("implementation", implementation, IMPLEMENTATIONS)
+    check_one_of("reduction", reduction, REDUCTIONS)
+    check_one_of("implementation", implementation, IMPLEMENTATIONS)
     check_rows(student_logits, teacher_logits)
     dtype, rows = compute_dtype(student_logits), len(student_logits)
     # What divides the sum goes into the pass: a gradient that is right as it is need not be read once more.
@@ -507,7 +507,7 @@ def h_kl(
 
     Source: X-Token (arXiv:2605.21699, 2026); GOLD, Patiño et al. 2025. The rest is this library's.
     """
-    one_of("normalize", normalize, NORMALIZE)
+    check_one_of("normalize", normalize, NORMALIZE)
     students = live_tokens(student_live, student_logits)
     teachers = live_tokens(teacher_live, teacher_logits)
     check_pairs(pairs, students, teachers)
@@ -628,8 +628,8 @@ def binary_ce(teacher: torch.Tensor, student: torch.Tensor, *, tau: float = 100.
 
     Source: tokenkit, `compute_alm_loss`, 2025; Minixhofer et al. 2025.
     """
-    positive("tau", tau)
-    same_shape("student", student, teacher.shape, "that of teacher")
+    check_positive("tau", tau)
+    check_shape("student", student, teacher.shape, "that of teacher")
     log_teacher, log_student = teacher / tau - _EPSILON, student / tau - _EPSILON
     return -(log_teacher.exp() * log_student - log_teacher.expm1() * _log_complement(log_student))
 
@@ -666,7 +666,7 @@ def alm(
 
     Source: tokenkit, `compute_alm_loss`, 2025; Minixhofer et al. 2025.
     """
-    one_of("reduction", reduction, REDUCTIONS)
+    check_one_of("reduction", reduction, REDUCTIONS)
     values = binary_ce(teacher_log_likelihood.detach(), student_log_likelihood, tau=tau)
     values = values * (row_weights(values, weight) * share_of_row(len(values), weight, reduction))
     return values if reduction == "none" else values.sum()

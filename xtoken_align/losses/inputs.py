@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import OptionError
-from .options import check_finite, check_floats, check_integers, check_tensor, positive
+from .options import check_finite, check_floats, check_integers, check_positive, check_tensor
 from .tables import Cells, log_of
 
 CHECKED = 1 << 18
@@ -77,7 +77,7 @@ class Hidden:
             )
         check_finite("scale", self.scale)
         if self.softcap is not None:
-            positive("softcap", self.softcap)
+            check_positive("softcap", self.softcap)
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,11 +43,11 @@ from .inputs import Compared, Hidden, Logits, Student, Teacher, TopK, source_of
 from .options import (
     IMPLEMENTATIONS,
     check_count,
+    check_one_of,
     check_share,
     check_size,
     check_switch,
     check_weight,
-    one_of,
 )
 from .prefixes import Prefixes
 from .scale import DynamicScale
@@ -324,29 +324,29 @@ class LossOptions:
         return self.implementation != "reference"
 
     def __post_init__(self) -> None:
-        one_of("kind", self.kind, ("auto", *KINDS))
+        check_one_of("kind", self.kind, ("auto", *KINDS))
         # Until the kind is known its own divergence may be any.
         Measure(self.divergence or "jsd", self.beta, self.temperature, self.top_k, self.student_top_k)
-        one_of("merge", self.merge, ("first", "mean"))
+        check_one_of("merge", self.merge, ("first", "mean"))
         check_weight("kd_weight", self.kd_weight)
         check_weight("ce_weight", self.ce_weight)
-        one_of("scale", self.scale, ("fixed", "dynamic"))
-        one_of("unreached", self.unreached, ("reroute", "drop"))
-        one_of("normalize", self.normalize, ("rest", "none"))
-        one_of("units", self.units, ("text", "path"))
+        check_one_of("scale", self.scale, ("fixed", "dynamic"))
+        check_one_of("unreached", self.unreached, ("reroute", "drop"))
+        check_one_of("normalize", self.normalize, ("rest", "none"))
+        check_one_of("units", self.units, ("text", "path"))
         check_share("threshold", self.threshold)
         check_size("uncommon_top_k", self.uncommon_top_k)
         check_switch("learn_w", self.learn_w)
-        one_of("level_weight", self.level_weight, ("plausible", "teacher", "text"))
+        check_one_of("level_weight", self.level_weight, ("plausible", "teacher", "text"))
         check_switch("end", self.end)
         check_switch("stop_bridge", self.stop_bridge)
         check_switch("skip_white_space", self.skip_white_space)
         check_share("tolerance", self.tolerance)
-        one_of("implementation", self.implementation, IMPLEMENTATIONS)
+        check_one_of("implementation", self.implementation, IMPLEMENTATIONS)
         if self.compat is not None:
-            one_of("compat", self.compat, tuple(PEERS))
+            check_one_of("compat", self.compat, tuple(PEERS))
         if self.preset is not None:
-            one_of("preset", self.preset, tuple(PRESETS))
+            check_one_of("preset", self.preset, tuple(PRESETS))
             self._check_preset(PRESETS[self.preset])
 
     def _check_preset(self, preset: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ def _number(name: str, value: object, meaning: str) -> float:
     return float(value)
 
 
-def positive(name: str, value: float) -> float:
+def check_positive(name: str, value: float) -> float:
     """A temperature or a like divisor: finite and above 0."""
     number = _number(name, value, "a finite number above 0")
     if not (math.isfinite(number) and number > 0):
@@ -105,21 +105,21 @@ def check_floats(name: str, tensor: torch.Tensor) -> None:
         raise OptionError(f"{name} must be floats, but it is {shown(tensor)}")
 
 
-def columns_kept(top_k: int | None, name: str = "top_k") -> int | None:
+def check_top_k(top_k: int | None, name: str = "top_k") -> int | None:
     """A `top_k`: an integer of at least 1, or None for all columns."""
     if top_k is not None and check_size(name, top_k) == 0:
         raise OptionError(f"{name} must be at least 1, or None for all columns, but it is 0")
     return top_k
 
 
-def one_of(name: str, value: str, allowed: Sequence[str]) -> str:
+def check_one_of(name: str, value: str, allowed: Sequence[str]) -> str:
     """One of a few words."""
     if value not in allowed:
         raise OptionError(f"{name} must be one of {', '.join(allowed)}, but it is {value!r}")
     return value
 
 
-def same_shape(name: str, tensor: Any, expected: Sequence[int], meaning: str) -> None:
+def check_shape(name: str, tensor: Any, expected: Sequence[int], meaning: str) -> None:
     """Refuses a tensor of another shape, which broadcasting would take without a word."""
     if tuple(tensor.shape) != tuple(expected):
         raise OptionError(
@@ -127,7 +127,7 @@ def same_shape(name: str, tensor: Any, expected: Sequence[int], meaning: str) ->
         )
 
 
-def batch_of_logits(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> None:
+def check_batches(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> None:
     """Refuses logits that are not two batches (B, T, V) of one B."""
     if student_logits.dim() != 3 or teacher_logits.dim() != 3 or len(student_logits) != len(teacher_logits):
         raise OptionError(
@@ -160,8 +160,8 @@ def check_width(name: str, values: torch.Tensor, logits: torch.Tensor, meaning: 
 
 def check_links(rows: torch.Tensor, columns: torch.Tensor, weights: torch.Tensor, shape: tuple[int, int]) -> None:
     """Refuses links that do not fit each other or the vocabularies."""
-    same_shape("columns", columns, rows.shape, "that of rows")
-    same_shape("weights", weights, rows.shape, "that of rows")
+    check_shape("columns", columns, rows.shape, "that of rows")
+    check_shape("weights", weights, rows.shape, "that of rows")
     if torch.compiler.is_compiling():
         # While a graph is made there are no ids to look at.
         return

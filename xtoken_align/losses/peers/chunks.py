@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import OptionError
-from ..options import batch_of_logits, same_shape
+from ..options import check_batches, check_shape
 
 
 def other_ids(ids: torch.Tensor, width: int) -> torch.Tensor:
@@ -88,9 +88,9 @@ def valid_chunks(
         >>> found.student.rows.tolist(), found.student.chunk.tolist(), found.student.size.tolist()
         ([0, 1, 2], [0, 1, 1], [1, 2])
     """
-    batch_of_logits(student_logits, teacher_logits)
-    same_shape("student_chunks", student_chunks, student_logits.shape[:2], "(B, T_s)")
-    same_shape("teacher_chunks", teacher_chunks, teacher_logits.shape[:2], "(B, T_t)")
+    check_batches(student_logits, teacher_logits)
+    check_shape("student_chunks", student_chunks, student_logits.shape[:2], "(B, T_s)")
+    check_shape("teacher_chunks", teacher_chunks, teacher_logits.shape[:2], "(B, T_t)")
     samples, slots = len(student_logits), _slots(student_chunks, teacher_chunks, pair_valid)
     student_rows, student_cells = _predictions(student_chunks, slots)
     teacher_rows, teacher_cells = _predictions(teacher_chunks, slots)
@@ -98,10 +98,10 @@ def valid_chunks(
     teacher_size = torch.bincount(teacher_cells, minlength=samples * slots)
     valid = (student_size > 0) & (teacher_size > 0)
     if pair_valid is not None:
-        same_shape("pair_valid", pair_valid, (samples, slots), "(B, C)")
+        check_shape("pair_valid", pair_valid, (samples, slots), "(B, C)")
         valid = valid & pair_valid.bool().reshape(-1)
     if sample_mask is not None:
-        same_shape("sample_mask", sample_mask, (samples,), "(B,)")
+        check_shape("sample_mask", sample_mask, (samples,), "(B,)")
         valid = valid & sample_mask.bool().repeat_interleave(slots)
     cells = valid.nonzero().squeeze(1)
     rank = valid.cumsum(0) - 1

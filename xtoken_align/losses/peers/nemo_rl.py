@@ -14,7 +14,7 @@ from ...errors import OptionError
 from ...mapping.mapping import Mapping
 from ...spans.spans import Spans
 from ..inputs import compute_dtype
-from ..options import check_links, check_size, check_weight, positive, same_shape
+from ..options import check_links, check_positive, check_shape, check_size, check_weight
 from .chunks import Side, other_ids, rows_at, sum_in_chunks, valid_chunks
 
 RELAXED_WEIGHT = 0.6
@@ -213,7 +213,7 @@ def p_kl(
 
     Source: NeMo-RL, `CrossTokenizerDistillationLossFn`, 2026; X-Token, 2026.
     """
-    positive("temperature", temperature)
+    check_positive("temperature", temperature)
     kept = min(check_size("vocab_topk", vocab_topk), teacher_logits.shape[-1])
     check_links(rows, columns, weights, (student_logits.shape[-1], teacher_logits.shape[-1]))
     pair_valid = _exact_pairs(pair_valid, pair_is_correct) if exact_token_match_only else pair_valid
@@ -296,7 +296,7 @@ def gold(
 
     Source: NeMo-RL, `CrossTokenizerDistillationLossFn`, 2026; X-Token, 2026.
     """
-    positive("temperature", temperature)
+    check_positive("temperature", temperature)
     _check_widths(pairs, student_logits, teacher_logits)
     chunks = valid_chunks(
         student_logits, teacher_logits, student_chunks, teacher_chunks, pair_valid=pair_valid, sample_mask=sample_mask
@@ -339,7 +339,7 @@ def _exact_pairs(pair_valid: torch.Tensor | None, pair_is_correct: torch.Tensor 
         raise OptionError("exact_token_match_only needs pair_is_correct (B, C), but it is None")
     if pair_valid is None:
         return pair_is_correct
-    same_shape("pair_is_correct", pair_is_correct, pair_valid.shape, "(B, C)")
+    check_shape("pair_is_correct", pair_is_correct, pair_valid.shape, "(B, C)")
     return pair_valid.bool() & pair_is_correct.bool()
 
 
@@ -469,13 +469,13 @@ def _next_token_loss(
     logits: torch.Tensor, ids: torch.Tensor, token_mask: torch.Tensor | None, sample_mask: torch.Tensor | None
 ) -> torch.Tensor:
     """The masked cross-entropy of the next token, divided by the number of labels + 1e-8."""
-    same_shape("student_ids", ids, logits.shape[:2], "(B, T_s)")
+    check_shape("student_ids", ids, logits.shape[:2], "(B, T_s)")
     labelled = torch.ones_like(ids, dtype=torch.bool)
     if token_mask is not None:
-        same_shape("token_mask", token_mask, ids.shape, "(B, T_s)")
+        check_shape("token_mask", token_mask, ids.shape, "(B, T_s)")
         labelled = token_mask.bool()
     if sample_mask is not None:
-        same_shape("sample_mask", sample_mask, ids.shape[:1], "(B,)")
+        check_shape("sample_mask", sample_mask, ids.shape[:1], "(B,)")
         labelled = labelled & sample_mask.bool().unsqueeze(1)
     sample, position = labelled[:, 1:].nonzero(as_tuple=True)
     rows = rows_at(logits, sample * ids.shape[1] + position, compute_dtype(logits))

@@ -11,7 +11,7 @@ from ...mapping.mapping import Mapping
 from ...spans.spans import Spans
 from ..functional import binary_ce
 from ..inputs import compute_dtype
-from ..options import one_of, same_shape
+from ..options import check_one_of, check_shape
 from .chunks import Side, rows_at, sum_in_chunks, valid_chunks
 
 ALM_MODES = ("none", "append_space")
@@ -92,9 +92,9 @@ def alm(
 
     Source: tokenkit, `compute_alm_loss`, 2025; Minixhofer et al. 2025.
     """
-    one_of("alm_mode", alm_mode, ALM_MODES)
-    same_shape("student_ids", student_ids, student_chunks.shape, "(B, T_s)")
-    same_shape("teacher_ids", teacher_ids, teacher_chunks.shape, "(B, T_t)")
+    check_one_of("alm_mode", alm_mode, ALM_MODES)
+    check_shape("student_ids", student_ids, student_chunks.shape, "(B, T_s)")
+    check_shape("teacher_ids", teacher_ids, teacher_chunks.shape, "(B, T_t)")
     chunks = valid_chunks(
         student_logits, teacher_logits, student_chunks, teacher_chunks, pair_valid=pair_valid, sample_mask=sample_mask
     )

@@ -12,7 +12,7 @@ from ...errors import OptionError
 from ...mapping.mapping import Mapping
 from ...spans.spans import IGNORED, Spans
 from ..inputs import compute_dtype
-from ..options import batch_of_logits, check_share, check_weight, one_of, positive, same_shape
+from ..options import check_batches, check_one_of, check_positive, check_shape, check_share, check_weight
 from .chunks import other_ids, rows_at
 from .nemo_rl import find_pairs
 
@@ -125,7 +125,7 @@ def answer_groups(
 
     Source: TRL, `ULDLoss`, 2026.
     """
-    one_of("merge", merge, MERGES)
+    check_one_of("merge", merge, MERGES)
     if len(student_labels) != len(teacher_labels):
         raise OptionError(
             "student_labels and teacher_labels must have one number of samples, but they have "
@@ -168,7 +168,7 @@ def _spans(labels: torch.Tensor, skip_last: bool) -> list[range]:
 def _ends(name: str, offsets: torch.Tensor | None, labels: torch.Tensor) -> list[list[int]]:
     if offsets is None:
         raise OptionError(f"extended groups need {name} (B, T, 2), but it is None; give it or set extended=False")
-    same_shape(name, offsets, (*labels.shape, 2), "(B, T, 2)")
+    check_shape(name, offsets, (*labels.shape, 2), "(B, T, 2)")
     ends: list[list[int]] = offsets[..., 1].tolist()
     return ends
 
@@ -220,7 +220,7 @@ def merge_groups(
 
     Source: TRL, `ULDLoss`, 2026. Ours differ: `first` and `mean` merge distributions into distributions.
     """
-    whole = starts[1:] - 1 if one_of("merge", merge, MERGES) == "bayesian" else starts[:-1]
+    whole = starts[1:] - 1 if check_one_of("merge", merge, MERGES) == "bayesian" else starts[:-1]
     group = torch.arange(len(whole), device=starts.device).repeat_interleave(starts.diff())
     log_factor = log_probabilities.gather(1, token_ids.long().unsqueeze(1)).squeeze(1).clamp_min(math.log(_FLOOR))
     other = torch.ones_like(group, dtype=torch.bool)
@@ -355,9 +355,9 @@ def uld(
     """
     check_weight("distillation_weight", distillation_weight)
     check_weight("crossentropy_weight", crossentropy_weight)
-    batch_of_logits(student_logits, teacher_logits)
-    same_shape("student_labels", student_labels, student_logits.shape[:2], "(B, T_s)")
-    same_shape("teacher_labels", teacher_labels, teacher_logits.shape[:2], "(B, T_t)")
+    check_batches(student_logits, teacher_logits)
+    check_shape("student_labels", student_labels, student_logits.shape[:2], "(B, T_s)")
+    check_shape("teacher_labels", teacher_labels, teacher_logits.shape[:2], "(B, T_t)")
     out = uld_on_groups(
         student_logits,
         teacher_logits,
@@ -450,12 +450,12 @@ def uld_on_groups(
 
     Source: TRL, `ULDLoss`, 2026.
     """
-    batch_of_logits(student_logits, teacher_logits)
-    one_of("merge", merge, MERGES)
-    same_shape("student_ids", student_ids, student_logits.shape[:2], "(B, T_s)")
-    same_shape("teacher_ids", teacher_ids, teacher_logits.shape[:2], "(B, T_t)")
-    positive("student_temperature", student_temperature)
-    positive("teacher_temperature", teacher_temperature)
+    check_batches(student_logits, teacher_logits)
+    check_one_of("merge", merge, MERGES)
+    check_shape("student_ids", student_ids, student_logits.shape[:2], "(B, T_s)")
+    check_shape("teacher_ids", teacher_ids, teacher_logits.shape[:2], "(B, T_t)")
+    check_positive("student_temperature", student_temperature)
+    check_positive("teacher_temperature", teacher_temperature)
     dtype = compute_dtype(student_logits)
     student = _merged(student_logits, student_ids, groups.student, merge, student_temperature, dtype)
     teacher = _merged(teacher_logits.detach(), teacher_ids, groups.teacher, merge, teacher_temperature, dtype)
