@@ -10,7 +10,7 @@ import torch
 from loss_calls import BY, KINDS, assert_same, called, case_of, name_of, options_of
 from random_batches import Case
 
-from xtoken_align.losses import Hidden, Logits, XTokenLoss, blocks
+from xtoken_align.losses import Hidden, Logits, XTokenLoss, plan
 
 WIDTH = 6
 
@@ -38,8 +38,8 @@ def inputs_of(side: Hidden) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("options", [*BY, *(one for kind in KINDS for one in options_of(kind)[:2])], ids=name_of)
 def test_the_fused_loss_is_that_of_the_logits(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "WIDTH", 1)
-    monkeypatch.setattr(blocks, "CPU", replace(blocks.CPU, hidden=5))
+    monkeypatch.setattr(plan, "WIDTH", 1)
+    monkeypatch.setattr(plan, "CPU", replace(plan.CPU, hidden=5))
     heads = ({"scale": 0.7, "softcap": 3.0}, {"scale": 0.3}, {"softcap": 1.5}, {})
     for number, head in enumerate(heads):
         case = case_of(number + 4)

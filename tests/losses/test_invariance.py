@@ -12,8 +12,9 @@ from loss_calls import BY, KINDS, assert_same, called, case_of, fast, name_of, o
 from random_batches import Case, top_k_of
 
 from xtoken_align import Spans
-from xtoken_align.losses import Hidden, Teacher, TopK, XTokenLoss, blocks, uld
-from xtoken_align.losses.blocks import BlockSizes
+from xtoken_align.losses import Hidden, Teacher, TopK, XTokenLoss, uld
+from xtoken_align.losses import plan as planning
+from xtoken_align.losses.plan import BlockSizes
 
 SEEDS = (10, 38)
 """Batches of several rows: with one-to-many, many-to-one and many-to-many chunks, misfits and levels."""
@@ -69,8 +70,8 @@ def test_the_size_of_blocks_changes_nothing(
         for size in (None, rows):
             with monkeypatch.context() as patch:
                 if size is not None:
-                    patch.setattr(blocks, "WIDTH", 1)
-                    patch.setattr(blocks, "CPU", BlockSizes(size, size, size, size, size))
+                    patch.setattr(planning, "WIDTH", 1)
+                    patch.setattr(planning, "CPU", BlockSizes(size, size, size, size, size))
                 logits = fast(case, case.student_logits, case.teacher_logits, labels=case.labels, **options)
                 inputs = [states.requires_grad_(), weight.requires_grad_()]
                 loss = XTokenLoss(case.mapping, **options)
@@ -87,7 +88,7 @@ def test_a_batch_is_cut_into_blocks_of_whole_chunks_that_hold_each_row_once() ->
     predictions, labels = case.spans.predictions(), case.labels.numpy().ravel()
     for rows in (1000, 2):
         sizes = BlockSizes(rows, rows, rows, rows, rows)
-        plan = blocks.plan_batch(predictions, labels, sizes, rows=rows, merge="mean")
+        plan = planning.plan_batch(predictions, labels, sizes, rows=rows, merge="mean")
         assert (len(plan.blocks) > 4) == (rows == 2)
         chunks = [
             number for block in plan.blocks for part in block.parts for number in range(len(predictions))[part.chunks]
@@ -102,8 +103,8 @@ def test_a_batch_is_cut_into_blocks_of_whole_chunks_that_hold_each_row_once() ->
 def test_the_size_of_blocks_of_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     z, t = torch.randn(2, 11, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole = uld(z, t, reduction="none")
-    monkeypatch.setattr(blocks, "WIDTH", 1)
-    monkeypatch.setattr(blocks, "CPU", replace(blocks.CPU, rows=3))
+    monkeypatch.setattr(planning, "WIDTH", 1)
+    monkeypatch.setattr(planning, "CPU", replace(planning.CPU, rows=3))
     torch.testing.assert_close(uld(z, t, reduction="none"), whole, rtol=1e-12, atol=0)
 
 

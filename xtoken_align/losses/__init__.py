@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .functional import alm, gold, h_kl, p_kl, partition_kl, uld
     from .fuse import FusedHead, fuse_head, unfuse_head
     from .inputs import Hidden, Logits, Student, Teacher, TopK
-    from .loss import LossOptions, LossOutput, Metric, XTokenLoss
+    from .kinds import LossOptions
+    from .loss import LossOutput, Metric, XTokenLoss
     from .multi import MultiTeacherLoss
     from .scale import DynamicScale
 
@@ -24,7 +25,7 @@ _HOMES = {
     "FusedHead": "fuse",
     "Hidden": "inputs",
     "Logits": "inputs",
-    "LossOptions": "loss",
+    "LossOptions": "kinds",
     "LossOutput": "loss",
     "Metric": "loss",
     "MultiTeacherLoss": "multi",

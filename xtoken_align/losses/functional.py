@@ -14,7 +14,7 @@ import torch
 
 from ..errors import OptionError
 from ..spans.spans import Predictions
-from .blocks import Objective, Term, attach, block_sizes, blocks_of_rows, run
+from .blocks import Objective, Term, attach, run
 from .divergence import Measure, compare, masked_sorted_distance, normalised, sorted_distance
 from .inputs import Compared, Hidden, Logits, Rows, Source, compute_dtype
 from .options import (
@@ -28,6 +28,7 @@ from .options import (
     check_size,
     check_width,
 )
+from .plan import block_sizes, blocks_of_rows
 from .tables import (
     LEFT,
     VOID,

@@ -21,9 +21,9 @@ from ..mapping.mapping import Mapping
 from ..spans.spans import Predictions
 from ..spans.units import offsets_of, runs
 from ..vocab.byte_strings import ByteStrings
-from .blocks import Further, begin_alike, one_to_one
 from .chain import Reads
 from .divergence import Divergence, Measure, compare, compare_segments, normalised, normalised_segments
+from .plan import Further, begin_alike, one_to_one
 from .prefixes import ByteTree, Groups, Ids, Prefixes, written_alike
 from .tables import Grouping, Outcomes, Stops, log_masses, log_sum, outcomes_of
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import OptionError
 from ..spans.spans import IGNORED, Predictions
-from .blocks import Batch
 from .inputs import Logits, TopK
+from .plan import Batch
 
 
 @dataclass(frozen=True, eq=False)
