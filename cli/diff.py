@@ -53,17 +53,12 @@ def command(
 
 
 def _render(found: Diff, limit: int) -> None:
-    from ..compare.parts import earlier_note
-
     say = click.echo
     if not found.differs:
         known = (
             "no training run could tell them apart" if not found.unknown else "nothing that is known of both differs"
         )
         say(f"{found.old} and {found.new}: {known}.")
-    for when in found.unknown:
-        say(f"Note: {earlier_note(getattr(found, when))}.")
-    if not found.differs:
         return
     for when, mapping in (("Before", found.comparison.old), ("Now", found.comparison.new)):
         say(f"{when}: {direction(mapping.student.name, mapping.teacher.name)}, version {mapping.version}.")

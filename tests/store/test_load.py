@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from small_vocabs import make_vocab
 
-from xtoken_align import Mapping, Store, Vocab, build, diff, get_or_build, load
+from xtoken_align import Mapping, Store, Vocab, build, compat, diff, get_or_build, load
 from xtoken_align.builder import plain_options
 from xtoken_align.errors import ArtifactError, MismatchError, StoreError, XTokenWarning
 from xtoken_align.mapping.file import content_hash, write_archive
@@ -214,6 +214,9 @@ def test_an_earlier_mapping_and_a_new_one_differ_in_nothing_that_is_known(earlie
         found = diff(load(earlier), mapping)
     assert not found.differs
     assert found.unknown == ("old",)
+    related = compat(found.comparison.old.student, STUDENT)
+    assert related.verdict == "same ids, as far as is known of both"
+    assert not related.serves
 
 
 def test_an_earlier_mapping_in_the_store_is_built_anew(earlier: Path, tmp_path: Path) -> None:

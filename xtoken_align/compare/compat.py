@@ -98,7 +98,7 @@ class Compat:
             news = self.added + self.removed
             return "serves the other too" + (f", but for {news:,} tokens that it has no row for" if news else "")
         if self.same_text:
-            return "is right for the other's text alone: its special tokens or roles are others"
+            return "is right for the other's text alone: special tokens or roles are others, or not known well enough"
         return "is wrong for the other"
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def compat(a: Vocabulary, b: Vocabulary, *, corpus: Iterable[str] | None = None)
         relation=relation,
         verdict=_verdict(parts, relation),
         same_text=parts.same_text,
-        serves=parts.same_text and not parts.roles and in_place,
+        serves=parts.same_text and parts.known and not parts.roles and in_place,
         **counts,
         logits=(a.sizes.logits, b.sizes.logits),
         because="; ".join([tokens, *_of_parts(match, parts, relation)]),
@@ -177,6 +177,7 @@ def _verdict(parts: PartsMatch, relation: str) -> str:
     words = [f"other encoding: {encoding}"] if encoding else []
     if not parts.same_tokens and not encoding:
         words = ["other encoding of text that holds a token of one alone"]
+    words += [] if parts.known else ["as far as is known of both"]
     return ", ".join([relation, *words, *parts.beside_words()])
 
 
@@ -202,7 +203,8 @@ def _of_parts(match: Match, parts: PartsMatch, relation: str) -> list[str]:
         elif not parts.same_tokens:
             words.append("text is encoded otherwise where it holds what is a token of one alone")
         words += parts.beside_words()
-    return words + [earlier_note(side.name) for side in (match.old, match.new) if side.parts is None]
+        words += [earlier_note(side.name) for side in (match.old, match.new) if side.parts is None]
+    return words
 
 
 def _parts(match: Match, parts: PartsMatch) -> dict[str, str]:
