@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
 from .errors import OptionError, XTokenWarning
+from .mapping.audit import unpaired_ends
 from .mapping.mapping import Mapping, Side
 from .matrix import assemble_matrix
 from .read import as_vocab
 from .rules.override import Override, with_overrides
 from .rules.pieces import Pair
 from .rules.rules import rule_options, run_rules
-from .vocab.roles import stop_ids
 from .vocab.vocab import Vocab
 
 
@@ -80,18 +78,12 @@ def build(
             XTokenWarning,
             stacklevel=2,
         )
-    stops = stop_ids(pair.student), stop_ids(pair.teacher)
-    ends = np.isin(matrix.rows, stops[0]) & np.isin(matrix.indices, stops[1])
-    if all(stops) and not ends.any():
-        warnings.warn(
-            f"no token that ends a turn of {pair.student.name} has a counterpart that ends one of {pair.teacher.name}: "
-            "a student trained so does not learn when to stop; map one to the other with an override",
-            XTokenWarning,
-            stacklevel=2,
-        )
+    notes: dict[str, Any] = {}
+    if (sentence := unpaired_ends(pair.student, pair.teacher, matrix)) is not None:
+        warnings.warn(sentence, XTokenWarning, stacklevel=2)
+        notes["warnings"] = [sentence]
     # A token that the user maps by hand is written as the user says, in reports and in losses.
     student_pieces = with_overrides(pair, options.overrides) if options.overrides else pair.student_pieces
-    notes: dict[str, Any] = {}
     for side, vocab in (("student", pair.student), ("teacher", pair.teacher)):
         # Notes are not hashed: they help a person who audits the mapping, and no result depends on them.
         notes[f"{side}_duplicates"] = vocab.repeated_surfaces

@@ -61,6 +61,23 @@ def ending(name: str, token: str, role: str) -> Vocab:
     return make_vocab(["a", (token.encode(), Kind.SPECIAL)], name=name, roles={role: [1]})
 
 
+@pytest.mark.parametrize(("ending_side", "silent_side"), [("student", "teacher"), ("teacher", "student")])
+def test_one_side_without_any_end_of_turn_is_a_warning_that_the_mapping_keeps(
+    ending_side: str, silent_side: str
+) -> None:
+    sides = {ending_side: ending("one", "<|end|>", "eot"), silent_side: make_vocab(["a", "b"], name="other")}
+    said = f"the {ending_side} one has a token that ends a turn, and the {silent_side} other has none by role"
+    with pytest.warns(XTokenWarning, match=said):
+        mapping = build(**sides)
+    assert [said in sentence for sentence in mapping.notes["warnings"]] == [True]
+
+
+def test_two_sides_without_any_end_of_turn_are_none() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "warnings" not in build(student=make_vocab(["a"]), teacher=make_vocab(["a", "b"])).notes
+
+
 def test_a_pair_without_a_common_end_of_turn_is_a_warning() -> None:
     with pytest.warns(XTokenWarning, match="no token that ends a turn of one has a counterpart"):
         build(student=ending("one", "<|end|>", "eot"), teacher=ending("other", "<stop>", "stop"))

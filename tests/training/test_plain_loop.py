@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 from training_world import COLLATE, World, far, make_trainer, texts, weights
 
+from xtoken_align import build, read_vocab
+from xtoken_align.errors import XTokenWarning
 from xtoken_align.training import Distillation, TeacherSpec
 
 LOOP = (Path(__file__).parent / "plain_loop.py").read_text(encoding="utf-8")
@@ -55,3 +58,14 @@ def test_processes_that_prepare_batches_make_the_same_ones(world: World) -> None
         assert torch.equal(left["input_ids"], right["input_ids"])
         spans = [one["teachers"][0]["spans"].spans for one in (left, right)]
         assert torch.equal(spans[0].teacher, spans[1].teacher)
+
+
+def test_a_side_without_an_end_of_turn_is_a_warning_at_the_start(world: World) -> None:
+    model = world.load(world.student)
+    vocab = read_vocab(world.student, logits=model.config.vocab_size)
+    endless = replace(vocab, roles={role: ids for role, ids in vocab.roles.items() if role != "eos"})
+    said = "the teacher .* has a token that ends a turn, and the student .* has none by role"
+    mapping = build(student=endless, teacher=read_vocab(world.teacher))
+    spec = TeacherSpec(model=world.load(world.teacher), mapping=mapping)
+    with pytest.warns(XTokenWarning, match=said):
+        Distillation(model, teacher=spec, tokenizer=endless)

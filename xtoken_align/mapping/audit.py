@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..matrix import relaxed_common, strict_common
+from ..matrix import Matrix, relaxed_common, strict_common
 from ..rules.links import RULES
 from ..vocab.kinds import Kind
+from ..vocab.roles import stop_ids
+from ..vocab.vocab import Vocab
 from .find import json_surface
 from .mapping import Mapping, Side
 
@@ -213,3 +215,33 @@ def _by(mapping: Mapping, token_id: int, teacher_id: int, surface: bytes, teache
 
 def _roles(side: Side, token_id: int) -> tuple[str, ...]:
     return tuple(role for role, ids in side.roles.items() if token_id in ids)
+
+
+def unpaired_ends(student: Side | Vocab, teacher: Side | Vocab, matrix: Matrix) -> str | None:
+    """A sentence for a pair in which no token that ends a turn is linked to one of the other side; None for others.
+
+    What ends a turn is known by its role, or by the list of `generation_config.json`. A pair of two vocabularies
+    without any end, as of two rank files, has nothing to link.
+
+    Args:
+        student: the student's side, or its vocabulary.
+        teacher: the teacher's.
+        matrix: W.
+    """
+    stops = stop_ids(student), stop_ids(teacher)
+    if not any(stops):
+        return None
+    if not all(stops):
+        ending, silent = ("student", "teacher") if stops[0] else ("teacher", "student")
+        sides = {"student": student, "teacher": teacher}
+        return (
+            f"the {ending} {sides[ending].name} has a token that ends a turn, and the {silent} {sides[silent].name} "
+            "has none by role or generation_config.json: a student trained so does not learn when to stop; give the "
+            f"{silent}'s folder with its tokenizer_config.json or generation_config.json"
+        )
+    if (np.isin(matrix.rows, stops[0]) & np.isin(matrix.indices, stops[1])).any():
+        return None
+    return (
+        f"no token that ends a turn of {student.name} has a counterpart that ends one of {teacher.name}: "
+        "a student trained so does not learn when to stop; map one to the other with an override"
+    )

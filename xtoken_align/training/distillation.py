@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from typing import Any
 
 import torch
 
-from ..errors import MismatchError, OptionError
+from ..errors import MismatchError, OptionError, XTokenWarning
 from ..losses import FusedHead, LossOutput, MultiTeacherLoss, Student, XTokenLoss
+from ..mapping.audit import unpaired_ends
 from ..mapping.mapping import Mapping as VocabMapping
 from ..read import read_vocab
 from ..spans.batch import SpanCollator
@@ -105,6 +107,9 @@ class Distillation:
             fitting_mapping(spec.mapping, student=self.vocab, teacher=vocab, store=store, first=first)
             for spec, vocab in zip(specs, self.teacher_vocabs, strict=True)
         ]
+        for mapping in self.mappings:
+            if (sentence := unpaired_ends(mapping.student, mapping.teacher, mapping.matrix)) is not None:
+                warnings.warn(sentence, XTokenWarning, stacklevel=2)
         losses = [XTokenLoss(mapping, **each) for mapping, each in zip(self.mappings, options, strict=True)]
         caches = tuple(spec.model if isinstance(spec.model, TeacherCache) else None for spec in specs)
         for each, cache in zip(losses, caches, strict=True):
