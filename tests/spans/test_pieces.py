@@ -3,7 +3,7 @@
 import json
 from functools import cache
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ from test_row_ids import added, byte_level, folder_with
 
 from xtoken_align import Vocab, XTokenError, align_chats, read_vocab
 from xtoken_align.errors import OptionError, XTokenWarning
+from xtoken_align.spans.aligner import Aligner, TokenFields
+from xtoken_align.spans.answers import prompts_of
+from xtoken_align.spans.batch import SpanCollator
 from xtoken_align.spans.chats import ChatOptions, render_chat
+from xtoken_align.spans.dataset import AlignColumns
 from xtoken_align.spans.pieces import pieces_of, place_pieces
 from xtoken_align.spans.spans import Spans
 from xtoken_align.spans.templates import Renderer
@@ -54,12 +58,16 @@ def templates_of_trl() -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="session")
-def vocab(tmp_path_factory: pytest.TempPathFactory) -> Vocab:
+def tokenizer_folder(root: Path) -> Path:
     tokens = [added(text, 0) for text in SPECIALS]
     tokens += [added(text, 0, special=False) for text in ("<think>", "</think>", "<tool_call>", "</tool_call>")]
     config = {"bos_token": "<s>", "eos_token": "</s>"}
-    return read_vocab(folder_with(tmp_path_factory.mktemp("trl"), byte_level(*tokens), config))
+    return folder_with(root, byte_level(*tokens), config)
+
+
+@pytest.fixture(scope="session")
+def vocab(tmp_path_factory: pytest.TempPathFactory) -> Vocab:
+    return read_vocab(tokenizer_folder(tmp_path_factory.mktemp("trl")))
 
 
 @st.composite
@@ -248,8 +256,106 @@ def test_calls_that_the_templates_write_differently_count_for_the_student_alone(
 
 def test_a_chat_whose_answer_is_changed_beyond_recognition_has_no_label_and_is_counted(vocab: Vocab) -> None:
     shouting = TEMPLATE.replace("{{ m.content or '' }}", "{{ m.content | length }}")
-    with pytest.warns(XTokenWarning, match=r"1 of 1 chats \(the first is chat 0\) have no label on the teacher's side"):
+    with pytest.warns(XTokenWarning, match=r"1 of 1 chats are left out of the distillation loss \(the first is chat 0"):
         assert counted(vocab, {"content": "yes"}, "teacher", teacher=shouting) == ""
+    with pytest.raises(OptionError, match="chat 0: the teacher's template changes what the messages say"):
+        counted(vocab, {"content": "yes"}, teacher=shouting, unplaced="refuse")
+    with pytest.raises(OptionError, match="unplaced is one of leave out, refuse, got 'drop'"):
+        counted(vocab, {"content": "yes"}, unplaced="drop")
+
+
+def test_a_chat_that_is_left_out_is_counted_and_its_neighbour_is_not(vocab: Vocab) -> None:
+    # The template says something else of a long content alone.
+    shortens = TEMPLATE.replace("{{ m.content or '' }}", "{{ m.content if m.content == 'Q' else m.content | length }}")
+    chats_ = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}] for text in ("maybe", "Q")]
+    given = {"student": vocab, "teacher": vocab, "student_template": TEMPLATE, "teacher_template": shortens}
+    with pytest.warns(XTokenWarning, match="chats are left out of the distillation loss"):
+        spans = align_chats(chats_[:1], **given)
+    assert (spans.unplaced, float(spans.weight.sum())) == (1, 0)
+    # The student's own side is known, and its cross-entropy counts.
+    assert spans.student_loss_mask.any()
+    assert align_chats(chats_[:1], **given | {"teacher_template": TEMPLATE}).unplaced == 0
+
+
+WITH_TOOLS = "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
+TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
+
+
+def test_every_rows_own_tools_reach_both_templates(vocab: Vocab, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "yes"}]
+    given = {
+        "student_template": WITH_TOOLS + TEMPLATE,
+        "teacher_template": WITH_TOOLS.replace("tojson", "tojson(indent=1)") + TEMPLATE,
+    }
+    collate = SpanCollator(student=vocab, teacher=vocab, **given)
+    schemas = [TOOLS, json.dumps(TOOLS), [json.dumps(TOOLS[0])]]
+    rows = [{"messages": chat, "tools": tools} for tools in [*schemas, None]] + [{"messages": chat}]
+    spans = collate.spans(rows)
+    folder = tokenizer_folder(tmp_path)
+    align = AlignColumns(student=folder, teacher=folder, column="messages", **given)
+    columns = align({"messages": [chat] * 5, "tools": [row.get("tools") for row in rows]})
+    prompts = prompts_of(collate, rows, prompt_tokens=1)
+    for row, tools in enumerate([*[TOOLS] * 3, None, None]):
+        alone = align_chats([chat], student=vocab, teacher=vocab, **given, template_options={"tools": tools})
+        for side in ("student", "teacher"):
+            ids, mask = getattr(spans, f"{side}_ids")[row], getattr(spans, f"{side}_mask")[row]
+            expected = getattr(alone, f"{side}_ids")[0].tolist()
+            assert ids[mask].tolist() == expected
+            assert columns[f"{side}_ids"][row].tolist() == expected
+        # The student goes on behind the user's turn.
+        prompt = prompts[row].ids.tolist()
+        assert alone.student_ids[0].tolist()[: len(prompt)] == prompt
+        assert ("look_up" in "".join(text for text, _ in prompts[row].teacher_parts)) == (tools is not None)
+
+
+@pytest.mark.parametrize(
+    ("tools", "said"),
+    [
+        ("[{", r"`tools` is a list of JSON schemas, or JSON of such a list, got '\[\{', which is no JSON"),
+        ({"type": "function"}, "or JSON of such a list, got {'type': 'function'}"),
+        ([3], "or JSON of such a list, got 3"),
+    ],
+)
+def test_a_mistake_in_tools_says_which_row_it_is(vocab: Vocab, tools: Any, said: str) -> None:
+    chat = [{"role": "user", "content": "Q"}]
+    collate = SpanCollator(student=vocab, teacher=vocab, student_template=TEMPLATE, teacher_template=TEMPLATE)
+    rows = [{"messages": chat}, {"messages": chat, "tools": tools}]
+    with pytest.raises(OptionError, match=f"chat 1: .*{said}"):
+        collate.spans(rows)
+    with pytest.raises(OptionError, match=f"row 1: .*{said}"):
+        prompts_of(collate, rows, prompt_tokens=1)
+    with pytest.raises(OptionError, match="tools are one entry per chat, got 1 for 2 chats"):
+        collate.chats([chat, chat], tools=[None])
+
+
+def test_every_token_says_which_message_and_field_it_is_of(vocab: Vocab) -> None:
+    message = {"role": "assistant", "content": "yes", "reasoning_content": "why", "tool_calls": [CALL]}
+    aligner = Aligner(student=vocab, teacher=vocab, student_template=TEMPLATE, teacher_template=XML)
+    chat = [{"role": "user", "content": "Q"}, message]
+    ((student, teacher),) = aligner.chat_fields([chat])
+
+    def read(side: TokenFields) -> list[tuple[int, str, str, bool]]:
+        names = zip(side.message.tolist(), side.fields, side.labelled.tolist(), strict=True)
+        parts = [
+            (*key, b"".join(vocab.surfaces[token] for _, token in run).decode())
+            for key, run in groupby(zip(names, side.ids.tolist(), strict=True), key=lambda one: one[0])
+        ]
+        return [(at, field, text, labelled) for at, field, labelled, text in parts]
+
+    template = "<|im_end|>\n<|im_start|>assistant\n"
+    assert read(student) == [
+        (-1, "template", "<|im_start|>user\n", False),
+        (0, "content", "Q", False),
+        (-1, "template", template, False),
+        (1, "thought", "<think>why</think>", True),
+        (1, "content", "yes", True),
+        (1, "calls", JSON, True),
+        (1, "end", "<|im_end|>", True),
+        (-1, "template", "\n", False),
+    ]
+    xml = "<tool_call><f>look_up</f><city>Ulm</city></tool_call>"
+    assert (1, "calls", xml, False) in read(teacher)
+    assert (1, "thought", "<think>why</think>", True) in read(teacher)
 
 
 def test_a_refused_chat_says_which_one_it_is(vocab: Vocab) -> None:

@@ -14,14 +14,25 @@ from ..errors import OptionError
 from ..read import as_vocab
 from ..vocab.vocab import Vocab
 from .careful import TextPair, chunks_of_units
-from .chats import ChatOptions, align_chat_units
+from .chats import ChatOptions, ChatRow, Unplaced, align_chat_units, chat_rows
 from .fold import SideText, text_by_offsets
 from .pieces import Chat
 from .spans import AlignedUnits, Spans, make_spans
 from .tables import PairTables, pair_tables
 from .templates import Renderer, Template
-from .turns import LOSS_ON
-from .units import EncodedTexts, End, check_side, encode_texts, one_per_row, units_of, values_of, with_equal_units
+from .turns import FIELDS, LOSS_ON
+from .units import (
+    EncodedTexts,
+    End,
+    Flags,
+    Numbers,
+    check_side,
+    encode_texts,
+    one_per_row,
+    units_of,
+    values_of,
+    with_equal_units,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +55,8 @@ class Aligner:
         template_options: further variables of both Jinja templates (`tools`, `enable_thinking`, ...).
         loss_roles: for chats, whose messages count in the loss.
         loss_on: for chats, what of them counts: `thought`, `content`, `calls` and the `end` of a turn, all by default.
+        unplaced: what becomes of a chat that a template changes so that nobody can tell where its contents stand:
+            `leave out` of the loss, with a warning and a count (`Spans.unplaced`), or `refuse`.
         parse_special: whether a text, or a message of a chat, that spells a control token holds that token; by default
             it is text, so that nobody who writes a message can end a turn.
 
@@ -68,6 +81,7 @@ class Aligner:
     loss_roles: Sequence[str] = ("assistant",)
     loss_on: Sequence[str] = LOSS_ON
     parse_special: bool = False
+    unplaced: Unplaced = "leave out"
 
     def __post_init__(self) -> None:
         check_side("truncation_side", self.truncation_side)
@@ -96,6 +110,7 @@ class Aligner:
             parse_special=self.parse_special,
             limits=(self.max_student_tokens, self.max_teacher_tokens),
             truncation_side=self.truncation_side,
+            unplaced=self.unplaced,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -107,10 +122,22 @@ class Aligner:
         check_side("padding_side", padding_side)
         return make_spans(self.text_units(texts, padding_side))
 
-    def chats(self, chats: Sequence[Chat], *, padding_side: End = "right") -> Spans:
+    def chats(self, chats: Sequence[Chat], *, tools: Sequence[Any] | None = None, padding_side: End = "right") -> Spans:
         """Renders chats with both sides' templates, tokenises them and aligns what the messages say: `align_chats`."""
         check_side("padding_side", padding_side)
-        return make_spans(self.chat_units(chats, padding_side))
+        return make_spans(self.chat_units(chats, padding_side, tools=tools))
+
+    def chat_fields(
+        self, chats: Sequence[Chat], *, tools: Sequence[Any] | None = None
+    ) -> list[tuple[TokenFields, TokenFields]]:
+        """What each token of chats belongs to, on the student's side and the teacher's: for whoever checks labels.
+
+        Args:
+            chats: as `chats` takes them; they are not cut.
+            tools: as there.
+        """
+        sides, _ = chat_rows(chats, self.tables, self.renders, self.chat_options, tools)
+        return [(TokenFields.of(student), TokenFields.of(teacher)) for student, teacher in zip(*sides, strict=True)]
 
     def ids(
         self,
@@ -176,10 +203,38 @@ class Aligner:
         chunks = chunks_of_units(student, teacher, tables, texts_of, doubtful, whole_texts=whole)
         return AlignedUnits(student, teacher, chunks, vocabs=(tables.student, tables.teacher))
 
-    def chat_units(self, chats: Sequence[Chat], padding_side: End = "right", multiple: int = 1) -> AlignedUnits:
+    def chat_units(
+        self,
+        chats: Sequence[Chat],
+        padding_side: End = "right",
+        multiple: int = 1,
+        tools: Sequence[Any] | None = None,
+    ) -> AlignedUnits:
         """Renders, encodes and aligns chats, a unit per chat; row lengths become a multiple of `multiple`."""
-        aligned = align_chat_units(chats, self.tables, self.renders, self.chat_options)
+        aligned = align_chat_units(chats, self.tables, self.renders, self.chat_options, tools)
         return aligned.one_per_row(padding_side, multiple)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenFields:
+    """What each token of a rendered chat belongs to.
+
+    Attributes:
+        ids: int64 (tokens,).
+        message: int64 (tokens,), the message that wrote it, -1 where the template did.
+        fields: for every token `thought`, `content`, `calls`, `end` or `template`.
+        labelled: bool (tokens,), whether it counts in the loss.
+    """
+
+    ids: Numbers
+    message: Numbers
+    fields: tuple[str, ...]
+    labelled: Flags
+
+    @classmethod
+    def of(cls, row: ChatRow) -> TokenFields:
+        """Those of one side's chat."""
+        return cls(row.ids, row.message, tuple(FIELDS[field] for field in row.fields.tolist()), row.labelled)
 
 
 def _text_of_unit(
@@ -339,6 +394,8 @@ def align_chats(
     loss_roles: Sequence[str] = ("assistant",),
     loss_on: Sequence[str] = LOSS_ON,
     parse_special: bool = False,
+    unplaced: Unplaced = "leave out",
+    tools: Sequence[Any] | None = None,
     max_student_tokens: int | None = None,
     max_teacher_tokens: int | None = None,
     truncation_side: End = "right",
@@ -361,6 +418,9 @@ def align_chats(
         loss_roles: whose messages count in the loss.
         loss_on: what of them counts: `thought`, `content`, `calls` and the `end` of a turn, all by default.
         parse_special: whether a message that spells a control token holds that token; by default it is text.
+        unplaced: `leave out` of the loss, or `refuse`, a chat whose contents a template changes so that nobody can tell
+            where they stand.
+        tools: for every chat the JSON schemas of its tools, a list, JSON of a list, or None.
         max_student_tokens: cut to so many tokens.
         max_teacher_tokens: the same of the teacher.
         truncation_side: where to cut, `left` or `right`.
@@ -395,5 +455,6 @@ def align_chats(
         loss_roles=loss_roles,
         loss_on=loss_on,
         parse_special=parse_special,
+        unplaced=unplaced,
     )
-    return aligner.chats(chats, padding_side=padding_side)
+    return aligner.chats(chats, tools=tools, padding_side=padding_side)

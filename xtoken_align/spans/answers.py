@@ -29,7 +29,7 @@ from .chats import Rendered, control_parts, text_of_any_run, tokenize_chats, tur
 from .fold import SideText, one_after_another, text_of_run
 from .pieces import Chat, pieces_of, place_pieces
 from .tables import PairTables
-from .templates import Renderer, one_moment
+from .templates import Renderer, Tools, one_moment, tools_of
 from .units import Flags, Numbers, encode_texts, offsets_of, one_per_row
 
 STAND_IN = "\ue0f1"
@@ -86,7 +86,8 @@ def prompts_of(aligner: Aligner, rows: Sequence[Mapping[str, Any]], *, prompt_to
     """What the student continues in each row of a data set.
 
     - `prompt`, a text or messages: that, whatever else the row has.
-    - `messages`: all before the last message, if that is an assistant's, and what the template writes before an answer.
+    - `messages`: all before the last message, if that is an assistant's, and what the template writes before an answer;
+      here too each side's template is given the row's `tools`.
     - `text`: its first tokens, at most half of them.
     - `student_ids` and `teacher_ids`: what stands before the first token that counts; without a loss mask as of texts.
 
@@ -112,7 +113,7 @@ def _prompt_of(aligner: Aligner, row: Mapping[str, Any], prompt_tokens: int) -> 
     if isinstance(given, str):
         return _prompt_of_text(aligner, given, None if "prompt" in row else prompt_tokens)
     if given is not None:
-        return _prompt_of_chat(aligner, given)
+        return _prompt_of_chat(aligner, given, tools_of(row.get("tools")))
     if "student_ids" in row and "teacher_ids" in row:
         return _prompt_of_ids(aligner, row, prompt_tokens)
     raise OptionError(f"it needs a `prompt`, `messages`, a `text`, or ids of both sides; it has {sorted(row)}")
@@ -148,14 +149,15 @@ def _prompt_of_ids(aligner: Aligner, row: Mapping[str, Any], prompt_tokens: int)
     return Prompt(ids=ids[: frame + from_text], frame=frame, teacher_ids=tuple(teacher_ids[:teacher_frame].tolist()))
 
 
-def _prompt_of_chat(aligner: Aligner, chat: Chat) -> Prompt:
+def _prompt_of_chat(aligner: Aligner, chat: Chat, tools: Tools | None) -> Prompt:
     messages = [dict(message) for message in chat]
     if messages and messages[-1].get("role") == "assistant":
         messages.pop()
     tables, options = aligner.tables, aligner.chat_options
     with one_moment():
-        asked, space, _ = _asked(messages, aligner.renders[0], tables.student)
-        teacher_asked, teacher_space, end = _asked(messages, aligner.renders[1], tables.teacher)
+        renders = [render.with_tools(tools) for render in aligner.renders]
+        asked, space, _ = _asked(messages, renders[0], tables.student)
+        teacher_asked, teacher_space, end = _asked(messages, renders[1], tables.teacher)
     ((ids, _),) = tokenize_chats([asked], tables.student, tables, first_id=0, options=options)
     return Prompt(
         ids=ids,

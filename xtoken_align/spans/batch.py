@@ -27,7 +27,8 @@ class SpanCollator(Aligner):
     A row has one of
 
     - `text`: a text, encoded by both sides;
-    - `messages`: a chat, rendered by each side's template and encoded;
+    - `messages`: a chat, rendered by each side's template and encoded, with the row's `tools` if it has some: a list of
+      JSON schemas, or JSON of such a list;
     - `student_ids` and `teacher_ids`: ids, aligned here; with `student_chunks` and `teacher_chunks` (what
       `AlignColumns` adds to a data set) they are aligned already. `student_loss_mask` and `teacher_loss_mask` say which
       tokens count; ids of another tokenizer than `student_tokenizer` and `teacher_tokenizer` name are refused.
@@ -104,7 +105,8 @@ class SpanCollator(Aligner):
         if form == "text":
             aligned = self.text_units([row["text"] for row in rows], *layout)
         elif form == "messages":
-            aligned = self.chat_units([row["messages"] for row in rows], *layout)
+            tools = [row.get("tools") for row in rows]
+            aligned = self.chat_units([row["messages"] for row in rows], *layout, tools=tools)
         else:
             aligned = self.column_units(rows).one_per_row(*layout)
         if self.pack:

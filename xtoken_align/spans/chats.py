@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +35,17 @@ from .fold import SideText, byte_positions, one_after_another, text_by_surfaces,
 from .pieces import Chat, Piece, pieces_of, place_pieces
 from .spans import AlignedUnits
 from .tables import PairTables
-from .templates import Renderer, one_moment
+from .templates import Renderer, one_moment, tools_of
 from .turns import FIELDS, LOSS_ON, Stretch, TurnTokens, stretches_of
 from .units import End, Flags, Numbers, Units, one_per_row
 
 T = TypeVar("T")
+
+Unplaced = Literal["leave out", "refuse"]
+"""What becomes of a chat that a template changes so that nobody can tell where its contents stand.
+
+Left out, no token of that side counts and no chunk has a weight; the student's labels stay where its own side is known.
+"""
 
 _HEADERS = ("bos", "header_start", "system", "user", "assistant", "tool_responses_start", "tool_response_start")
 """Roles of tokens with which another turn begins."""
@@ -55,6 +61,7 @@ class ChatOptions:
         parse_special: whether what looks like a control token in a message is one.
         limits: tokens to cut to, the student's and the teacher's.
         truncation_side: where to cut.
+        unplaced: what becomes of a chat in which the place of something that counts is unknown.
     """
 
     loss_roles: Collection[str] = ("assistant",)
@@ -62,8 +69,11 @@ class ChatOptions:
     parse_special: bool = False
     limits: tuple[int | None, int | None] = (None, None)
     truncation_side: End = "right"
+    unplaced: Unplaced = "leave out"
 
     def __post_init__(self) -> None:
+        if self.unplaced not in get_args(Unplaced):
+            raise OptionError(f"unplaced is one of {', '.join(get_args(Unplaced))}, got {self.unplaced!r}")
         for name in ("loss_roles", "loss_on"):
             if isinstance(getattr(self, name), str):
                 raise OptionError(f"{name} is a list of names, got the string {getattr(self, name)!r}")
@@ -73,7 +83,11 @@ class ChatOptions:
 
 
 def align_chat_units(
-    chats: Sequence[Chat], tables: PairTables, renders: tuple[Renderer, Renderer], options: ChatOptions
+    chats: Sequence[Chat],
+    tables: PairTables,
+    renders: tuple[Renderer, Renderer],
+    options: ChatOptions,
+    tools: Sequence[Any] | None = None,
 ) -> AlignedUnits:
     """Renders, encodes and aligns chats, a unit per chat.
 
@@ -82,31 +96,9 @@ def align_chat_units(
         tables: the pair's tables.
         renders: both sides' templates, the student's first.
         options: what counts in the loss, and how chats are read and cut.
+        tools: those of every chat, as `tools_of` takes them.
     """
-    if isinstance(chats, Mapping) or any(isinstance(chat, Mapping) for chat in chats):
-        raise OptionError("chats are a sequence of chats, each a sequence of messages: put the one chat into a list")
-    pieces = [_in_row(row, pieces_of, chat) for row, chat in enumerate(chats)]
-    rendered: list[list[Rendered]] = []
-    for vocab, render in ((tables.student, renders[0]), (tables.teacher, renders[1])):
-        rendered.append(
-            [
-                _in_row(row, render_chat, chat, its_pieces, render, vocab, options)
-                for row, (chat, its_pieces) in enumerate(zip(chats, pieces, strict=True))
-            ]
-        )
-    _warn_of_unplaced(rendered)
-    sides: list[list[ChatRow]] = []
-    for which, (vocab, first_id) in enumerate(((tables.student, 0), (tables.teacher, len(tables.student)))):
-        tokens = tokenize_chats(rendered[which], vocab, tables, first_id=first_id, options=options)
-        sides.append([])
-        for row, side_text in enumerate(tokens):
-            both = rendered[0][row], rendered[1][row]
-            axis = _Axis.of(both[which], which, len(chats[row]), _common(pieces[row], *both))
-            on_axis = _on_axis(side_text, axis, vocab, options)
-            if which == 1:
-                # The teacher's labels weigh chunks; the student's are for a cross-entropy too.
-                on_axis = replace(on_axis, labelled=on_axis.labelled & on_axis.compared)
-            sides[-1].append(on_axis)
+    sides, unplaced = chat_rows(chats, tables, renders, options, tools)
     slices = [
         [_kept(len(row.ids), limit, options.truncation_side) for row in side]
         for side, limit in zip(sides, options.limits, strict=True)
@@ -126,9 +118,48 @@ def align_chat_units(
     (student_units, student_labelled), (teacher_units, teacher_labelled) = (
         _units(side, side_slices) for side, side_slices in zip(sides, slices, strict=True)
     )
+    vocabs = tables.student, tables.teacher
     return AlignedUnits(
-        student_units, teacher_units, chunks, student_labelled, teacher_labelled, (tables.student, tables.teacher)
+        student_units, teacher_units, chunks, student_labelled, teacher_labelled, vocabs, unplaced=unplaced
     )
+
+
+def chat_rows(
+    chats: Sequence[Chat],
+    tables: PairTables,
+    renders: tuple[Renderer, Renderer],
+    options: ChatOptions,
+    tools: Sequence[Any] | None = None,
+) -> tuple[list[list[ChatRow]], int]:
+    """Both sides' chats, uncut, and how many have contents whose place is unknown; arguments as `align_chat_units`."""
+    if isinstance(chats, Mapping) or any(isinstance(chat, Mapping) for chat in chats):
+        raise OptionError("chats are a sequence of chats, each a sequence of messages: put the one chat into a list")
+    if tools is not None and len(tools) != len(chats):
+        raise OptionError(f"tools are one entry per chat, got {len(tools)} for {len(chats)} chats")
+    pieces = [_in_row(row, pieces_of, chat) for row, chat in enumerate(chats)]
+    schemas = [_in_row(row, tools_of, given) for row, given in enumerate(tools or [None] * len(chats))]
+    rendered: list[list[Rendered]] = []
+    for vocab, render in ((tables.student, renders[0]), (tables.teacher, renders[1])):
+        rendered.append(
+            [
+                _in_row(row, render_chat, chat, its_pieces, render.with_tools(schemas[row]), vocab, options)
+                for row, (chat, its_pieces) in enumerate(zip(chats, pieces, strict=True))
+            ]
+        )
+    unplaced = _unplaced(rendered, options)
+    sides: list[list[ChatRow]] = []
+    for which, (vocab, first_id) in enumerate(((tables.student, 0), (tables.teacher, len(tables.student)))):
+        tokens = tokenize_chats(rendered[which], vocab, tables, first_id=first_id, options=options)
+        sides.append([])
+        for row, side_text in enumerate(tokens):
+            both = rendered[0][row], rendered[1][row]
+            axis = _Axis.of(both[which], which, len(chats[row]), _common(pieces[row], *both))
+            on_axis = _on_axis(side_text, axis, vocab, options)
+            if which == 1:
+                # The teacher's labels weigh chunks; the student's are for a cross-entropy too.
+                on_axis = replace(on_axis, labelled=on_axis.labelled & on_axis.compared)
+            sides[-1].append(on_axis)
+    return sides, unplaced
 
 
 def _in_row(row: int, work: Callable[..., T], *arguments: Any) -> T:
@@ -139,17 +170,22 @@ def _in_row(row: int, work: Callable[..., T], *arguments: Any) -> T:
         raise OptionError(f"chat {row}: {error}") from error
 
 
-def _warn_of_unplaced(rendered: Sequence[Sequence[Rendered]]) -> None:
-    """Says how many chats have no label, since nobody can tell where the template put what their messages say."""
-    for side, chats in zip(("student", "teacher"), rendered, strict=True):
-        rows = [row for row, chat in enumerate(chats) if chat.unplaced]
-        if rows:
-            warnings.warn(
-                f"{len(rows)} of {len(chats)} chats (the first is chat {rows[0]}) have no label on the {side}'s side: "
-                "its template changes what the messages say, so that their place is unknown",
-                XTokenWarning,
-                stacklevel=4,
-            )
+def _unplaced(rendered: Sequence[Sequence[Rendered]], options: ChatOptions) -> int:
+    """How many chats do not count, since nobody can tell where a template put what their messages say; says so."""
+    rows = [row for row, both in enumerate(zip(*rendered, strict=True)) if any(chat.unplaced for chat in both)]
+    if not rows:
+        return 0
+    sides = [side for side, chats in zip(("student", "teacher"), rendered, strict=True) if chats[rows[0]].unplaced]
+    reason = f"the {' and the '.join(sides)}'s template changes what the messages say, so that their place is unknown"
+    if options.unplaced == "refuse":
+        raise OptionError(f"chat {rows[0]}: {reason}; give another template, or unplaced='leave out'")
+    count = f"{len(rows)} of {len(rendered[0])} chats"
+    warnings.warn(
+        f"{count} are left out of the distillation loss (the first is chat {rows[0]}): {reason}",
+        XTokenWarning,
+        stacklevel=5,
+    )
+    return len(rows)
 
 
 def _kept(count: int, limit: int | None, truncation_side: End) -> slice:
@@ -311,6 +347,7 @@ class ChatRow:
         places: int64 (tokens,), where each token stands on it.
         specials: int32 (tokens,), rows or columns of the pair's table.
         between: int64 (tokens,), the messages before and after each token, as one number.
+        message: int64 (tokens,), the message that each belongs to, -1 for what is the template's own.
         fields: uint8 (tokens,), what each belongs to: positions in `FIELDS`.
         labelled: bool (tokens,), which count in the loss.
         compared: bool (tokens,), which belong to a stretch that both sides wrote alike, or end a turn.
@@ -321,6 +358,7 @@ class ChatRow:
     places: Numbers
     specials: NDArray[np.int32]
     between: Numbers
+    message: Numbers
     fields: NDArray[np.uint8]
     labelled: Flags
     compared: Flags
@@ -467,6 +505,7 @@ def _on_axis(tokens: tuple[Numbers, SideText], axis: _Axis, vocab: Vocab, option
         places=np.where(on_axis, at, axis.closes[passed]),
         specials=np.where(inside & ~is_end, np.int32(-1), side.specials),
         between=axis.message[passed] * (axis.message[-1] + 1) + axis.message[passed + 1],
+        message=np.where(inside, axis.message[stretch] - 1, -1),
         fields=fields,
         labelled=counts & axis.labelled[stretch],
         compared=axis.common[stretch] | is_end,

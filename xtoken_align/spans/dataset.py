@@ -50,7 +50,8 @@ class AlignColumns(Aligner):
         student: a source of the student as `read_vocab` takes it; not a `Vocab`, which cannot travel. All that is not
             named here is as in `Aligner`.
         bos: true here by default, as `eos`.
-        column: the column of texts, or of chats: lists of messages with a `role` and a `content`.
+        column: the column of texts, or of chats: lists of messages with a `role` and a `content`. Beside chats there
+            may be a column `tools`: lists of JSON schemas, or JSON of such lists.
         student_options: further options of `read_vocab`: `logits`, `pattern`, `revision`.
         teacher_options: the same of the teacher.
 
@@ -93,7 +94,7 @@ class AlignColumns(Aligner):
         """Aligns a batch.
 
         Args:
-            batch: columns; other ones than `column` are not looked at.
+            batch: columns; other ones than `column` and, beside chats, `tools` are not looked at.
 
         Returns:
             Columns of int32 arrays, of bool arrays the loss masks, one per row, and of strings the tokenizers.
@@ -103,7 +104,9 @@ class AlignColumns(Aligner):
         """
         if self.column not in batch:
             raise OptionError(f"there is no column `{self.column}` among {sorted(batch)}: name it with `column`")
-        columns: dict[str, list[Any]] = {name: _rows(own) for name, own in self.columns(batch[self.column]).items()}
+        columns: dict[str, list[Any]] = {
+            name: _rows(own) for name, own in self.columns(batch[self.column], batch.get("tools")).items()
+        }
         rows = len(columns["student_ids"])
         return columns | {name: [identity] * rows for name, identity in self.identities.items()}
 
@@ -112,12 +115,12 @@ class AlignColumns(Aligner):
         """The columns that have one value in every row: whose ids the rows hold, by `Vocab.identity`."""
         return {f"{side}_tokenizer": getattr(self.tables, side).identity for side in ("student", "teacher")}
 
-    def columns(self, entries: Sequence[Any]) -> dict[str, Ragged]:
+    def columns(self, entries: Sequence[Any], tools: Sequence[Any] | None = None) -> dict[str, Ragged]:
         """The columns of some texts or chats, each as one array with offsets."""
         are_texts = {isinstance(entry, str) for entry in entries}
         if len(are_texts) > 1 or any(entry is None for entry in entries):
             raise OptionError(f"a row of `{self.column}` is no text: leave out the rows that have none")
-        aligned = self.text_units(entries) if are_texts <= {True} else self.chat_units(entries)
+        aligned = self.text_units(entries) if are_texts <= {True} else self.chat_units(entries, tools=tools)
         chunks = aligned.chunks
         chunks_before = offsets_of(chunks.count)[:-1]
         columns: dict[str, Ragged] = {}

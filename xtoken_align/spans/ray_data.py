@@ -42,7 +42,8 @@ class AlignBlocks:
         if missing:
             raise OptionError(f"there is no column `{missing[0]}` among {table.column_names}")
         aligned = table.select(self._keep)
-        for name, (values, offsets) in align.columns(table.column(align.column).to_pylist()).items():
+        tools = table.column("tools").to_pylist() if "tools" in table.column_names else None
+        for name, (values, offsets) in align.columns(table.column(align.column).to_pylist(), tools).items():
             lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
             aligned = aligned.append_column(name, lists)
         for name, identity in align.identities.items():

@@ -123,6 +123,7 @@ class Spans:
     _predictions: Predictions | None = None
     _vocabs: tuple[Vocab, Vocab] | None = None
     _tokenizers: tuple[str, str] | None = None
+    _unplaced: int = 0
 
     def __len__(self) -> int:
         return len(self.count)
@@ -155,6 +156,11 @@ class Spans:
         Losses compare them with their mapping's. None where rows were aligned by a version that did not note them.
         """
         return self._tokenizers
+
+    @property
+    def unplaced(self) -> int:
+        """How many chats are left out of the loss, since a template changes them beyond recognition."""
+        return self._unplaced
 
     @property
     def student_mask(self) -> Array:
@@ -330,6 +336,7 @@ class AlignedUnits:
         teacher_labelled: bool (teacher tokens,).
         vocabs: both vocabularies, for drawing.
         tokenizers: their identities, where the vocabularies themselves are not at hand.
+        unplaced: how many chats are left out of the loss, since nobody can tell where their contents stand.
     """
 
     student: Units
@@ -339,6 +346,7 @@ class AlignedUnits:
     teacher_labelled: Flags | None = None
     vocabs: tuple[Vocab, Vocab] | None = None
     tokenizers: tuple[str, str] | None = None
+    unplaced: int = 0
 
     def one_per_row(self, padding_side: End, multiple: int = 1) -> AlignedUnits:
         """The same with every unit in a row of its own, see `units.one_per_row`."""
@@ -385,5 +393,5 @@ def make_spans(aligned: AlignedUnits) -> Spans:
     vocabs, tokenizers = aligned.vocabs, aligned.tokenizers
     if vocabs is not None:
         tokenizers = vocabs[0].identity, vocabs[1].identity
-    arrays |= {"_vocabs": vocabs, "_tokenizers": tokenizers}
+    arrays |= {"_vocabs": vocabs, "_tokenizers": tokenizers, "_unplaced": aligned.unplaced}
     return Spans(count=count.astype(np.int32), weight=weight, **arrays)

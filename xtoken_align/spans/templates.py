@@ -6,6 +6,7 @@ at the clock, and everything that makes text looks at its length.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import time
@@ -18,6 +19,9 @@ from typing import Any
 
 from ..errors import MissingExtraError, OptionError
 from ..vocab.vocab import Vocab
+
+Tools = list[dict[str, Any]]
+"""JSON schemas of the functions that an assistant may call."""
 
 Template = str | Callable[[list[dict[str, Any]]], str]
 
@@ -85,6 +89,15 @@ class Renderer:
         """
         return self._render(messages, add_generation_prompt=False)
 
+    def with_tools(self, tools: Tools | None) -> Renderer:
+        """The same for a chat with tools of its own, in the place of those of the options; a function sees none."""
+        if tools is None:
+            return self
+        _ = self.generation_prompt  # found once for all chats
+        other = copy.copy(self)
+        other._variables = {**self._variables, "tools": tools}  # noqa: SLF001 - a copy of its own
+        return other
+
     def with_generation(self, messages: list[dict[str, Any]]) -> str:
         """The same with `GENERATION` around what the template itself says an assistant wrote."""
         token = _marks_generation.set(True)
@@ -143,6 +156,35 @@ class Renderer:
             raise OptionError(f"the {self._side}'s chat template refuses a chat: {reason:.300}") from error
         finally:
             _deadline.reset(token)
+
+
+def tools_of(value: Any) -> Tools | None:
+    r"""What a row of a data set says of the tools of its chat: schemas, or JSON of such; None where it names none.
+
+    Raises:
+        OptionError: it is neither.
+
+    >>> tools_of('[{"type": "function"}]'), tools_of(['{"name": "f"}']), tools_of("")
+    ([{'type': 'function'}], [{'name': 'f'}], None)
+    """
+    expected = "`tools` is a list of JSON schemas, or JSON of such a list"
+
+    def parsed(given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        try:
+            return json.loads(given) if given.strip() else None
+        except (ValueError, RecursionError) as error:
+            raise OptionError(f"{expected}, got {given[:40]!r}, which is no JSON ({error})") from error
+
+    tools = parsed(value)
+    if tools is None:
+        return None
+    entries = [parsed(entry) for entry in tools] if isinstance(tools, (list, tuple)) else [tools]
+    wrong = [entry for entry in entries if not isinstance(entry, Mapping)]
+    if wrong or not isinstance(tools, (list, tuple)):
+        raise OptionError(f"{expected}, got {(wrong or entries)[0]!r:.60}")
+    return [dict(entry) for entry in entries]
 
 
 def to_json(
