@@ -319,7 +319,7 @@ def _mapped(value: T, change: Callable[[Array], Array]) -> T:
         array = getattr(value, entry.name)
         if isinstance(array, Predictions):
             changed[entry.name] = _mapped(array, change)
-        elif array is not None and entry.name not in {"_vocabs", "_tokenizers"}:
+        elif array is not None and entry.name not in {"_vocabs", "_tokenizers", "_unplaced"}:
             changed[entry.name] = change(array)
     return replace(value, **changed)
 
