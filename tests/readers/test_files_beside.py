@@ -12,6 +12,7 @@ from families import FAMILIES, vocab_of
 from xtoken_align import Vocab, read_vocab
 from xtoken_align.errors import XTokenWarning
 
+FORMS = ("model", "ranks", "json", "tekken", "gguf", "gguf of pieces")
 MARKERS = ("<|im_start|>", "<|im_end|>")
 FLAGS = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
 RANKS = b"".join(b"%s %d\n" % (base64.b64encode(bytes([at])), at) for at in range(256))
@@ -46,13 +47,56 @@ def read(folder: Path, **files: Any) -> Vocab:
     return read_vocab(folder)
 
 
-def first_free(name: str) -> tuple[dict[str, Any], int]:
+def gguf_bytes(folder: Path, model: str, tokens: list[str], **arrays: list[Any]) -> bytes:
+    """A GGUF file of a tokenizer."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(folder / "writing", "llama")
+    writer.add_tokenizer_model(model)
+    writer.add_token_list(tokens)
+    for key, values in arrays.items():
+        writer.add_array(f"tokenizer.ggml.{key}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    data = (folder / "writing").read_bytes()
+    (folder / "writing").unlink()
+    return data
+
+
+def gguf_of_merges(folder: Path) -> tuple[dict[str, Any], int]:
+    data = FAMILIES["gpt2"].data()
+    tokens = sorted(data["model"]["vocab"], key=data["model"]["vocab"].get)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]]
+    return {"file__gguf": gguf_bytes(folder, "gpt2", tokens, merges=merges, token_type=[1] * len(tokens))}, len(tokens)
+
+
+def gguf_of_pieces(folder: Path) -> tuple[dict[str, Any], int]:
+    tokens = ["<unk>", *(f"<0x{at:02X}>" for at in range(256)), "▁", *"helotr"]
+    types = [2, *[6] * 256, *[1] * 7]
+    scores = [-float(at) for at in range(len(tokens))]
+    return {"file__gguf": gguf_bytes(folder, "llama", tokens, scores=scores, token_type=types)}, len(tokens)
+
+
+def tekken_of_bytes() -> tuple[dict[str, Any], int]:
+    config = {"pattern": r"\s+|\S+", "default_vocab_size": 256 + 3, "default_num_special_tokens": 3}
+    ranks = [{"rank": at, "token_bytes": base64.b64encode(bytes([at])).decode()} for at in range(256)]
+    named = [{"rank": at, "token_str": text, "is_control": True} for at, text in enumerate(["<unk>", "<s>", "</s>"])]
+    return {"tekken__json": {"config": config, "vocab": ranks, "special_tokens": named}}, 259
+
+
+def first_free(name: str, folder: Path) -> tuple[dict[str, Any], int]:
     if name == "model":
         sentencepiece = pytest.importorskip("sentencepiece")
         model = model_of_sentencepiece()
         return {"tokenizer__model": model}, sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
     if name == "ranks":
         return {"ranks__tiktoken": RANKS}, 256
+    if name == "tekken":
+        return tekken_of_bytes()
+    if name == "gguf":
+        return gguf_of_merges(folder)
+    if name == "gguf of pieces":
+        return gguf_of_pieces(folder)
     data = FAMILIES["gpt2"].data()
     return {"tokenizer__json": data}, max(
         *data["model"]["vocab"].values(), *(one["id"] for one in data["added_tokens"])
@@ -60,10 +104,10 @@ def first_free(name: str) -> tuple[dict[str, Any], int]:
 
 
 @pytest.mark.filterwarnings("ignore::xtoken_align.errors.XTokenWarning")
-@pytest.mark.parametrize("form", ["model", "ranks", "json"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("listed_in", ["added_tokens_decoder", "added_tokens.json"])
 def test_added_tokens_beside_a_file_are_its_own(tmp_path: Path, form: str, listed_in: str) -> None:
-    files, first = first_free(form)
+    files, first = first_free(form, tmp_path)
     config: dict[str, Any] = {"eos_token": "<|im_end|>"}
     if listed_in == "added_tokens_decoder":
         config["added_tokens_decoder"] = decoder(first)
@@ -74,16 +118,22 @@ def test_added_tokens_beside_a_file_are_its_own(tmp_path: Path, form: str, liste
     assert vocab.roles["eos"] == (first + 1,)
     assert len(vocab) == first + 4
     plain = (
-        read_vocab(next(path for path in tmp_path.iterdir() if path.suffix in {".model", ".tiktoken"}))
+        read_vocab(
+            next(
+                path
+                for path in tmp_path.iterdir()
+                if path.suffix in {".model", ".tiktoken", ".gguf"} or path.stem == "tekken"
+            )
+        )
         if form != "json"
         else vocab
     )
     assert vocab.encode_batch(["hello there"]) == plain.encode_batch(["hello there"])
 
 
-@pytest.mark.parametrize("form", ["model", "ranks", "json"])
+@pytest.mark.parametrize("form", FORMS)
 def test_what_contradicts_the_file_is_a_warning_that_names_both(tmp_path: Path, form: str) -> None:
-    files, _ = first_free(form)
+    files, _ = first_free(form, tmp_path)
     config = {"added_tokens_decoder": decoder(40)}
     with pytest.warns(XTokenWarning) as caught:
         vocab = read(tmp_path, tokenizer_config__json=config, **files)
@@ -95,7 +145,7 @@ def test_what_contradicts_the_file_is_a_warning_that_names_both(tmp_path: Path, 
 
 
 def test_flags_follow_the_configuration_as_in_transformers(tmp_path: Path) -> None:
-    files, first = first_free("json")
+    files, first = first_free("json", tmp_path)
     files["tokenizer__json"]["added_tokens"] += [
         {"id": first + at, "content": text, "special": True, **FLAGS} for at, text in enumerate(MARKERS)
     ]
@@ -106,7 +156,7 @@ def test_flags_follow_the_configuration_as_in_transformers(tmp_path: Path) -> No
 
 
 def test_agreeing_files_warn_of_nothing(tmp_path: Path) -> None:
-    files, first = first_free("json")
+    files, first = first_free("json", tmp_path)
     tokens = [{"id": first + at, "content": text, "special": True, **FLAGS} for at, text in enumerate(MARKERS)]
     files["tokenizer__json"]["added_tokens"] += tokens
     with warnings.catch_warnings():
@@ -120,13 +170,13 @@ def test_agreeing_files_warn_of_nothing(tmp_path: Path) -> None:
 
 
 def test_a_role_whose_token_no_file_has_is_a_warning(tmp_path: Path) -> None:
-    files, _ = first_free("json")
+    files, _ = first_free("json", tmp_path)
     with pytest.warns(XTokenWarning, match=r"'<\|gone\|>' is to be eos by tokenizer_config.json, and no file has"):
         read(tmp_path, tokenizer_config__json={"eos_token": "<|gone|>"}, **files)
 
 
 def test_stop_tokens_come_from_generation_config(tmp_path: Path) -> None:
-    files, first = first_free("json")
+    files, first = first_free("json", tmp_path)
     vocab = read(
         tmp_path,
         tokenizer_config__json={"added_tokens_decoder": decoder(first)},
@@ -140,7 +190,7 @@ def test_stop_tokens_come_from_generation_config(tmp_path: Path) -> None:
     "config", [{"thinker_config": {"text_config": {"vocab_size": 999}}}, {"text_config": {"vocab_size": 999}}]
 )
 def test_nested_widths_are_found(tmp_path: Path, config: dict[str, Any]) -> None:
-    files, _ = first_free("json")
+    files, _ = first_free("json", tmp_path)
     assert len(read(tmp_path, config__json=config, **files)) == 999
 
 

@@ -72,7 +72,7 @@ def _read_directory(path: Path, preset: Preset | None, pattern: str | None) -> P
 def _read_file(path: Path, configs: Configs, preset: Preset | None, pattern: str | None) -> Parsed:
     """Reads a file, and adds what the files beside it and the alias say."""
     parsed = _read_by_content(path, configs, preset, pattern)
-    if parsed.format in {"sentencepiece", "tiktoken"}:
+    if parsed.format != "tokenizer.json":
         parsed = with_added(parsed, configs.added, path.name)
     parsed = _with_roles(parsed, configs)
     width, origin = parsed.width, parsed.width_source
@@ -91,7 +91,7 @@ def _read_file(path: Path, configs: Configs, preset: Preset | None, pattern: str
 
 
 def with_added(parsed: Parsed, added: Sequence[AddedToken], name: str) -> Parsed:
-    """A tokenizer of a format without added tokens, with those that configuration files list.
+    """A tokenizer of a format other than `tokenizer.json`, with added tokens that configuration files list.
 
     Where a configuration contradicts the file, the file holds, and a warning names both.
     """
@@ -114,8 +114,10 @@ def with_added(parsed: Parsed, added: Sequence[AddedToken], name: str) -> Parsed
         if given is None and token_bytes is not None:
             given = (token_bytes[token.id] or b"").decode("utf-8", "replace")
         if declared[token.id] != Declared.ABSENT or known.get(token.text, token.id) != token.id:
-            if given != token.text:
-                warnings.append(contradiction(token, given, known.get(token.text), name))
+            note = contradiction(token, given, known.get(token.text), name)
+            # Some readers of GGUF have looked at these tokens already.
+            if given != token.text and note not in warnings:
+                warnings.append(note)
             continue
         raw[token.id] = token.text
         declared[token.id] = Declared.SPECIAL if token.special else Declared.ADDED
@@ -153,7 +155,7 @@ def _read_by_content(path: Path, configs: Configs, preset: Preset | None, patter
     if head.startswith(b"GGUF"):
         from .gguf_file import read_gguf
 
-        return read_gguf(path)
+        return read_gguf(path, more_added=configs.added)
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         # Looking for keys that stand twice takes time, and a tekken file has a table for each rank.
         data = load_json(path, unique=b'"token_bytes"' not in head)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SourceError, VocabularyError
+from ..sources.presets import AddedToken
 from .configs import template_of
 from .parsed import Parsed
 from .sentencepiece_model import BYTE_PIECES, SPACE_MARK, PieceType
@@ -39,6 +40,7 @@ class Tokenizer:
         roles: role -> token strings.
         width: logit width, None where the file is silent, and `width_source` where it comes from.
         warnings: sentences the user should read.
+        more_added: added tokens that configuration files beside it list.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Tokenizer:
     width: int | None
     width_source: str
     warnings: tuple[str, ...]
+    more_added: tuple[AddedToken, ...] = ()
 
     def parse_json(self, data: dict[str, Any], *warnings: str) -> Parsed:
         """Hands a description in the form of a `tokenizer.json` to its reader."""
@@ -61,6 +64,7 @@ class Tokenizer:
             format="gguf",
             name=self.name,
             roles=self.roles,
+            more_added=self.more_added,
             width=self.width,
             width_source=self.width_source,
             warnings=(*self.warnings, *warnings),
@@ -449,11 +453,12 @@ _MODELS: dict[str, Callable[[Tokenizer], Parsed]] = {
 }
 
 
-def read_gguf(path: Path) -> Parsed:
+def read_gguf(path: Path, *, more_added: tuple[AddedToken, ...] = ()) -> Parsed:
     """Reads a `.gguf` file; its tensors are not read.
 
     Args:
         path: the file.
+        more_added: added tokens that configuration files beside it list.
 
     Returns:
         Its facts.
@@ -475,7 +480,7 @@ def read_gguf(path: Path) -> Parsed:
             f"{path.name} has a tokenizer of the type {model!r}: expected one of {', '.join(_MODELS)}; "
             "read the model's own tokenizer files"
         )
-    tokenizer = _tokenizer(header, path.name)
+    tokenizer = replace(_tokenizer(header, path.name), more_added=more_added)
     parsed = replace(read(tokenizer), chat_template=template_of(header.metadata.get("tokenizer.chat_template")))
     if not tokenizer.repeats:
         return parsed
