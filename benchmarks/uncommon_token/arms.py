@@ -1,9 +1,10 @@
-"""The arms of the experiment: which loss a student is trained with."""
+"""The arms of the experiment: which loss a student is trained with, and on whose text."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -22,11 +23,10 @@ class Arm:
         name: of the loss.
         kind: of `XTokenLoss`, "same" for an ordinary KL, or None without a teacher.
         options: of `XTokenLoss`.
-        ce: "fixed" for the cross-entropy beside the distillation with weight 1 each; "dynamic" with `XTokenLoss`'s
-            running scale; "per-batch" with the paper's, which scales each batch's distillation to its cross-entropy;
-            "none" for distillation alone.
+        ce: "fixed" for the cross-entropy beside the distillation with weight 1 each, "none" for distillation alone.
         pair: of tokenizers.
-        corpus: that the student is trained on.
+        corpus: that the student is trained on, or whose questions it answers.
+        policy: "off" for the corpus's text, "on" for text that the student itself writes after the corpus's questions.
     """
 
     name: str
@@ -35,70 +35,82 @@ class Arm:
     ce: str = "fixed"
     pair: str = "same"
     corpus: str = "wrong"
+    policy: str = "off"
 
     @property
     def key(self) -> str:
-        """The arm's name among all arms."""
-        return f"{self.pair}.{self.corpus}.{self.name}.{self.ce}"
+        """The arm's name among all arms, with a digest of everything that it is."""
+        digest = hashlib.sha256(repr(sorted(asdict(self).items())).encode()).hexdigest()[:8]
+        return f"{self.pair}.{self.corpus}.{self.policy}.{self.name}.{self.ce}.{digest}".replace(" ", "-")
 
 
+FIRST_FORM = {"level_weight": "text", "end": False}
 LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
-    "uld": ("uld", {}),
-    "gold-none": ("gold", {"normalize": "none"}),
-    "gold": ("gold", {}),
-    "h-kl-none": ("h-kl", {"normalize": "none"}),
-    "h-kl": ("h-kl", {}),
-    "p-kl": ("p-kl", {}),
-    "p-kl-mean": ("p-kl", {"merge": "mean"}),
-    "partition-kl": ("partition-kl", {}),
     "c-kl": ("c-kl", {}),
+    "c-kl-first": ("c-kl", FIRST_FORM),
+    "c-kl-end": ("c-kl", {"level_weight": "text"}),
+    "c-kl-paths": ("c-kl", {"end": False}),
+    "c-kl-teacher": ("c-kl", {"level_weight": "teacher"}),
+    "c-kl-reverse": ("c-kl", {"divergence": "reverse"}),
+    "c-kl-jsd": ("c-kl", {"divergence": "jsd"}),
+    "partition-kl": ("partition-kl", {}),
+    "p-kl": ("p-kl", {}),
+    "gold": ("gold", {}),
+    "uld": ("uld", {}),
+    "alm": ("alm", {"kd_weight": 100.0}),
+    "strict": ("strict", {}),
+    "strict-16": ("strict", {"student_top_k": 16}),
+    "bpm": ("bpm", {}),
+    "escd": ("escd", {}),
+    "simct": ("simct", {}),
+    "exact": ("exact", {}),
 }
-"""The losses: `-none` leaves the common part unnormalised, as the paper has it; `p-kl-mean` has its decay weights."""
+"""The losses, each by the divergence with which it was published. ALM is weighted by its tau of 100."""
 
-SCALED = {
-    "dynamic": ("gold-none", "gold", "p-kl", "c-kl"),
-    "per-batch": ("gold-none", "p-kl", "c-kl"),
-    "none": ("gold-none", "gold", "p-kl", "c-kl"),
-}
-CLEAN = ("gold-none", "p-kl", "c-kl")
+FORMS = ("c-kl-first", "c-kl-end", "c-kl-paths", "c-kl-teacher", "c-kl-reverse", "c-kl-jsd")
+"""C-KL's other forms."""
+DISAGREEING = ("c-kl", "c-kl-first", "p-kl", "strict", "bpm", "escd", "simct", "exact")
+"""What is also tried on text most of which the teacher disagrees with."""
+ON_POLICY = ("c-kl", "c-kl-reverse", "c-kl-jsd", "partition-kl", "strict", "bpm", "escd", "simct")
+"""What is also tried on the student's own text."""
 
 
 def all_arms() -> list[Arm]:
-    """Every arm, in the order of the tables."""
-    made = [Arm("no teacher", None), Arm("same-kd", "same"), Arm("same-kd", "same", ce="none")]
-    made += [Arm("no teacher", None, corpus="clean"), Arm("same-kd", "same", corpus="clean")]
+    """Every arm, in the order of the tables; those that answer the first questions come first."""
+    made = []
+    for corpus in ("wrong", "mostly"):
+        made += [Arm("no teacher", None, corpus=corpus)]
+        made += [Arm("same-kd", "same", corpus=corpus, ce=ce) for ce in ("fixed", "none")]
     for pair in ("digits", "words"):
-        made += [Arm(name, *loss, pair=pair) for name, loss in LOSSES.items()]
-        made += [Arm(name, *LOSSES[name], ce=ce, pair=pair) for ce, names in SCALED.items() for name in names]
-    return made + [Arm(name, *LOSSES[name], pair="digits", corpus="clean") for name in CLEAN]
+        names = [name for name in LOSSES if pair == "digits" or name not in FORMS[1:4]]
+        made += [Arm(name, *LOSSES[name], pair=pair, ce=ce) for name in names for ce in ("fixed", "none")]
+    made += [
+        Arm(name, *LOSSES[name], pair="digits", corpus="mostly", ce=ce)
+        for name in DISAGREEING
+        for ce in ("fixed", "none")
+    ]
+    made.append(Arm("same-kd", "same", ce="none", policy="on"))
+    for pair in ("digits", "words"):
+        made += [Arm(name, *LOSSES[name], pair=pair, ce="none", policy="on") for name in ON_POLICY]
+    return made
 
 
-def loss_of(arm: Arm, mapping: Any) -> tuple[Loss, Callable[[], None]]:
-    """An arm's loss, and what is to be called after each step of the optimiser."""
+def loss_of(arm: Arm, mapping: Any) -> Loss:
+    """An arm's loss."""
     if arm.kind is None:
-        return _text_alone, _nothing
+        return _text_alone
     if arm.kind == "same":
-        return (_ordinary_alone if arm.ce == "none" else _ordinary), _nothing
+        return _ordinary_alone if arm.ce == "none" else _ordinary
     from xtoken_align.losses import XTokenLoss
 
-    scale = "dynamic" if arm.ce == "dynamic" else "fixed"
-    module = XTokenLoss(mapping, kind=arm.kind, scale=scale, **arm.options)
+    module = XTokenLoss(mapping, kind=arm.kind, **arm.options)
 
     def one(student: torch.Tensor, teacher: torch.Tensor | None, batch: dict[str, Any]) -> Any:
-        labels = batch["labels"] if arm.ce in ("fixed", "dynamic") else None
+        labels = batch["labels"] if arm.ce == "fixed" else None
         out = module(student, teacher, batch["spans"], labels=labels)
-        noted = {"kd": float(out.kd), "scale": float(out.metrics["scale"][0])}
-        if arm.ce != "per-batch":
-            return out.loss, noted
-        ce = _cross_entropy(student, batch["labels"])
-        factor = (ce / out.loss).detach()
-        return out.loss * factor + ce, {**noted, "scale": float(factor)}
+        return out.loss, {"kd": float(out.kd)}
 
-    return one, module.step_scale
-
-
-def _nothing() -> None:
-    """After a step of a loss that keeps nothing."""
+    return one
 
 
 def _cross_entropy(student: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

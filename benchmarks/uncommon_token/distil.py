@@ -1,4 +1,4 @@
-"""Trains the students of a group: the arms of one pair, one corpus and one seed, which see the same batches."""
+"""Trains the students of a group: the arms of one pair, one corpus and one seed, which see the same texts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from arms import Arm, loss_of
 from measure import Probe, answers, numerals, perplexity
-from models import Coder, endless, load, optimiser, step, teach
+from models import Coder, endless, load, optimiser, step, teach, written
 from settings import CORPORA, TOKENIZERS, Settings
-from texts import draw, pools
+from texts import Text, draw, pools
 
 import xtoken_align
 
@@ -45,13 +45,27 @@ class Place:
         """The weights of a pair's teacher, which all seeds share."""
         return self.folder / f"teacher.{pair}.pt"
 
-    def start(self, seed: int) -> Path:
+    def start(self, seed: int | str) -> Path:
         """The weights with which a seed's students begin."""
         return self.folder / f"start.{seed}.pt"
 
     def result(self, arm: Arm, seed: int) -> Path:
         """An arm's result."""
-        return self.results / f"{arm.key}.{seed}.json".replace(" ", "-")
+        return self.results / f"{arm.key}.{seed}.json"
+
+    def unpack(self, file: Path) -> None:
+        """Takes over what an earlier run's `results.json` holds, if code and settings were the same."""
+        if not file.exists():
+            return
+        results = json.loads(file.read_text(encoding="utf-8"))
+        if results.get("digests") != [self.folder.name, self.results.name]:
+            return
+        measured = {self.teacher(pair).with_suffix(".json"): one for pair, one in results["teachers"].items()}
+        measured |= {self.start(seed).with_suffix(".json"): one for seed, one in results["starts"].items()}
+        measured |= {self.results / f"{one['key']}.{one['seed']}.json": one for one in results["arms"]}
+        for place, one in measured.items():
+            if not place.exists():
+                place.write_text(json.dumps(one, indent=1) + "\n", encoding="utf-8")
 
 
 def held_out(settings: Settings) -> Any:
@@ -125,20 +139,54 @@ class Group:
         return xtoken_align.build(**self.vocabs)
 
     @cached_property
-    def batches(self) -> list[tuple[dict[str, Any], torch.Tensor]]:
-        """The batches with the teacher's logits: one pass of the teacher serves all arms."""
-        teacher = load(
-            self.place.teacher(self.pair), self.teacher_coder.size, self.settings.teachers[self.pair].layers
-        ).eval()
-        collate = xtoken_align.SpanCollator(**self.vocabs)
-        texts = endless(self.coder, pools()[0], self.settings.rows, 100 * self.seed + 50, CORPORA[self.corpus])
-        made = []
-        for some in islice(texts, self.settings.steps):
-            batch = collate([{"text": text.text} for text in some])
-            with torch.no_grad():
-                logits = teacher(batch["teacher_input_ids"], attention_mask=batch["teacher_attention_mask"]).logits
-            made.append((batch, logits))
-        return made
+    def texts(self) -> list[list[Text]]:
+        """The batches' texts."""
+        drawn = endless(self.coder, pools()[0], self.settings.rows, 100 * self.seed + 50, CORPORA[self.corpus])
+        return list(islice(drawn, self.settings.steps))
+
+    @cached_property
+    def teacher(self) -> Any:
+        """The teacher."""
+        layers = self.settings.teachers[self.pair].layers
+        return load(self.place.teacher(self.pair), self.teacher_coder.size, layers).eval()
+
+    @cached_property
+    def collate(self) -> Any:
+        """Makes batches."""
+        return xtoken_align.SpanCollator(**self.vocabs)
+
+    def scored(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], torch.Tensor]:
+        """A batch, and the teacher's logits."""
+        batch = self.collate(rows)
+        with torch.no_grad():
+            logits = self.teacher(batch["teacher_input_ids"], attention_mask=batch["teacher_attention_mask"]).logits
+        return batch, logits
+
+    @cached_property
+    def off_policy(self) -> list[tuple[dict[str, Any], torch.Tensor]]:
+        """The batches of the corpus's own text: one pass of the teacher serves all arms."""
+        return [self.scored([{"text": text.text} for text in some]) for some in self.texts]
+
+    def on_policy(self, student: Any) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
+        """Batches of what the student writes after each text's first question, as it is at that step."""
+        for number, some in enumerate(self.texts):
+            questions = [text.prompt for text in some]
+            ours, theirs = self.coder.prompts(questions), self.teacher_coder.prompts(questions)
+            end = self.coder.edges[1]
+            said = written(student, ours, self.settings.longest, end, 1000 * self.seed + number)
+            whole = [question + self.coder.tokenizer.decode(ids) for question, ids in zip(questions, said, strict=True)]
+            rows = []
+            for own, ids, asked, read in zip(ours, said, theirs, self.teacher_coder.prompts(whole), strict=True):
+                # The ids that the student wrote are the ids that are scored. The teacher reads their text.
+                sides = {"student": (own, [*own, *ids])}
+                stop = [self.teacher_coder.edges[1]] if ids[-1:] == [end] else []
+                sides["teacher"] = sides["student"] if self.pair == "same" else (asked, [*read, *stop])
+                row: dict[str, Any] = {}
+                for side, (prompt, tokens) in sides.items():
+                    row[f"{side}_ids"] = tokens
+                    row[f"{side}_loss_mask"] = [0] * len(prompt) + [1] * (len(tokens) - len(prompt))
+                rows.append(row)
+            yield self.scored(rows)
 
     @cached_property
     def probe(self) -> Probe:
@@ -151,15 +199,16 @@ class Group:
     def run(self, arm: Arm) -> dict[str, Any]:
         """Trains a student."""
         begun = time.process_time()
+        torch.manual_seed(self.seed)
         student = load(self.place.start(self.seed), self.coder.size, self.settings.start.layers)
-        loss_fn, after_step = loss_of(arm, self.mapping if self.pair != "same" else None)
+        loss_fn = loss_of(arm, self.mapping if self.pair != "same" else None)
         made, schedule = optimiser(student, self.settings.rate, self.settings.steps, warm=10, last=self.settings.last)
         steps, curves, noted = [0], [self.probe(student)], []
-        for number, (batch, teacher) in enumerate(self.batches, start=1):
+        batches = self.off_policy if arm.policy == "off" else self.on_policy(student)
+        for number, (batch, teacher) in enumerate(batches, start=1):
             logits = student(batch["student_input_ids"], attention_mask=batch["student_attention_mask"]).logits
             loss, more = loss_fn(logits, teacher, batch)
             step(student, loss, made, schedule)
-            after_step()
             noted.append({"loss": float(loss.detach()), **more})
             if number % self.settings.probe_every == 0:
                 steps.append(number)
@@ -169,6 +218,8 @@ class Group:
             "corpus": arm.corpus,
             "arm": arm.name,
             "ce": arm.ce,
+            "policy": arm.policy,
+            "key": arm.key,
             "seed": self.seed,
             **measured(student.eval(), self.coder, self.settings),
             "steps": steps,

@@ -154,6 +154,21 @@ def step(trained: Any, loss: torch.Tensor, made: Any, schedule: Any) -> None:
     schedule.step()
 
 
+@torch.no_grad()
+def written(trained: Any, prompts: Sequence[Sequence[int]], count: int, end: int, seed: int) -> list[list[int]]:
+    """What a model writes after each prompt by sampling: at most `count` tokens, up to and including `end`."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[end] * (longest - len(one)) + list(one) for one in prompts])
+    mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = trained.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=count, do_sample=True, top_k=0, pad_token_id=end
+        )
+    rows = made[:, longest:].tolist()
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]
+
+
 def teach(coder: Coder, pool: Pool, course: Course, seed: int) -> Any:
     """Trains a model on text: cross-entropy in which answers count more."""
     trained = model(coder.size, course.layers, seed)

@@ -11,7 +11,7 @@ PAIRS = {
 }
 TOKENIZERS = {"digits": "splits", "words": "words", "same": "student"}
 """The teacher's tokenizer in each pair; the student and its tokenizer are the same in all."""
-CORPORA = {"wrong": 0.25, "clean": 0.0}
+CORPORA = {"wrong": 0.25, "mostly": 0.75}
 """Share of wrong answers in the texts that students are trained on."""
 
 
@@ -50,6 +50,7 @@ class Settings:
         probe_every: steps between two looks at where the student's probability lies.
         probes: held-out texts that are looked at.
         questions: held-out texts whose first answer is asked for, and whose perplexity is measured.
+        longest: tokens that a student writes on its own policy.
     """
 
     teachers: dict[str, Course]
@@ -61,6 +62,7 @@ class Settings:
     probe_every: int
     probes: int
     questions: int
+    longest: int
 
 
 FULL = Settings(
@@ -77,6 +79,7 @@ FULL = Settings(
     probe_every=10,
     probes=48,
     questions=400,
+    longest=20,
 )
 QUICK = Settings(
     teachers=dict.fromkeys(PAIRS, Course(layers=1, rows=8, steps=6, rate=2e-3, last=0.05, weight=4.0)),
@@ -88,4 +91,5 @@ QUICK = Settings(
     probe_every=2,
     probes=16,
     questions=24,
+    longest=6,
 )
