@@ -18,7 +18,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -124,7 +124,8 @@ def _run_all(group: Group, arms: list[Arm], last: float | None) -> str:
     """Trains a group's arms, if there is time left for it."""
     if last is not None and time.time() > last:
         return f"{group.pair}, {group.corpus}, seed {group.seed}: no time left"
-    done = [arm.name for arm in run_group(group, arms)]
+    # A group of its own, so that what it keeps of its batches goes with it.
+    done = [arm.name for arm in run_group(replace(group), arms)]
     return f"{group.pair}, {group.corpus}, seed {group.seed}: {len(done)} arms"
 
 
