@@ -46,6 +46,7 @@ def finished(scripts: SimpleNamespace, work: Path) -> SimpleNamespace:
     """Two arms of the quick size, trained."""
     settings = scripts.settings.QUICK
     arms = [arm for arm in scripts.run.chosen(["same", "digits"], ["no teacher", "c-kl"]) if arm.corpus == "wrong"]
+    assert {arm.policy for arm in arms} == {"off", "on"}
     place = scripts.run.place_of(work, settings)
     said = list(scripts.run.train(place, settings, arms, [0], 1))
     return SimpleNamespace(settings=settings, arms=arms, place=place, said=said)
@@ -127,6 +128,32 @@ def test_finished_arms_are_not_trained_again(scripts: SimpleNamespace, finished:
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
 
 
+def test_what_the_results_hold_is_not_trained_again(
+    scripts: SimpleNamespace, finished: SimpleNamespace, tmp_path: Path
+) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(results_of(scripts, finished)), encoding="utf-8")
+    elsewhere = scripts.run.place_of(tmp_path / "work", finished.settings)
+    elsewhere.unpack(tmp_path / "results.json")
+    assert all(elsewhere.result(arm, 0).exists() for arm in finished.arms)
+    other = scripts.run.place_of(tmp_path / "other", scripts.settings.FULL)
+    other.unpack(tmp_path / "results.json")
+    assert not any(other.result(arm, 0).exists() for arm in finished.arms)
+
+
+def test_what_a_student_writes_is_scored_by_its_own_ids(scripts: SimpleNamespace, finished: SimpleNamespace) -> None:
+    group = scripts.distil.Group(finished.place, finished.settings, "digits", "wrong", 0)
+    student = scripts.models.load(finished.place.start(0), group.coder.size, finished.settings.start.layers)
+    batch, logits = next(group.on_policy(student))
+    prompts = group.coder.prompts([text.prompt for text in group.texts[0]])
+    said = scripts.models.written(student, prompts, finished.settings.longest, group.coder.edges[1], 0)
+    for ids, mask, prompt, own in zip(
+        batch["student_input_ids"], batch["spans"].student_loss_mask.bool(), prompts, said, strict=True
+    ):
+        assert ids[: len(prompt) + len(own)].tolist() == [*prompt, *own]
+        assert mask.nonzero().flatten().tolist() == list(range(len(prompt), len(prompt) + len(own)))
+    assert logits.shape[:2] == batch["teacher_input_ids"].shape
+
+
 def test_changed_settings_are_kept_elsewhere(scripts: SimpleNamespace, work: Path, finished: SimpleNamespace) -> None:
     other = scripts.run.place_of(work, scripts.settings.FULL)
     assert other.folder != finished.place.folder
@@ -138,7 +165,7 @@ def test_results_have_what_the_report_needs(scripts: SimpleNamespace, finished: 
     assert len(results["arms"]) == len(finished.arms)
     for run in results["arms"]:
         assert set(run) == MEASURED | {
-            *("pair", "corpus", "arm", "ce", "seed", "steps", "mass", "noted", "seconds"),
+            *("pair", "corpus", "arm", "ce", "policy", "key", "seed", "steps", "mass", "noted", "seconds"),
         }
         assert run["steps"] == steps
         assert len(run["mass"]["numerals"]) == len(steps)
@@ -152,7 +179,7 @@ def test_a_report_names_every_arm(scripts: SimpleNamespace, finished: SimpleName
     (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
     scripts.report.write_report(tmp_path)
     told = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
-    for row in scripts.table.Table.of(results).rows:
+    for row in scripts.table.Table.read(results).rows:
         assert f"| {row.name} |" in told
     for name in ("results.png", "results.svg", "small.png"):
         assert (tmp_path / name).stat().st_size > 5000
@@ -173,7 +200,7 @@ def test_some_of_the_arms_make_a_report_too(
 
 def test_a_difference_is_clear_only_if_all_seeds_agree(scripts: SimpleNamespace) -> None:
     def row(*exact: float) -> Any:
-        return scripts.table.Row("digits", "wrong", "p-kl", "fixed", tuple({"exact": value} for value in exact))
+        return scripts.table.Row("digits", "wrong", "p-kl", "fixed", "off", tuple({"exact": value} for value in exact))
 
     assert scripts.table.difference(row(0.5, 0.6), row(0.4, 0.5))[1] == "above"
     assert scripts.table.difference(row(0.4, 0.5), row(0.5, 0.6))[1] == "below"
@@ -182,9 +209,10 @@ def test_a_difference_is_clear_only_if_all_seeds_agree(scripts: SimpleNamespace)
 
 
 @pytest.mark.skipif(not (FOLDER / "results.json").exists(), reason="the experiment has not been run")
-def test_the_written_results_are_those_that_were_measured(scripts: SimpleNamespace) -> None:
+def test_the_written_results_are_those_that_were_measured(scripts: SimpleNamespace, tmp_path: Path) -> None:
     results = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
-    told = scripts.report.markdown(scripts.table.Table.of(results))
+    told = scripts.report.markdown(scripts.table.Table.read(results))
     assert told == (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
     arms = scripts.run.chosen(list(results["teachers"]), None)
+    assert {arm.key for arm in arms} >= {run["key"] for run in results["arms"]}
     assert len(results["arms"]) == len(arms) * len(scripts.run.SEEDS)

@@ -6,25 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from table import CES, NAMES, UNCOMMON, Row, Table
+from questions import OWN_TEXT, PANELS
+from settings import CORPORA
+from table import CES, NAMES, Row, Table
 
 COLOURS = {
     "no teacher": "#6b6b6b",
     "same-kd": "#111111",
-    "uld": "#c47f00",
-    "gold-none": "#c0222f",
-    "gold": "#e8747c",
-    "h-kl-none": "#7b3fa0",
-    "h-kl": "#b48ad0",
-    "p-kl": "#1f5fbf",
-    "p-kl-mean": "#7fb0ee",
-    "partition-kl": "#0e8f8f",
     "c-kl": "#2c8a2c",
-}
-STYLES: dict[str, Any] = {
-    **dict.fromkeys(("gold", "p-kl-mean", "same-kd"), "--"),
-    # Dots, since these can lie on GOLD's lines.
-    **dict.fromkeys(("h-kl-none", "h-kl"), (0, (1, 2.5))),
+    "c-kl-first": "#8fc28f",
+    "c-kl-end": "#8fc28f",
+    "c-kl-paths": "#8fc28f",
+    "c-kl-teacher": "#8fc28f",
+    "c-kl-reverse": "#4f9f6f",
+    "c-kl-jsd": "#4f9f6f",
+    "partition-kl": "#0e8f8f",
+    "p-kl": "#1f5fbf",
+    "gold": "#c0222f",
+    "uld": "#c47f00",
+    "alm": "#e0a94a",
+    "strict": "#7b3fa0",
+    "strict-16": "#b48ad0",
+    "bpm": "#d1477a",
+    "escd": "#8a5a2b",
+    "simct": "#5b6fbf",
+    "exact": "#30a5c0",
 }
 STYLE = {
     "font.size": 9,
@@ -37,8 +43,7 @@ STYLE = {
     "figure.facecolor": "white",
 }
 TITLES = {"digits": "the teacher splits digits", "words": "words differ"}
-GAP = 0.7  # between the groups of arms in the right-hand figures
-FEW = ("no teacher", "uld", "gold-none", "p-kl", "c-kl")
+FEW = ("no teacher", "gold", "p-kl", "c-kl-first", "c-kl")
 
 
 def figures(table: Table, folder: Path) -> None:
@@ -58,41 +63,31 @@ def figures(table: Table, folder: Path) -> None:
 
 
 def _large(plt: Any, table: Table) -> Any:
-    # A pair that was not run has no panels; the arms without a pair stand beside any.
-    titles = {pair: title for pair, title in TITLES.items() if any(row.pair == pair for row in table.rows)}
-    titles = titles or dict(list(TITLES.items())[:1])
-    drawn = plt.figure(figsize=(13, 7.5 + 3.5 * len(titles)), layout="constrained")
-    upper, lower = drawn.subfigures(2, 1, height_ratios=(0.725 * len(titles), 2))
-    axes = upper.subplots(len(titles), len(CES), sharey="row", squeeze=False)
-    for line, (pair, title) in zip(axes, titles.items(), strict=True):
-        for axis, (ce, told) in zip(line, CES.items(), strict=True):
-            rows = [row for row in table.of_pair(pair) if row.ce == ce]
-            _mass(axis, [row for row in rows if UNCOMMON[pair] in row.runs[0]["mass"]], told, UNCOMMON[pair])
-        line[0].set_ylabel(f"mass on {UNCOMMON[pair]}\n({title})")
-    handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
-    upper.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False)
-    panels = lower.subplots(1, len(titles), squeeze=False)[0]
-    for axis, (pair, title) in zip(panels, titles.items(), strict=True):
-        _exact(axis, list(table.of_pair(pair)), f"Exact answers: {title}", table)
+    """A panel per pair, corpus and policy, the arms with the cross-entropy on the left."""
+    panels = [(*panel, ce) for panel in PANELS for ce in CES] + [(*panel, "none") for panel in OWN_TEXT]
+    drawn, axes = plt.subplots(4, 2, figsize=(13, 19), layout="constrained", height_ratios=(20, 16, 11, 10))
+    for axis, (pair, corpus, policy, ce) in zip(axes.flat, panels, strict=True):
+        text = "the student's own text" if policy == "on" else f"{CORPORA[corpus]:.0%} wrong answers"
+        _exact(axis, table.of(pair, ce, corpus, policy), f"{TITLES[pair]}; {text}; {CES[ce]}", table)
     return drawn
 
 
 def _small(plt: Any, table: Table) -> Any:
     drawn, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    rows = [row for row in table.of_pair("digits") if row.ce == "fixed"]
+    rows = table.of("digits")
     few = [row for row in rows if row.arm in FEW]
     _mass(axes[0], few, "Mass on packed numerals over training", "numerals")
     # Between the lines that stay above and the one that falls.
     if few:
-        axes[0].legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.84))
+        axes[0].legend(frameon=False, fontsize=8, loc="lower right")
     _exact(axes[1], [row for row in rows if row.arm in (*FEW, "same-kd")], "Exact answers on held-out sums", table)
     return drawn
 
 
 def _mass(axis: Any, rows: Sequence[Row], title: str, of: str) -> None:
     for row in rows:
-        steps, style = row.runs[0]["steps"], STYLES.get(row.arm, "-")
-        axis.plot(steps, row.mass(of), linestyle=style, color=COLOURS[row.arm], label=NAMES[row.arm], linewidth=1.6)
+        steps = row.runs[0]["steps"]
+        axis.plot(steps, row.mass(of), color=COLOURS[row.arm], label=NAMES[row.arm], linewidth=1.6)
         seeds = [[0.0 if value is None else value for value in run["mass"][of]] for run in row.runs]
         low, high = ([kind(at) for at in zip(*seeds, strict=True)] for kind in (min, max))
         axis.fill_between(steps, low, high, color=COLOURS[row.arm], alpha=0.12, linewidth=0)
@@ -104,21 +99,19 @@ def _exact(axis: Any, rows: Sequence[Row], title: str, table: Table) -> None:
     if not rows:
         axis.set_axis_off()
         return
-    ordered = sorted(rows, key=lambda row: (list(CES).index(row.ce), list(NAMES).index(row.arm)))
-    groups = list(dict.fromkeys(row.ce for row in ordered))
-    places = [number + GAP * groups.index(row.ce) for number, row in enumerate(ordered)]
-    for place, row in zip(places, ordered, strict=True):
+    places = list(range(len(rows)))
+    for place, row in zip(places, rows, strict=True):
         values, colour = row.values("exact"), COLOURS[row.arm]
         axis.plot([0, row.mean("exact")], [place, place], color=colour, linewidth=6, alpha=0.3, solid_capstyle="butt")
         axis.plot(values, [place] * len(values), "o", color=colour, markersize=5, markeredgecolor="white")
         axis.text(1.02, place, f"{row.mean('exact'):.2f}", va="center", fontsize=8)
     lines = [axis.axvline(table.start("exact"), color="#888888", linewidth=1, linestyle=":", label="before")]
-    without = table.find("same", "no teacher")
+    without = next((row for row in rows if row.arm == "no teacher"), None)
     if without is not None:
         lines.append(axis.axvline(without.mean("exact"), color="#6b6b6b", linewidth=1, label="no teacher"))
     below = {"loc": "upper right", "bbox_to_anchor": (1, 0), "borderaxespad": 2.4}
     axis.legend(handles=lines, frameon=False, fontsize=8, ncols=2, **below)
-    axis.set_yticks(places, [row.name for row in ordered])
+    axis.set_yticks(places, [row.name for row in rows])
     axis.set(title=title, xlim=(0, 1), ylim=(places[-1] + 0.6, -0.6))
     axis.set_xlabel("share, a dot per seed", loc="left")
     axis.tick_params(axis="y", length=0)

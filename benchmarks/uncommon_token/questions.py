@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from itertools import product
 
-from settings import PAIRS
-from table import CES, NAMES, UNCOMMON, Row, Table, difference
+from settings import CORPORA
+from table import CES, UNCOMMON, Row, Table, difference
 
 KEPT = 0.9
 """Mass that stays above this share of what it was before counts as kept."""
@@ -14,120 +14,135 @@ COLLAPSED = 0.5
 """Exact answers below this share of what they were before, and mass below this share, count as a collapse."""
 WORDS = {"above": "clearly above", "below": "clearly below", "level": "not clearly different from"}
 MAPPED = ("digits", "words")
+PANELS = (("digits", "wrong", "off"), ("words", "wrong", "off"), ("digits", "mostly", "off"))
+OWN_TEXT = (("digits", "wrong", "on"), ("words", "wrong", "on"))
+"""Pair, corpus and policy of the tables."""
 
 
 def questions(table: Table) -> str:
     """A section per question."""
-    parts = (_gold, _p_kl, _c_kl, _dynamic, _h_kl, _better)
-    return "\n".join("\n".join([f"### {part.__doc__}\n", *(f"- {line}" for line in part(table)), ""]) for part in parts)
+    parts = (_default, _cures, _disagreeing, _best, _coverage, _divergences, _own_text, _lost)
+    told = [(part.__doc__, list(part(table))) for part in parts]
+    return "\n".join(
+        "\n".join([f"### {asked}\n", *(f"- {line}" for line in lines), ""]) for asked, lines in told if lines
+    )
 
 
-def _gold(table: Table) -> Iterable[str]:
-    """Does GOLD collapse?"""
-    for pair in MAPPED:
-        for arm in ("gold-none", "gold"):
-            for ce in ("fixed", "none"):
-                row = table.find(pair, arm, ce)
-                if row is not None:
-                    yield f"`{pair}`, {row.name}: {_fate(table, row)}."
-
-
-def _p_kl(table: Table) -> Iterable[str]:
-    """Does P-KL keep the numerals?"""
-    for arm in ("p-kl", "p-kl-mean", "partition-kl"):
-        for ce in CES:
-            row = table.find("digits", arm, ce)
-            if row is not None:
-                before, lowest = row.mass()[0], min(row.mass())
-                kept = "yes" if lowest >= KEPT * before else "no"
-                course = f"{before:.2f} before, {lowest:.2f} at its lowest, {row.mass()[-1]:.2f} at the end"
-                yield f"{row.name}: {kept} (mass {course})."
-
-
-def _c_kl(table: Table) -> Iterable[str]:
-    """Does C-KL also teach the later digits?"""
-    for ce in ("fixed", "none"):
-        ours, others = table.find("digits", "c-kl", ce), ("p-kl", "partition-kl", "no teacher")
-        for other in (table.find("digits", name, ce) for name in others):
-            if ours is not None and other is not None:
-                yield (
-                    f"{ours.name}: later digits {ours.mean('later_digits'):.2f}, {_than(ours, other, 'later_digits')}; "
-                    f"first digits {ours.mean('first_digit'):.2f} against {other.mean('first_digit'):.2f}."
-                )
-
-
-def _dynamic(table: Table) -> Iterable[str]:
-    """Is dynamic scaling unsafe, and with what?"""
-    for pair in MAPPED:
-        for arm in NAMES:
-            fixed = table.find(pair, arm)
-            for ce in ("dynamic", "per-batch"):
-                row = table.find(pair, arm, ce)
-                if row is None or fixed is None:
-                    continue
-                scale = row.noted("scale")
-                factor = "no finite number" if scale is None else f"{scale:.3g}"
-                yield (
-                    f"`{pair}`, {row.name}: {row.mean('exact'):.2f}, {_than(row, fixed)}; {_fate(table, row)}; mean "
-                    f"factor of the last steps {factor}."
-                )
-
-
-def _h_kl(table: Table) -> Iterable[str]:
-    """Where does H-KL win?"""
-    for pair in MAPPED:
-        row, mapping = table.find(pair, "h-kl"), table.results["mappings"].get(pair)
-        if row is None or mapping is None:
+def _default(table: Table) -> Iterator[str]:
+    """Does the default beat training without a teacher, and how near does it come to the same tokenizer?"""
+    for pair, ce in product(MAPPED, CES):
+        ours, without, same = (table.find(pair, arm, ce) for arm in ("c-kl", "no teacher", "same-kd"))
+        if ours is None or without is None or same is None:
             continue
-        more = mapping["relaxed"] - mapping["strict"]
-        pairs = f"has {more} pairs more than GOLD's {mapping['strict']}" if more else "has GOLD's pairs and so is GOLD"
-        yield f"`{pair}`: H-KL {pairs}; exact {row.mean('exact'):.2f}, perplexity {row.mean('perplexity'):.3f}."
-        for arm in ("h-kl-none", "gold", "gold-none", "p-kl", "c-kl", "no teacher"):
-            other = table.find(pair, arm)
-            if other is not None:
-                yield f"`{pair}`: H-KL is {_than(row, other)}; perplexity there {other.mean('perplexity'):.3f}."
+        seeds = [one - other for one, other in zip(ours.values("exact"), without.values("exact"), strict=True)]
+        share = (ours.mean("exact") - without.mean("exact")) / (same.mean("exact") - without.mean("exact"))
+        yield (
+            f"`{pair}`, {CES[ce]}: C-KL {ours.mean('exact'):.3f}, {_than(ours, without)}, by seed "
+            f"{', '.join(f'{gap:+.3f}' for gap in seeds)}; same tokenizer {same.mean('exact'):.3f}, so {share:.0%} of "
+            f"the way; perplexity {ours.mean('perplexity'):.3f} against {without.mean('perplexity'):.3f} and "
+            f"{same.mean('perplexity'):.3f}."
+        )
 
 
-def _better(table: Table) -> Iterable[str]:
-    """Which of them beats training without a teacher?"""
-    without = table.find("same", "no teacher")
-    if without is None:
+def _cures(table: Table) -> Iterator[str]:
+    """Which of C-KL's two cures does what?"""
+    for ce in CES:
+        rows = _found(table, "digits", ("c-kl-first", "c-kl-end", "c-kl-paths", "c-kl-teacher", "c-kl"), ce)
+        if rows:
+            yield f"`digits`, {CES[ce]}: {_listed(rows)}."
+
+
+def _disagreeing(table: Table) -> Iterator[str]:
+    """Does it survive text that the teacher disagrees with?"""
+    for ce in CES:
+        ours = table.find("digits", "c-kl", ce, "mostly")
+        others = [
+            table.find("digits", arm, ce, "mostly")
+            for arm in ("no teacher", "same-kd", "c-kl-first", "p-kl", "strict", "bpm", "escd", "simct", "exact")
+        ]
+        if ours is not None:
+            told = "; ".join(_than(ours, other) for other in others if other is not None)
+            yield f"{CORPORA['mostly']:.0%} wrong answers, {CES[ce]}: C-KL {ours.mean('exact'):.3f}, {told}."
+
+
+def _best(table: Table) -> Iterator[str]:
+    """Which loss is best, and which beat training without a teacher?"""
+    for (pair, corpus, policy), ce in product(PANELS, CES):
+        yield from _beside(table, pair, ce, corpus, policy, "no teacher")
+
+
+def _coverage(table: Table) -> Iterator[str]:
+    """Does coverage help or hurt?"""
+    for pair, ce in product(MAPPED, CES):
+        rows = _found(table, pair, ("strict", "strict-16", "escd", "bpm", "c-kl"), ce)
+        if len(rows) > 1:
+            yield f"`{pair}`, {CES[ce]}, from the least compared to the most: {_listed(rows)}."
+
+
+def _divergences(table: Table) -> Iterator[str]:
+    """Forward, reverse, or between?"""
+    for pair, (ce, policy) in product(MAPPED, (("fixed", "off"), ("none", "off"), ("none", "on"))):
+        rows = _found(table, pair, ("c-kl", "c-kl-reverse", "c-kl-jsd"), ce, policy)
+        if len(rows) > 1:
+            text = "the student's own text" if policy == "on" else "the corpus's text"
+            yield f"`{pair}`, {CES[ce]}, {text}: {_listed(rows)}."
+
+
+def _own_text(table: Table) -> Iterator[str]:
+    """Which loss wins on the student's own text?"""
+    for pair, corpus, policy in OWN_TEXT:
+        yield from _beside(table, pair, "none", corpus, policy, "c-kl")
+
+
+def _lost(table: Table) -> Iterator[str]:
+    """Which losses take away tokens that the teacher does not have?"""
+    for row in table.rows:
+        fate = _fate(table, row)
+        if row.pair in MAPPED and fate is not None:
+            text = "own text" if row.policy == "on" else f"{CORPORA[row.corpus]:.0%} wrong"
+            yield f"`{row.pair}`, {row.name}, {CES[row.ce]}, {text}: {fate}."
+
+
+def _found(table: Table, pair: str, arms: Iterable[str], ce: str, policy: str = "off") -> list[Row]:
+    """The arms that were run."""
+    return [row for arm in arms if (row := table.find(pair, arm, ce, policy=policy)) is not None]
+
+
+def _listed(rows: Iterable[Row]) -> str:
+    return ", ".join(f"{row.name} {row.mean('exact'):.3f} ({row.mean('perplexity'):.3f})" for row in rows)
+
+
+def _beside(table: Table, pair: str, ce: str, corpus: str, policy: str, arm: str) -> Iterator[str]:
+    """The arms of a panel by how they stand to one of them."""
+    other = table.find(pair, arm, ce, corpus, policy)
+    rows = [row for row in table.of(pair, ce, corpus, policy) if row is not other]
+    if other is None or not rows:
         return
-    yield f"Without a teacher: {without.mean('exact'):.2f} (before: {table.start('exact'):.2f})."
-    arms = {pair: [row for row in table.of_pair(pair) if row.pair == pair] for pair in PAIRS}
-    for pair, rows in arms.items():
-        for fate in ("above", "level", "below"):
-            some = [row for row in rows if row is not without and difference(row, without)[1] == fate]
-            named = ", ".join(f"{row.name} {row.mean('exact'):.2f}" for row in _best_first(some))
-            if named:
-                yield f"`{pair}`, {WORDS[fate]} it: {named}."
-    clean = table.find("same", "no teacher", corpus="clean")
-    rows = chain.from_iterable(table.of_pair(pair, "clean") for pair in ("same", "digits"))
-    unique = {id(row): row for row in rows if row is not clean}
-    if clean is not None and unique:
-        named = ", ".join(f"{row.name} ({row.pair}) {row.mean('exact'):.2f}" for row in _best_first(unique.values()))
-        yield f"On clean text, without a teacher {clean.mean('exact'):.2f}; {named}."
-
-
-def _best_first(rows: Iterable[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: -row.mean("exact"))
+    text = "the student's own text" if policy == "on" else f"{CORPORA[corpus]:.0%} wrong answers"
+    for fate in ("above", "level", "below"):
+        some = [row for row in rows if difference(row, other)[1] == fate]
+        if some:
+            named = ", ".join(f"{row.name} {row.mean('exact'):.3f}" for row in some)
+            yield f"`{pair}`, {text}, {CES[ce]}, {WORDS[fate]} {other.name} ({other.mean('exact'):.3f}): {named}."
 
 
 def _than(one: Row, other: Row, of: str = "exact") -> str:
     """One arm beside another."""
     gap, fate = difference(one, other, of)
-    return f"{WORDS[fate]} {other.name} ({other.mean(of):.2f}; {gap:+.2f})"
+    return f"{WORDS[fate]} {other.name} ({other.mean(of):.3f}; {gap:+.3f})"
 
 
-def _fate(table: Table, row: Row) -> str:
-    """What became of the tokens that the teacher does not have, and of the answers."""
+def _fate(table: Table, row: Row) -> str | None:
+    """What became of the tokens that the teacher does not have, and of the answers; None if both were kept."""
     name = UNCOMMON[row.pair]
     mass, before, exact = row.mass(name), table.start("exact"), row.mean("exact")
-    course = f"mass of {name} {mass[0]:.2f} before, {min(mass):.2f} at its lowest, {mass[-1]:.2f} at the end"
-    told = f"{course}; exact {before:.2f} before, {exact:.2f} at the end"
+    told = (
+        f"mass of {name} {mass[0]:.2f} before, {min(mass):.2f} at its lowest, {mass[-1]:.2f} at the end; exact "
+        f"{before:.2f} before, {exact:.2f} at the end"
+    )
     wrong, lost = exact < COLLAPSED * before, min(mass) < KEPT * mass[0]
     if wrong and min(mass) < COLLAPSED * mass[0]:
         return f"collapse ({told})"
     if lost:
         return f"{name} lost, answers {'lost' if wrong else 'not'} ({told})"
-    return f"{name} kept, answers lost ({told})" if wrong else f"no collapse ({told})"
+    return None

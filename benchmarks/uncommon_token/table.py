@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 NAMES = {
     "no teacher": "no teacher",
     "same-kd": "same-tokenizer KD",
-    "uld": "ULD",
-    "gold-none": "GOLD, unnormalised",
-    "gold": "GOLD",
-    "h-kl-none": "H-KL, unnormalised",
-    "h-kl": "H-KL",
-    "p-kl": "P-KL",
-    "p-kl-mean": "P-KL, decay weights",
-    "partition-kl": "Partition-KL",
     "c-kl": "C-KL",
+    "c-kl-first": "C-KL, first form",
+    "c-kl-end": "C-KL, END alone",
+    "c-kl-paths": "C-KL, paths alone",
+    "c-kl-teacher": "C-KL, teacher's paths",
+    "c-kl-reverse": "C-KL, reverse",
+    "c-kl-jsd": "C-KL, JSD",
+    "partition-kl": "Partition-KL",
+    "p-kl": "P-KL",
+    "gold": "GOLD",
+    "uld": "ULD",
+    "alm": "ALM x 100",
+    "strict": "strict",
+    "strict-16": "strict, best 16",
+    "bpm": "BPM",
+    "escd": "ESCD",
+    "simct": "SimCT",
+    "exact": "path-exact KL",
 }
-CES = {"fixed": "fixed CE", "dynamic": "dynamic CE", "per-batch": "per-batch CE", "none": "no CE"}
+CES = {"fixed": "with CE", "none": "without CE"}
 UNCOMMON = {"digits": "numerals", "words": "cut words", "same": "numerals"}
 """The student's tokens that each pair's teacher does not have."""
 CLEAR = 0.02
@@ -35,6 +43,7 @@ class Row:
         corpus: that the students were trained on.
         arm: the loss.
         ce: what the cross-entropy does.
+        policy: whose text it was, "off" for the corpus's, "on" for the student's.
         runs: the results, in the order of the seeds.
     """
 
@@ -42,12 +51,13 @@ class Row:
     corpus: str
     arm: str
     ce: str
+    policy: str
     runs: tuple[dict[str, Any], ...]
 
     @property
     def name(self) -> str:
         """For people."""
-        return NAMES[self.arm] if self.ce == "fixed" else f"{NAMES[self.arm]}, {CES[self.ce]}"
+        return NAMES[self.arm]
 
     def values(self, of: str) -> list[float]:
         """A value per seed; infinity for a perplexity that is no number any more."""
@@ -84,24 +94,26 @@ class Table:
     results: dict[str, Any]
 
     @classmethod
-    def of(cls, results: dict[str, Any]) -> Table:
+    def read(cls, results: dict[str, Any]) -> Table:
         """Groups the runs by arm."""
         grouped: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for run in results["arms"]:
-            grouped.setdefault(tuple(run[name] for name in ("pair", "corpus", "arm", "ce")), []).append(run)
-        return cls(tuple(Row(*key, tuple(runs)) for key, runs in grouped.items()), results)
+            grouped.setdefault(tuple(run[name] for name in ("pair", "corpus", "arm", "ce", "policy")), []).append(run)
+        # An arm that lacks a seed would be compared with others on other seeds.
+        whole = {key: runs for key, runs in grouped.items() if len(runs) == len(results["seeds"])}
+        return cls(tuple(Row(*key, tuple(runs)) for key, runs in whole.items()), results)
 
-    def find(self, pair: str, arm: str, ce: str = "fixed", corpus: str = "wrong") -> Row | None:
-        """An arm, if it was run; the arms without a teacher belong to all pairs."""
-        pairs = (pair, "same") if arm in ("no teacher", "same-kd") else (pair,)
-        wanted = {(one, corpus, arm, ce) for one in pairs}
-        return next((row for row in self.rows if (row.pair, row.corpus, row.arm, row.ce) in wanted), None)
+    def find(self, pair: str, arm: str, ce: str = "fixed", corpus: str = "wrong", policy: str = "off") -> Row | None:
+        """An arm, if it was run; the arms without a pair of tokenizers belong to all pairs."""
+        one = "same" if arm in ("no teacher", "same-kd") else pair
+        wanted = (one, corpus, arm, "fixed" if arm == "no teacher" else ce, "off" if arm == "no teacher" else policy)
+        return next((row for row in self.rows if (row.pair, row.corpus, row.arm, row.ce, row.policy) == wanted), None)
 
-    def of_pair(self, pair: str, corpus: str = "wrong") -> Iterator[Row]:
-        """A pair's arms, after those that belong to all pairs."""
-        for row in self.rows:
-            if row.corpus == corpus and row.pair in (pair, "same"):
-                yield row
+    def of(self, pair: str, ce: str = "fixed", corpus: str = "wrong", policy: str = "off") -> list[Row]:
+        """A pair's arms of one kind, the best first, after the arms that belong to all pairs."""
+        own = [row for row in self.rows if (row.pair, row.ce, row.corpus, row.policy) == (pair, ce, corpus, policy)]
+        shared = [self.find(pair, arm, ce, corpus, policy) for arm in ("no teacher", "same-kd")]
+        return [row for row in shared if row is not None] + sorted(own, key=lambda row: -row.mean("exact"))
 
     def start(self, of: str) -> float:
         """The mean over seeds of what was measured before the arms began."""
