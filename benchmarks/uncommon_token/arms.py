@@ -67,11 +67,14 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """The losses, each by the divergence with which it was published. ALM is weighted by its tau of 100."""
 
-FORMS = ("c-kl-first", "c-kl-end", "c-kl-paths", "c-kl-teacher", "c-kl-reverse", "c-kl-jsd")
-"""C-KL's other forms."""
-DISAGREEING = ("c-kl", "c-kl-first", "p-kl", "strict", "bpm", "escd", "simct", "exact")
+WORDS = ("c-kl", "c-kl-first", "partition-kl", "p-kl", "gold", "uld", "strict", "bpm", "escd", "simct")
+"""What is also tried where words differ, and digits do not."""
+DISAGREEING = ("c-kl", "c-kl-first", "p-kl", "strict", "bpm", "escd", "simct")
 """What is also tried on text most of which the teacher disagrees with."""
-ON_POLICY = ("c-kl", "c-kl-reverse", "c-kl-jsd", "partition-kl", "strict", "bpm", "escd", "simct")
+ON_POLICY = {
+    "digits": ("c-kl", "c-kl-reverse", "c-kl-jsd", "partition-kl", "strict", "bpm", "escd", "simct"),
+    "words": ("c-kl", "strict", "bpm", "escd"),
+}
 """What is also tried on the student's own text."""
 
 
@@ -82,7 +85,7 @@ def all_arms() -> list[Arm]:
         made += [Arm("no teacher", None, corpus=corpus)]
         made += [Arm("same-kd", "same", corpus=corpus, ce=ce) for ce in ("fixed", "none")]
     for pair in ("digits", "words"):
-        names = [name for name in LOSSES if pair == "digits" or name not in FORMS[1:4]]
+        names = tuple(LOSSES) if pair == "digits" else WORDS
         made += [Arm(name, *LOSSES[name], pair=pair, ce=ce) for name in names for ce in ("fixed", "none")]
     made += [
         Arm(name, *LOSSES[name], pair="digits", corpus="mostly", ce=ce)
@@ -90,8 +93,8 @@ def all_arms() -> list[Arm]:
         for ce in ("fixed", "none")
     ]
     made.append(Arm("same-kd", "same", ce="none", policy="on"))
-    for pair in ("digits", "words"):
-        made += [Arm(name, *LOSSES[name], pair=pair, ce="none", policy="on") for name in ON_POLICY]
+    for pair, names in ON_POLICY.items():
+        made += [Arm(name, *LOSSES[name], pair=pair, ce="none", policy="on") for name in names]
     return made
 
 
