@@ -1,6 +1,7 @@
 """What each loss converges to: how far from the teacher's strings a student ends that can be anything and sees all.
 
     python benchmarks/converges.py [--only KIND ...] [--out converges.json]
+    python benchmarks/converges.py --table converges.json
 
 The student is a table: logits of its next token, one row for each last token. The teacher is a Markov chain over
 letters, perfect at its own tokens. There is no sampling of batches: every pair of neighbouring chunks of a long text
@@ -266,12 +267,26 @@ def line(name: str, cells: dict[str, dict[str, Any]]) -> str:
     return f"{name:<20}" + " ".join(parts)
 
 
+def markdown(losses: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """The lines of the documentation's table."""
+    columns = [f"{beside}, {world}" for beside in ("alone", "+ CE") for world in WORLDS]
+    lines = [f"| loss | {' | '.join(columns)} |", f"|---{'|---' * len(columns)}|"]
+    for name, cells in losses.items():
+        figures = ["" if column not in cells else f"{cells[column]['distance']:.4f}" for column in columns]
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    return lines
+
+
 def main() -> None:
     """Minimises all losses in all worlds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=[*LOSSES], help="these losses alone")
     parser.add_argument("--out", type=Path, help="write the figures as JSON; other losses' in the file stay")
+    parser.add_argument("--table", type=Path, help="print the table of a file that --out has written, and end")
     options = parser.parse_args()
+    if options.table:
+        print("\n".join(markdown(json.loads(options.table.read_text(encoding="utf-8"))["losses"])))
+        return
     torch.set_num_threads(1)
     worlds = {name: World(*tokens) for name, tokens in WORLDS.items()}
     started = perf_counter()

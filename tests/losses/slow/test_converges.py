@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 
 from xtoken_align.losses import XTokenLoss
 
-CONVERGES = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "converges.py"))
+ROOT = Path(__file__).parents[3]
+CONVERGES = runpy.run_path(str(ROOT / "benchmarks" / "converges.py"))
 TOKENS = {"the student packs": ("a b c ab", "a b c"), "the teacher packs": ("a b c", "a b c ab")}
 
 
@@ -61,3 +63,11 @@ def test_the_distance_is_zero_for_the_teachers_strings_alone(world) -> None:
     assert abs(world.distance(perfect)) < 1e-12
     assert world.distance(torch.zeros_like(perfect)) > 0.05
     assert CONVERGES["chunks"](["ab", "c", "a"], ["a", "b", "c", "ab"]) == [(("ab",), ("a", "b")), (("c",), ("c",))]
+
+
+def test_the_documentation_has_the_committed_figures() -> None:
+    losses = json.loads((ROOT / "benchmarks" / "converges.json").read_text(encoding="utf-8"))["losses"]
+    assert "\n".join(CONVERGES["markdown"](losses)) in (ROOT / "docs" / "which-loss.md").read_text(encoding="utf-8")
+    for world in "abc":
+        for name in ("C-KL", "C-KL, reverse", "C-KL, jsd", "exact"):
+            assert losses[name][f"alone, {world}"]["distance"] <= 1e-3
