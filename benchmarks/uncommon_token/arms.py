@@ -63,7 +63,6 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "bpm": ("bpm", {}),
     "escd": ("escd", {}),
     "simct": ("simct", {}),
-    "exact": ("exact", {}),
 }
 """The losses, each by the divergence with which it was published. ALM is weighted by its tau of 100."""
 

@@ -30,7 +30,6 @@ COLOURS = {
     "bpm": "#d1477a",
     "escd": "#8a5a2b",
     "simct": "#5b6fbf",
-    "exact": "#30a5c0",
 }
 STYLE = {
     "font.size": 9,

@@ -25,7 +25,6 @@ NAMES = {
     "bpm": "BPM",
     "escd": "ESCD",
     "simct": "SimCT",
-    "exact": "path-exact KL",
 }
 CES = {"fixed": "with CE", "none": "without CE"}
 UNCOMMON = {"digits": "numerals", "words": "cut words", "same": "numerals"}
