@@ -66,7 +66,10 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """The losses, each by the divergence with which it was published. ALM is weighted by its tau of 100."""
 
-WORDS = ("c-kl", "c-kl-first", "partition-kl", "p-kl", "gold", "uld", "strict", "bpm", "escd", "simct")
+WORDS = (
+    *("c-kl", "c-kl-first", "c-kl-reverse", "c-kl-jsd", "partition-kl", "p-kl", "gold", "uld"),
+    *("strict", "bpm", "escd", "simct"),
+)
 """What is also tried where words differ, and digits do not."""
 DISAGREEING = ("c-kl", "c-kl-first", "p-kl", "strict", "bpm", "escd", "simct")
 """What is also tried on text most of which the teacher disagrees with."""
