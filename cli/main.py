@@ -109,7 +109,7 @@ def _show_warning(
 
 
 COMMANDS = {
-    "align": ("align", "Align a text as two tokenizers cut it: which tokens say the same?"),
+    "align": ("align", "Align a text as two tokenizers cut it: what says the same?"),
     "build": ("build", "Build the mapping through which a student learns from a teacher."),
     "compat": ("compat", "Compare two tokenizers: do ids stand for the same tokens?"),
     "diff": ("diff", "Compare two mappings: what would a training run notice?"),
