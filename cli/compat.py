@@ -40,7 +40,7 @@ _LONGEST = 60
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 @click.pass_context
-def command(ctx: click.Context, a: str, b: str, as_json: bool, exit_code: bool, **options: Any) -> None:
+def command(ctx: click.Context, /, a: str, b: str, as_json: bool, exit_code: bool, **options: Any) -> None:
     """Compare tokenizers A and B: whether ids stand for the same tokens, and whether text becomes the same ids.
 
     The first line is the verdict: identical, same ids (with what differs), permuted, extended, repurposed, partial or

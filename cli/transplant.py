@@ -126,8 +126,8 @@ def _silence_transformers() -> None:
         from transformers.utils import logging
     except ImportError:
         return  # what is missing is said when the model is loaded
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def _render(moved: Transplant, model: str, output: Path) -> None:
