@@ -155,7 +155,7 @@ def contenders(pair: Pair, rows: int) -> dict[str, tuple[Contender, float | None
         "P-KL, all columns": (Contender(lambda: p_kl(student, teacher, *links), [student]), 1.6),
     }
     kinds = {
-        "C-KL on text": ("c-kl", 1.5),
+        "C-KL on text": ("c-kl", 1.3),
         "Partition-KL on text": ("partition-kl", None),
         "H-KL on text": ("h-kl", None),
         "Strict on text": ("strict", 0.9),
