@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from hypothesis import strategies as st
@@ -43,21 +45,15 @@ class LongestMatch:
             text = text.replace(old, new)
         return text
 
+    @cached_property
+    def _pattern(self) -> re.Pattern[bytes]:
+        longest_first = sorted(filter(None, self.table), key=len, reverse=True)
+        return re.compile(b"|".join([*map(re.escape, longest_first), b"."]), re.DOTALL)
+
     def _encode(self, data: bytes) -> tuple[list[int], bool]:
-        ids: list[int] = []
-        whole, at, longest = True, 0, max(map(len, self.table), default=0)
-        while at < len(data):
-            for size in range(min(longest, len(data) - at), 0, -1):
-                if data[at : at + size] in self.table:
-                    ids.append(self.table[data[at : at + size]])
-                    at += size
-                    break
-            else:
-                whole = False
-                if self.unknown is not None:
-                    ids.append(self.unknown)
-                at += 1
-        return ids, whole
+        pieces = self._pattern.findall(data)
+        ids = [self.table.get(piece, self.unknown) for piece in pieces]
+        return [token for token in ids if token is not None], self.table.keys() >= set(pieces)
 
 
 def make_vocab(
