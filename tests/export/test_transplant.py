@@ -226,6 +226,15 @@ def test_rows_are_those_of_the_plain_definition(model: Any, new: Any) -> None:
     assert sum(plan.counts().values()) == len(new)
 
 
+def test_of_two_specials_with_one_row_the_one_that_keeps_its_own_gets_no_noise() -> None:
+    special = Kind.SPECIAL
+    model = make_vocab(["a", ("<s>", special), ("<pad>", special)], name="model")
+    new = make_vocab(["a", ("<pad>", special), ("<pad>", special)], name="new")
+    plan = plan_rows(build(student=new, teacher=model))
+    assert plan.source.tolist() == [0, 2, 2]
+    assert plan.apart.tolist() == [False, True, False]
+
+
 def test_a_row_without_pieces_is_near_the_mean_of_the_rows_that_stand_for_tokens(mapping: Mapping, width: int) -> None:
     model = llama(width)
     moved = transplant(model, mapping)

@@ -101,16 +101,21 @@ def plan_rows(mapping: Mapping) -> RowPlan:
     source = np.full(width, -1, dtype=np.int64)
     single = count[rows] == 1
     source[rows[single]] = columns[single]
+    kept = np.zeros(width, dtype=np.bool_)
     if mapping.student.fingerprint == mapping.teacher.fingerprint:
-        _keep_own_rows(mapping, way, source)
+        kept[_keep_own_rows(mapping, way, source)] = True
     split, pieces, weights = _padded(
         rows[~single], columns[~single], matrix.data[used][~single], matrix.position[used][~single]
     )
-    return RowPlan(way, source, _repeated_specials(mapping, source), split, pieces, weights)
+    return RowPlan(way, source, _repeated_specials(mapping, source, kept), split, pieces, weights)
 
 
-def _keep_own_rows(mapping: Mapping, way: NDArray[np.uint8], source: NDArray[np.int64]) -> None:
-    """Under its own tokenizer a model keeps what no link tells of: padding, holes, and specials with one string."""
+def _keep_own_rows(mapping: Mapping, way: NDArray[np.uint8], source: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Under its own tokenizer a model keeps what no link tells of: padding, holes, and specials with one string.
+
+    Returns:
+        int64, the ids whose row stays.
+    """
     shared = min(mapping.matrix.shape)
     kinds, surfaces, own = mapping.student.kinds[:shared], mapping.student.surfaces, mapping.teacher.surfaces
     candidates = (kinds >= Kind.SPECIAL) & (kinds == mapping.teacher.kinds[:shared])
@@ -118,10 +123,13 @@ def _keep_own_rows(mapping: Mapping, way: NDArray[np.uint8], source: NDArray[np.
     ids = np.array([i for i in np.flatnonzero(candidates).tolist() if surfaces[i] == own[i]], dtype=np.int64)
     way[ids[source[ids] < 0]] = _WAY["unused"]
     source[ids] = ids
+    return ids
 
 
-def _repeated_specials(mapping: Mapping, source: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Marks special tokens whose row another special token has too: of those the first, or the namesake, is unmarked.
+def _repeated_specials(mapping: Mapping, source: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Marks special tokens whose row another special token has too.
+
+    Of those the one whose row stays is unmarked, else the namesake, else the first.
 
     Llama-3's `<|eot_id|>` and `<|end_of_text|>` both get the row of Qwen's `<|im_end|>`. Two equal rows have equal
     logits whatever comes before them, and equal gradients where neither is written.
@@ -130,7 +138,7 @@ def _repeated_specials(mapping: Mapping, source: NDArray[np.int64]) -> NDArray[n
     ids = ids[source[ids] >= 0]
     named, spelled = mapping.teacher.surfaces, mapping.student.surfaces
     other_name = np.array([named[int(source[i])] != spelled[i] for i in ids.tolist()], dtype=np.bool_)
-    order = ids[np.lexsort((ids, other_name))]
+    order = ids[np.lexsort((ids, other_name, ~kept[ids]))]
     marked = np.zeros(len(source), dtype=np.bool_)
     marked[order] = True
     marked[order[np.unique(source[order], return_index=True)[1]]] = False
