@@ -27,8 +27,17 @@ SORTED = ("h-kl", "gold", "uld")
 """The kinds that sort: their gradient jumps where two probabilities are one."""
 
 
-case_of = cache(random_case)
-"""Cases are drawn once a process; whoever needs a leaf copies the logits."""
+_drawn = cache(random_case)
+
+
+def case_of(seed: int, **options: Any) -> Case:
+    """A case that is drawn once a process, with logits and labels of the caller's own.
+
+    A test may make a leaf of them or write into them, and no other test sees it.
+    """
+    case = _drawn(seed, **options)
+    names = ("student_logits", "teacher_logits", "labels")
+    return replace(case, **{name: getattr(case, name).clone() for name in names})
 
 
 def options_of(*kinds: str) -> list[dict[str, Any]]:

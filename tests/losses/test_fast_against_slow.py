@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
@@ -34,7 +33,6 @@ BEST = (1, 3, 1000)
 """Of how many tokens a teacher is known; the last is more than there are."""
 
 
-@cache
 def batch(seed: int) -> Case:
     # Numbers that float32 has, so that all precisions read the same ones.
     return case_of(seed, dtype=torch.float32, infinities=0.3 if seed % 5 == 4 else 0.0)

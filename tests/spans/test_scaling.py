@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -88,14 +89,18 @@ def seconds_of(call: Callable[[], Spans]) -> tuple[float, Spans]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_four_times_the_text_takes_about_four_times_as_long(case: Callable[[int], tuple[Ids, Ids]]) -> None:
     student, teacher = CASES[case]
-    seconds = []
     long = LONG // 4 if case in (with_many_insertions, repeating_with_differences) else LONG
-    for size in (long // 4, long):
-        one, other = (np.asarray(side)[None] for side in case(size))
-        spent, spans = seconds_of(lambda one=one, other=other: align_ids(one, other, student=student, teacher=teacher))
-        seconds.append(spent)
-        assert spans.count[0] > 0
-    assert seconds[1] < 10 * seconds[0] + 0.1
+    sides = {size: [np.asarray(side)[None] for side in case(size)] for size in (long // 4, long)}
+    seconds = dict.fromkeys(sides, math.inf)
+    # What else the machine does makes a run slower, never faster, so the fastest of up to five runs counts.
+    for _ in range(5):
+        for size, (one, other) in sides.items():
+            spent, spans = seconds_of(lambda a=one, b=other: align_ids(a, b, student=student, teacher=teacher))
+            seconds[size] = min(seconds[size], spent)
+            assert spans.count[0] > 0
+        if seconds[long] < 10 * seconds[long // 4] + 0.1:
+            return
+    pytest.fail(f"seconds by bytes of text: {seconds}")
 
 
 def test_a_text_without_a_common_boundary_is_one_chunk() -> None:
