@@ -51,9 +51,11 @@ class LongestMatch:
         return re.compile(b"|".join([*map(re.escape, longest_first), b"."]), re.DOTALL)
 
     def _encode(self, data: bytes) -> tuple[list[int], bool]:
-        pieces = self._pattern.findall(data)
-        ids = [self.table.get(piece, self.unknown) for piece in pieces]
-        return [token for token in ids if token is not None], self.table.keys() >= set(pieces)
+        ids = list(map(self.table.get, self._pattern.findall(data)))
+        if None not in ids:
+            return ids, True
+        known = ids if self.unknown is None else [self.unknown if token is None else token for token in ids]
+        return [token for token in known if token is not None], False
 
 
 def make_vocab(
