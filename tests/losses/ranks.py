@@ -46,7 +46,7 @@ def rows_of(spans: Spans, rows: Any) -> Spans:
     """Some rows of a batch."""
     parts = {one.name: getattr(spans, one.name) for one in fields(spans)}
     arrays = {name: part[rows] for name, part in parts.items() if not name.startswith("_")}
-    return replace(spans, _predictions=None, **arrays)
+    return replace(spans, **arrays)
 
 
 @cache

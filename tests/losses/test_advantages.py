@@ -67,7 +67,7 @@ def test_weights_multiply_and_what_has_none_is_not_used() -> None:
     weight = case.spans.weight * 0.5
     row, column = (weight > 0).nonzero()
     weight[row[0], column[0]] = 0
-    spans = replace(case.spans, weight=weight, _predictions=None)
+    spans = replace(case.spans, weight=weight)
     whole, all_used = chunk_advantages(case.student_logits, case.teacher_logits, case.spans, mapping=case.mapping)
     half, used = chunk_advantages(case.student_logits, case.teacher_logits, spans, mapping=case.mapping)
     left_out = all_used & ~used

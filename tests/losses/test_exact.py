@@ -37,7 +37,7 @@ def some_texts(world: ToyWorld, count: int) -> Spans:
     asked = np.random.default_rng(0).permutation(len(world.texts))[:count]
     weight = np.zeros_like(world.spans.weight)
     weight[asked] = world.spans.weight[asked]
-    return replace(world.spans, _predictions=None, weight=weight)
+    return replace(world.spans, weight=weight)
 
 
 def exact(world: ToyWorld, **options: Any) -> XTokenLoss:
@@ -167,7 +167,7 @@ def test_padding_on_the_left_changes_nothing() -> None:
             fill = {side: -1, f"{side}_segments": -1}.get(name, 0)
             arrays[name] = np.concatenate([np.full((len(array), 2), fill, dtype=array.dtype), array], axis=1)
         logits[side] = torch.cat([torch.zeros_like(own[:, :2]), own], dim=1)
-    moved = replace(SPANS, _predictions=None, **arrays)
+    moved = replace(SPANS, **arrays)
     out = exact(WORLD)(logits["student"], logits["teacher"], moved)
     torch.testing.assert_close(out.loss, exact(WORLD)(STUDENT, TEACHER, SPANS).loss)
 

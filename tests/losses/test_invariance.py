@@ -25,7 +25,7 @@ every_option = pytest.mark.parametrize("options", OPTIONS, ids=name_of)
 
 def taken(spans: Spans, rows: Any) -> Spans:
     arrays = {name: value[rows] for name, value in vars(spans).items() if not name.startswith("_")}
-    return replace(spans, _predictions=None, **arrays)
+    return replace(spans, **arrays)
 
 
 def part(case: Case, rows: Any) -> Case:
@@ -156,7 +156,7 @@ def test_more_padding_changes_nothing(options: dict[str, Any]) -> None:
     }
     wider = replace(
         case,
-        spans=replace(case.spans, _predictions=None, **arrays),
+        spans=replace(case.spans, **arrays),
         student_logits=torch.nn.functional.pad(case.student_logits, (0, 0, 2, 3), value=7.0),
         teacher_logits=torch.nn.functional.pad(case.teacher_logits, (0, 0, 2, 3), value=7.0),
         labels=torch.nn.functional.pad(case.labels, (2, 3), value=-100),

@@ -58,7 +58,7 @@ def test_partition_kl_counts_what_numpy_counts() -> None:
     seen = dict.fromkeys(("agreement", "misfits", "dropped_mass", "empty_mass"), 0)
     for seed in [*range(2 * len(FEATURES)), 38]:
         case = case_of(seed)
-        spans = replace(case.spans, weight=case.spans.weight * np.float32(0.5), _predictions=None)
+        spans = replace(case.spans, weight=case.spans.weight * np.float32(0.5))
         spans.weight[:, ::2] *= 4
         case = replace(case, spans=spans)
         out = XTokenLoss(case.mapping, "partition-kl")(case.student_logits, case.teacher_logits, case.spans)

@@ -44,7 +44,7 @@ def many(*given: Any, **named: Any) -> Refused:
 
 
 def spans_with(**arrays: Any) -> Spans:
-    return replace(SPANS, _predictions=None, **arrays)
+    return replace(SPANS, **arrays)
 
 
 def changed(tensor: torch.Tensor, place: tuple[int, ...], value: float) -> torch.Tensor:

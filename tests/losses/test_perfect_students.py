@@ -94,7 +94,7 @@ def expectation(world: ToyWorld, student: torch.Tensor, teacher: torch.Tensor) -
         }
         weight = world.spans.weight[one].copy()
         weight[0, int(weight[0].argmax()) + 1 :] = 0
-        spans = replace(world.spans, weight=weight, _predictions=None, **arrays)
+        spans = replace(world.spans, weight=weight, **arrays)
         assert len(spans.predictions()) == 1
         total = total + probability * loss(student[one], teacher[one], spans).kd
     return total

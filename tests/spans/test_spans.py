@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import numpy as np
@@ -157,6 +157,25 @@ def test_predicted_ids_are_those_that_the_logits_at_a_row_are_about() -> None:
     assert made.student_tokens.tolist() == [0, 1, 2, 0]
     assert made.teacher.tolist() == [0, 1, 3, 4]
     assert made.teacher_offsets.tolist() == [0, 1, 2, 4]
+
+
+def test_spans_with_other_weights_predict_by_those() -> None:
+    # s a b | s a b: the chunks of a and b have a weight, then b's alone, then twice as much.
+    spans = align_ids([[3, 0, 1]], [[3, 0, 1]], student=STUDENT, teacher=TEACHER)
+    for view in (spans, spans.with_predictions(), spans.torch(), spans.torch().numpy()):
+        assert view.weight.tolist() == [[0, 1, 1]]
+        other = replace(view, weight=2 * view.weight * (view.weight.cumsum(1) == 2))
+        assert other.predictions().weight.tolist() == [2]
+        assert other.predictions().student_tokens.tolist() == [1]
+        assert view.predictions().weight.tolist() == [1, 1]
+        assert pickle.loads(pickle.dumps(view)).predictions().weight.tolist() == [1, 1]
+
+
+def test_what_spans_keep_is_what_they_give() -> None:
+    spans = align_ids([[3, 0, 1]], [[3, 0, 1]], student=STUDENT, teacher=TEACHER)
+    for view in (spans.with_predictions(), spans.torch(), spans.torch().to("cpu"), spans.torch().numpy()):
+        assert view.predictions() is view.predictions()
+    assert spans.predictions() is not spans.predictions()
 
 
 def test_spans_say_whose_ids_they_are_wherever_they_go() -> None:

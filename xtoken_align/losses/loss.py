@@ -296,8 +296,7 @@ class XTokenLoss(torch.nn.Module):
         """
         is_peers = self.options.compat is not None
         check_sides(student, teacher, self.mapping, None if is_peers else next(self.buffers()).device)
-        host = check_spans(spans, student, teacher, self.mapping)
-        host = replace(host, _predictions=host.predictions())
+        host = check_spans(spans, student, teacher, self.mapping).with_predictions()
         check_ids("student", student_ids, host)
         check_ids("teacher", teacher_ids, host)
         reads = bool(self.options.ce_weight) and not is_peers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -120,7 +120,8 @@ class Spans:
     teacher_segments: Array
     student_loss_mask: Array
     teacher_loss_mask: Array
-    _predictions: Predictions | None = None
+    # What `with_predictions` keeps; `dataclasses.replace` drops it, since it belongs to these arrays and not to others.
+    _predictions: Predictions | None = field(default=None, init=False)
     _vocabs: tuple[Vocab, Vocab] | None = None
     _tokenizers: tuple[str, str] | None = None
     _unplaced: int = 0
@@ -220,28 +221,27 @@ class Spans:
             raise MissingExtraError("Spans as tensors", "torch") from error
         if not isinstance(self.count, np.ndarray):
             return self
-        with_predictions = replace(self, _predictions=self.predictions())
-        return _mapped(with_predictions, lambda array: from_numpy(np.ascontiguousarray(array)))
+        return _changed(self, lambda array: from_numpy(np.ascontiguousarray(array)))
 
     def numpy(self) -> Spans:
         """The same with numpy arrays."""
         if isinstance(self.count, np.ndarray):
             return self
-        return _mapped(self, lambda tensor: tensor.numpy(force=True))
+        return _changed(self, _as_numpy)
 
     def to(self, device: Any, *, non_blocking: bool = False) -> Spans:
         """The same with tensors on a device."""
-        return _mapped(self.torch(), lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return _changed(self.torch(), lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Spans:
         """The same in page-locked memory; PyTorch's data loaders call it."""
-        return _mapped(self.torch(), lambda tensor: tensor.pin_memory())
+        return _changed(self.torch(), lambda tensor: tensor.pin_memory())
 
     def predictions(self) -> Predictions:
         """The logits that predict the chunks with a weight, chunk by chunk through the batch."""
         if self._predictions is not None:
             return self._predictions
-        spans = self.numpy()
+        spans = self if isinstance(self.count, np.ndarray) else _mapped(self, _as_numpy)
         chunks_before = offsets_of(spans.count.astype(np.int64))[:-1]
         weight = spans.weight[np.arange(spans.weight.shape[1]) < spans.count[:, None]]
         is_used = weight > 0
@@ -258,6 +258,10 @@ class Spans:
             teacher_tokens=teacher_tokens,
         )
         return predictions if spans is self else _mapped(predictions, _as_torch_on(self.count.device))
+
+    def with_predictions(self) -> Spans:
+        """The same, of which `predictions` are made now, once for all that read them."""
+        return _keeping(self, self.predictions())
 
     def statistics(self) -> SpanStatistics:
         """Shares of the kinds of chunks, gaps, and the longest chunk."""
@@ -312,16 +316,30 @@ def _as_torch_on(device: Any) -> Callable[[Array], Array]:
     return lambda array: from_numpy(array).to(device)
 
 
+def _as_numpy(tensor: Array) -> Array:
+    return tensor.numpy(force=True)
+
+
 def _mapped(value: T, change: Callable[[Array], Array]) -> T:
     """The value with every array changed."""
     changed: dict[str, Any] = {}
     for entry in fields(value):
         array = getattr(value, entry.name)
-        if isinstance(array, Predictions):
-            changed[entry.name] = _mapped(array, change)
-        elif array is not None and entry.name not in {"_vocabs", "_tokenizers", "_unplaced"}:
+        if array is not None and entry.name not in {"_predictions", "_vocabs", "_tokenizers", "_unplaced"}:
             changed[entry.name] = change(array)
     return replace(value, **changed)
+
+
+def _changed(spans: Spans, change: Callable[[Array], Array]) -> Spans:
+    """The spans with every array changed, the predictions' too, which are kept."""
+    return _keeping(_mapped(spans, change), _mapped(spans.predictions(), change))
+
+
+def _keeping(spans: Spans, predictions: Predictions) -> Spans:
+    """A copy of spans that keeps its predictions."""
+    copied = replace(spans)
+    object.__setattr__(copied, "_predictions", predictions)
+    return copied
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ def test_c_kl_ends_at_the_teachers_strings_though_a_quarter_of_the_text_is_noise
     # By the fast loss: whose every pair of neighbouring chunks weighs as much as it is frequent.
     world = CONVERGES["World"](*CONVERGES["WORLDS"][name], length=20_000)
     weight = (world.spans.weight * world.weight.numpy()[:, None]).astype("float32")
-    spans = replace(world.spans, weight=weight, _predictions=None)
+    spans = replace(world.spans, weight=weight)
     distances = {}
     for end in (True, False):
         loss = XTokenLoss(world.mapping, "c-kl", ce_weight=0, end=end)
