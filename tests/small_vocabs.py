@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -32,13 +32,14 @@ class LongestMatch:
         return self._normalised(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self._encode(self._normalised(text).encode())[0] for text in texts]
+        return [self._ids(self._pieces(self._normalised(text).encode())) for text in texts]
 
     def encode_bytes(self, data: bytes) -> list[int] | None:
         if not self.merges_bytes:
             return None
-        ids, whole = self._encode(data)
-        return ids if whole else []
+        pieces = self._pieces(data)
+        whole = self.table.keys() >= set(pieces) and sum(map(len, pieces)) == len(data)
+        return self._ids(pieces) if whole else []
 
     def _normalised(self, text: str) -> str:
         for old, new in self.normalise.items():
@@ -46,16 +47,15 @@ class LongestMatch:
         return text
 
     @cached_property
-    def _pattern(self) -> re.Pattern[bytes]:
-        longest_first = sorted(filter(None, self.table), key=len, reverse=True)
-        return re.compile(b"|".join([*map(re.escape, longest_first), b"."]), re.DOTALL)
+    def _pieces(self) -> Callable[[bytes], list[bytes]]:
+        # A fingerprint takes thousands of lines, so what is no token is passed over where that is allowed.
+        longest_first = map(re.escape, sorted(filter(None, self.table), key=len, reverse=True))
+        anything = b"(?!)" if self.unknown is None else b"."
+        return re.compile(b"|".join([*longest_first, anything]), re.DOTALL).findall
 
-    def _encode(self, data: bytes) -> tuple[list[int], bool]:
-        ids = list(map(self.table.get, self._pattern.findall(data)))
-        if None not in ids:
-            return ids, True
-        known = ids if self.unknown is None else [self.unknown if token is None else token for token in ids]
-        return [token for token in known if token is not None], False
+    def _ids(self, pieces: Sequence[bytes]) -> list[int]:
+        ids = map(self.table.get, pieces)
+        return list(ids) if self.unknown is None else [self.unknown if token is None else token for token in ids]
 
 
 def make_vocab(
