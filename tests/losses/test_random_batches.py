@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from loss_calls import case_of
 from random_batches import FEATURES, Case, random_case, top_k_of
 from slow_loss import slow_loss
 
@@ -14,11 +16,14 @@ from xtoken_align.vocab.kinds import Kind
 
 KINDS = ("partition-kl", "c-kl", "p-kl", "h-kl", "gold", "uld", "alm")
 
-CASES = {seed: random_case(seed) for seed in range(8 * len(FEATURES))}
+
+@cache
+def cases() -> list[Case]:
+    return [case_of(seed) for seed in range(8 * len(FEATURES))]
 
 
 def of(feature: str) -> list[Case]:
-    return [case for case in CASES.values() if case.feature == feature]
+    return [case for case in cases() if case.feature == feature]
 
 
 def sizes(case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -44,9 +49,9 @@ def test_one_chunk_is_one_and_no_chunk_is_none() -> None:
 
 def test_chunks_have_one_to_seven_tokens_on_either_side() -> None:
     for side in (0, 1):
-        found = set(np.concatenate([sizes(case)[side] for case in CASES.values()]).tolist())
+        found = set(np.concatenate([sizes(case)[side] for case in cases()]).tolist())
         assert {1, 2, 3, 5, 7} <= found
-    assert any(((ours > 1) & (theirs > 1)).any() for ours, theirs in map(sizes, CASES.values()))
+    assert any(((ours > 1) & (theirs > 1)).any() for ours, theirs in map(sizes, cases()))
 
 
 def test_a_one_sided_begin_of_text_is_in_no_chunk() -> None:
@@ -86,18 +91,18 @@ def test_nothing_in_common_has_chunks_all_the_same() -> None:
 
 
 def test_widths_are_odd_and_even_and_rows_are_packed_and_padded() -> None:
-    widths = {case.student_logits.shape[2] for case in CASES.values()}
+    widths = {case.student_logits.shape[2] for case in cases()}
     assert min(widths) >= 4
     assert max(widths) <= 60
     assert len(widths) > 20
     assert all((case.spans.student_segments.max(axis=1) == 2).all() for case in of("packed rows"))
-    assert any((case.spans.student_segments < 0)[:, 0].any() for case in CASES.values())
-    assert any((case.spans.student_segments < 0)[:, -1].any() for case in CASES.values())
+    assert any((case.spans.student_segments < 0)[:, 0].any() for case in cases())
+    assert any((case.spans.student_segments < 0)[:, -1].any() for case in cases())
 
 
 def test_some_chunks_are_misfits_and_some_have_levels() -> None:
     misfits = levels = 0
-    for case in CASES.values():
+    for case in cases():
         made = [
             slow_loss(case.mapping, case.student_logits, case.teacher_logits, case.spans, kind=kind)
             for kind in ("partition-kl", "c-kl")
@@ -113,7 +118,7 @@ def test_some_chunks_are_misfits_and_some_have_levels() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_slow_losses_are_finite_and_not_negative_with_finite_slopes(kind: str, infinities: float) -> None:
     for seed in range(2 * len(FEATURES)):
-        case = random_case(seed, infinities=infinities)
+        case = case_of(seed, infinities=infinities)
         merge = "mean" if seed % 2 and kind not in {"c-kl", "alm"} else "first"
         student = case.student_logits.clone().requires_grad_()
         out = slow_loss(
@@ -128,7 +133,7 @@ def test_slow_losses_are_finite_and_not_negative_with_finite_slopes(kind: str, i
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "alm"])
 def test_a_teacher_that_lists_every_token_is_its_logits(kind: str) -> None:
     for seed in range(2 * len(FEATURES)):
-        case = random_case(seed)
+        case = case_of(seed)
         options = {"kind": kind, "merge": "mean" if seed % 2 and kind != "c-kl" else "first"}
         if kind in {"partition-kl", "p-kl", "c-kl"}:
             options["temperature"] = 2.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib import import_module
 from typing import Any, Self
 
@@ -308,20 +307,10 @@ class XTokenLoss(torch.nn.Module):
         share = check_weight("share", 1.0 if share is None else share)
         predictions = host.predictions()
         shares = shares_of(student, teacher)
-        if shares is not None and (self.options.kind in {"alm", "exact"} or is_peers):
-            raise OptionError(
-                "alm, exact and the compat forms read whole logits, but these are sharded by the vocabulary (kind "
-                f"{self.options.kind!r}, compat {self.options.compat!r}); gather them first or take another kind"
-            )
+        self._check_forms(teacher, shares)
         if is_peers:
             options = replace(self.options, kd_weight=share * self.options.kd_weight)
             return _peer_loss(self.mapping, options, student, teacher, spans, labels)
-        if isinstance(teacher, TopK) and not KINDS[self.options.kind].partial_teachers:
-            able = [kind for kind in KINDS if KINDS[kind].partial_teachers]
-            raise OptionError(
-                f"{self.options.kind} needs the teacher's whole distribution, but the teacher is a TopK; use "
-                f"{', '.join(able[:-1])} or {able[-1]}"
-            )
         own_labels = None if host_labels is None else _next_labels(host_labels)
         label_count = 0 if own_labels is None else int((own_labels != IGNORED).sum())
         chunks = _divisor(num_chunks_in_batch, len(predictions))
@@ -329,29 +318,58 @@ class XTokenLoss(torch.nn.Module):
         factor = torch.ones((), dtype=torch.float64) if self.scale is None else self.scale.factor.clone()
         kd_factor = share * self.options.kd_weight * factor / chunks
         ce_factor = self.options.ce_weight / torch.as_tensor(items, dtype=torch.float64)
-        compare = self._likelihoods if self.options.kind == "alm" else self._distributions
-        if self._paths is not None:
-            compare = partial(self._exact, self._paths)
+        compare = self._apart if self.options.kind in {"alm", "exact"} else self._distributions
         loss, result, weights, misfits = compare(student, teacher, host, own_labels, kd_factor, ce_factor, shares)
-        total = (lambda value: value) if shares is None else shares.sum
+        counts = {"chunks": len(predictions), "labels": label_count}
+        metrics = self._metrics(result, weights, misfits, factor, shares, **counts)
         if shares is not None:
             loss = loss + (shares.sum(loss) - loss).detach()
+        if self.scale is not None and self.training:
+            self.scale.add(metrics["kd"], metrics["ce"])
+        return LossOutput(loss, metrics["kd"][0] / chunks, metrics["ce"][0] / items, metrics)
+
+    def _check_forms(self, teacher: Teacher, shares: Shares | None) -> None:
+        """Refuses a teacher's or sharded logits' form that the kind cannot read."""
+        kind, compat = self.options.kind, self.options.compat
+        if shares is not None and (kind in {"alm", "exact"} or compat is not None):
+            raise OptionError(
+                "alm, exact and the compat forms read whole logits, but these are sharded by the vocabulary (kind "
+                f"{kind!r}, compat {compat!r}); gather them first or take another kind"
+            )
+        if compat is None and isinstance(teacher, TopK) and not KINDS[kind].partial_teachers:
+            able = [name for name in KINDS if KINDS[name].partial_teachers]
+            raise OptionError(
+                f"{kind} needs the teacher's whole distribution, but the teacher is a TopK; use "
+                f"{', '.join(able[:-1])} or {able[-1]}"
+            )
+
+    def _metrics(
+        self,
+        result: Result,
+        weights: torch.Tensor,
+        misfits: int,
+        factor: torch.Tensor,
+        shares: Shares | None,
+        *,
+        chunks: int,
+        labels: int,
+    ) -> dict[str, Metric]:
+        """The parts and the counts of a call, summed over the ranks that share its logits."""
+        total = (lambda value: value) if shares is None else shares.sum
         kd, ce = total((result.value * weights).sum()), total(result.cross_entropy)
         one = kd.new_ones(())
         metrics = {
-            "kd": (kd, one * len(predictions)),
-            "ce": (ce, one * label_count),
+            "kd": (kd, one * chunks),
+            "ce": (ce, one * labels),
             "scale": (factor.to(kd), one),
             **{
                 name: (total(numerator), total(denominator))
-                for name, (numerator, denominator) in _metrics(result, weights, misfits).items()
+                for name, (numerator, denominator) in _compared(result, weights, misfits).items()
             },
         }
         if not KINDS[self.options.kind].agreement:
             del metrics["agreement"]
-        if self.scale is not None and self.training:
-            self.scale.add(metrics["kd"], metrics["ce"])
-        return LossOutput(loss, kd / chunks, ce / items, metrics)
+        return metrics
 
     def check_labels_given(self, labels: torch.Tensor | None) -> None:
         """Refuses a call without labels where a weight of the cross-entropy was asked for."""
@@ -438,7 +456,7 @@ class XTokenLoss(torch.nn.Module):
         )
         return loss, result, weights, batch.misfits
 
-    def _likelihoods(
+    def _apart(
         self,
         student: Student,
         teacher: Teacher,
@@ -448,9 +466,25 @@ class XTokenLoss(torch.nn.Module):
         ce_factor: torch.Tensor,
         shares: Shares | None,
     ) -> tuple[torch.Tensor, Result, torch.Tensor, int]:
-        """ALM's form of `_distributions`: it has no common space, and only the cross-entropy is made in blocks."""
+        """`_distributions` for kinds without a common space, of which the cross-entropy alone is made in blocks."""
         assert shares is None
-        predictions, objective = spans.predictions(), self.objective()
+        predictions = spans.predictions()
+        loss, result = self._cross_entropy(student, teacher, predictions, labels, kd_factor, ce_factor)
+        weights = torch.from_numpy(predictions.weight).to(result.cross_entropy)
+        factor = kd_factor.to(weights)
+        if self._paths is None:
+            values, known = self._likelihoods(student, teacher, predictions)
+            kd = (values * weights).sum() * factor
+        else:
+            kd, values = self._exact(self._paths, student, teacher, spans, weights, factor)
+            known = torch.ones_like(values)
+        return loss + kd, _with_values(result, values.detach(), known), weights, 0
+
+    def _likelihoods(
+        self, student: Student, teacher: Teacher, predictions: Predictions
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """ALM's value of each chunk, with its graph, and whether it has one."""
+        objective = self.objective()
         tensors = Predictions(
             **{
                 name: torch.from_numpy(values).to(objective.student_silent.device)  # type: ignore[union-attr]
@@ -466,11 +500,7 @@ class XTokenLoss(torch.nn.Module):
         ]
         # A student that cannot say the chunk is infinitely far away, and without a distribution there is no likelihood.
         known = (likelihoods[0] > -torch.inf) & ~likelihoods[1].isnan()
-        values = torch.where(known, alm(*(one.where(known, 0.0) for one in likelihoods), reduction="none"), 0.0)
-        loss, result = self._cross_entropy(student, teacher, predictions, labels, kd_factor, ce_factor)
-        weights = torch.from_numpy(predictions.weight).to(values)
-        result = _with_values(result, values.detach(), known)
-        return loss + (values * weights).sum() * kd_factor.to(values), result, weights, 0
+        return torch.where(known, alm(*(one.where(known, 0.0) for one in likelihoods), reduction="none"), 0.0), known
 
     def _exact(
         self,
@@ -478,18 +508,12 @@ class XTokenLoss(torch.nn.Module):
         student: Student,
         teacher: Teacher,
         spans: Spans,
-        labels: Ids | None,
-        kd_factor: torch.Tensor,
-        ce_factor: torch.Tensor,
-        shares: Shares | None,
-    ) -> tuple[torch.Tensor, Result, torch.Tensor, int]:
-        """Exact's form of `_distributions`, which goes along the bytes of the chunks' tokens."""
-        assert shares is None
+        weights: torch.Tensor,
+        factor: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Exact's part of the loss, with its graph, and each chunk's value, found along the bytes of its tokens."""
         predictions, objective = spans.predictions(), self.objective()
-        loss, result = self._cross_entropy(student, teacher, predictions, labels, kd_factor, ce_factor)
         sources = source_of(student), source_of(teacher)
-        weights = torch.from_numpy(predictions.weight).to(result.cross_entropy)
-        factor = kd_factor.to(weights)
         given: dict[str, Any] = {
             "silent": (objective.student_silent, objective.teacher_silent),
             "measure": self.options.measure,
@@ -503,7 +527,7 @@ class XTokenLoss(torch.nn.Module):
             gradients,
             lambda: paths.run(*sources, spans, predictions, **given)[1],
         )
-        return loss + kd, _with_values(result, values, torch.ones_like(values)), weights, 0
+        return kd, values
 
     def _cross_entropy(
         self,
@@ -530,7 +554,7 @@ def _with_values(result: Result, values: torch.Tensor, compared: torch.Tensor) -
     return replace(result, value=values, agrees=zeros, dropped=zeros, empty=zeros, compared=compared.to(zeros))
 
 
-def _metrics(result: Result, weights: torch.Tensor, misfits: int) -> dict[str, Metric]:
+def _compared(result: Result, weights: torch.Tensor, misfits: int) -> dict[str, Metric]:
     """What a pass could compare, as numerators and denominators."""
     used, count = weights.sum(), weights.new_tensor(len(weights))
     return {
