@@ -22,7 +22,8 @@ if not any(Path("/dev", name).exists() for name in ("nvidiactl", "kfd", "dxg")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A deadline per example measures the machine: the first example of a test pays for what is loaded on first use.
-settings.register_profile("project", deadline=None)
+# Fifty examples of a property: what is drawn is small, and its odd cases are among the first.
+settings.register_profile("project", deadline=None, max_examples=50)
 settings.load_profile("project")
 
 J2 = "pkg:ai21_tokenizer/resources/j2-tokenizer/j2-tokenizer.model"

@@ -82,7 +82,6 @@ def test_the_top_link_is_the_heaviest_and_on_a_tie_the_earliest_piece() -> None:
 
 
 @given(vocabs("student"), vocabs("teacher"), st.booleans(), st.sets(st.sampled_from(ORDER)))
-@settings(max_examples=120, deadline=None)
 def test_w_is_the_slow_twins(student: Vocab, teacher: Vocab, reverse_pass: bool, more: set[str]) -> None:
     rules = tuple(rule for rule in ORDER if rule in more) or DEFAULT
     mapping = build(student=student, teacher=teacher, rules=rules, reverse_pass=reverse_pass)
@@ -101,7 +100,6 @@ def test_w_is_the_slow_twins(student: Vocab, teacher: Vocab, reverse_pass: bool,
         }
     ),
 )
-@settings(max_examples=80, deadline=None)
 def test_w_is_the_slow_twins_for_any_decay(student: Vocab, teacher: Vocab, options: dict[str, Any]) -> None:
     assert_equal_cells(
         cells(build(student=student, teacher=teacher, **options).matrix), slow_build(student, teacher, **options)
@@ -109,14 +107,13 @@ def test_w_is_the_slow_twins_for_any_decay(student: Vocab, teacher: Vocab, optio
 
 
 @given(vocabs("same"), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_w_of_a_vocabulary_with_itself_is_the_slow_twins(vocab: Vocab, reverse_pass: bool) -> None:
     mapping = build(student=vocab, teacher=vocab, reverse_pass=reverse_pass)
     assert_equal_cells(cells(mapping.matrix), slow_build(vocab, vocab, reverse_pass=reverse_pass))
 
 
 @given(vocabs("student"), vocabs("teacher"), st.booleans())
-@settings(max_examples=80, deadline=None)
 def test_w_is_canonical_and_its_rows_sum_to_one_or_are_empty(
     student: Vocab, teacher: Vocab, reverse_pass: bool
 ) -> None:

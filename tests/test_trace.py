@@ -19,13 +19,14 @@ def test_a_tokens_way_to_its_gradient_stays_short(tmp_path: Path) -> None:
     assert {"build", "load", "align", "loss", "forward", "backward"} == stages.keys()
     assert all(stages.values())
     files, functions = trace_token.counts(stages)
-    # Of these, checks of the call, END and plausible paths, and the parts of fingerprints are about 60 functions.
+    # Of these, checks of the call, END and plausible paths, and the parts of fingerprints are about 60 functions. More
+    # are the parts of functions that did not fit on a screen.
     assert files <= 52
-    assert functions <= 361
+    assert functions <= 365
 
 
 def test_a_training_step_stays_short(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     files, functions = trace_token.counts(trace_token.trace_step(tmp_path))
     assert files <= 29
-    assert functions <= 165
+    assert functions <= 171

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_vocabs import make_vocab
 
@@ -119,7 +119,6 @@ def slow_distance(old: Mapping, new: Mapping, old_id: int, new_id: int) -> float
     return sum(map(abs, weights.values()))
 
 
-@settings(deadline=None, max_examples=60)
 @given(sides.map(lambda side: list(dict.fromkeys(side))), *[sides.map(lambda side: list(dict.fromkeys(side)))] * 2)
 def test_distances_equal_those_of_a_plain_comparison(student: list, first: list, second: list) -> None:
     old, new = small(student=student, teacher=first), small(student=student, teacher=second)

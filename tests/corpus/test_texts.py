@@ -66,7 +66,7 @@ def test_files_follow_each_other_and_an_empty_one_has_no_text(tmp_path: Path) ->
     assert list(read_texts([tmp_path / "a", tmp_path / "b", tmp_path / "c"])) == ["1", "2"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.sampled_from("ab \n三😀"), max_size=200))
 def test_chunks_join_to_the_text_and_begin_where_lines_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str

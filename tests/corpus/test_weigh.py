@@ -10,7 +10,7 @@ from itertools import repeat
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_vocabs import make_vocab
 
@@ -28,7 +28,6 @@ def small() -> Mapping:
     return build(student=STUDENT, teacher=TEACHER)
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.lists(st.text(st.sampled_from("abc12 é"), max_size=12), max_size=6))
 def test_counts_are_those_of_a_plain_counter(texts: list[str]) -> None:
     mapping = small()
@@ -79,7 +78,6 @@ def slow_starts(mapping: Mapping, texts: list[str]) -> tuple[int, int]:
     return chunks, int(together)
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.lists(st.text(st.sampled_from("ab12"), max_size=12), max_size=6))
 def test_chunk_starts_are_those_of_a_walk_over_the_bytes(texts: list[str]) -> None:
     mapping = small()

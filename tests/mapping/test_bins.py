@@ -46,14 +46,13 @@ SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
 
 @given(SIZES.flatmap(lambda sizes: st.tuples(firsts(*sizes), firsts(*sizes[::-1]))))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200)
 def test_bins_are_those_of_a_union_find(pair: tuple[list[int], list[int]]) -> None:
     student, teacher = split_into_bins(*(np.array(side, dtype=np.int32) for side in pair))
     assert (student.tolist(), teacher.tolist()) == slow_bins(*pair)
 
 
 @given(vocabs("student"), vocabs("teacher"), st.booleans())
-@settings(max_examples=80, deadline=None)
 def test_a_mappings_bins_are_those_of_its_first_pieces(student: Vocab, teacher: Vocab, reverse_pass: bool) -> None:
     mapping = build(student=student, teacher=teacher, reverse_pass=reverse_pass)
     slow = slow_bins(*(mapping.first_pieces(side).tolist() for side in ("student", "teacher")))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_vocabs import make_vocab, vocabs
 
@@ -132,7 +132,6 @@ def test_the_report_has_exactly_the_keys_that_programs_rely_on(mapping: Mapping)
 
 
 @given(vocabs("student"), vocabs("teacher"))
-@settings(max_examples=60, deadline=None)
 def test_counts_agree_with_the_rows(student: Vocab, teacher: Vocab) -> None:
     mapping = build(student=student, teacher=teacher)
     coverage = mapping.coverage()
@@ -187,7 +186,6 @@ def assert_same(one: Mapping, other: Mapping) -> None:
     ),
     st.data(),
 )
-@settings(max_examples=120, deadline=None)
 def test_a_loaded_mapping_is_the_one_saved(
     tmp_path_factory: pytest.TempPathFactory,
     student: Vocab,

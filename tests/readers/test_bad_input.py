@@ -203,7 +203,7 @@ JUNK = (None, 0, -1, 2**70, 1.5, True, "", "x", "\ud800", [], {}, [None], [[]], 
 
 
 @pytest.mark.parametrize("name", list(FAMILIES_AND_WORDY))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(draw=st.data())
 def test_a_damaged_node_anywhere_gives_a_vocabulary_or_one_clear_error(
     tmp_path: Path, name: str, draw: st.DataObject
@@ -300,7 +300,7 @@ def test_half_a_gzip_file_is_refused(tmp_path: Path) -> None:
         read_vocab(path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(draw=st.data())
 def test_random_damage_to_a_rank_file_gives_a_vocabulary_or_one_clear_error(
     tmp_path: Path, draw: st.DataObject
@@ -377,7 +377,7 @@ def test_a_tekken_file_with_a_wrong_field_is_refused(tmp_path: Path, place: tupl
         read(tmp_path, data)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(draw=st.data())
 def test_random_damage_to_a_tekken_file_gives_a_vocabulary_or_one_clear_error(
     tmp_path: Path, draw: st.DataObject

@@ -469,7 +469,7 @@ def test_another_version_is_refused(tmp_path: Path, version: int) -> None:
         read_gguf(tmp_path / "m.gguf")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 0.999))
 def test_a_truncated_file_is_refused_wherever_it_is_cut(tmp_path: Path, share: float) -> None:
     whole = tmp_path / "whole.gguf"
@@ -481,7 +481,7 @@ def test_a_truncated_file_is_refused_wherever_it_is_cut(tmp_path: Path, share: f
         read_gguf(tmp_path / "m.gguf")
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(4, 600), byte=st.integers(0, 255))
 def test_a_damaged_header_never_ends_in_another_error(tmp_path: Path, position: int, byte: int) -> None:
     whole = tmp_path / "whole.gguf"

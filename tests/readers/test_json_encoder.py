@@ -96,7 +96,7 @@ def test_a_base_token_that_is_special_gives_way_to_its_parts(name: str) -> None:
     assert word not in {vocab.raw[token] for token in vocab.encode_batch([text, "the"])[0]}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_merges_never_pass_through_a_hidden_token(draw: st.DataObject) -> None:
     data = FAMILIES["gpt2"].data()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xtoken_align import Vocab, read_vocab
@@ -54,7 +54,6 @@ def test_a_rank_file_is_known_by_its_first_line(head: bytes, fits: bool) -> None
     assert looks_like_rank_file(head) is fits
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=9), min_size=1, max_size=40, unique=True), st.randoms())
 def test_tokens_come_back_in_whatever_order_their_lines_stand(tokens: list[bytes], chance: object) -> None:
     shuffled = lines(tokens).splitlines(keepends=True)

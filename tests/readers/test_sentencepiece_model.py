@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xtoken_align.errors import SourceError, VocabularyError
@@ -295,7 +295,6 @@ MODELS = [
 
 
 @pytest.mark.parametrize("options", MODELS, ids=lambda options: "-".join(map(str, options.values())))
-@settings(max_examples=60, deadline=None)
 @given(text=st.text(alphabet="".join(SCRIPTS) + "  \n<sep>[X]", max_size=30) | st.text(max_size=12))
 def test_surfaces_spell_the_text_where_nothing_normalises_it(options: dict[str, Any], text: str) -> None:
     parsed = parse_model_proto(proto_of(trained(normalization_rule_name="identity", **options)))
@@ -304,7 +303,6 @@ def test_surfaces_spell_the_text_where_nothing_normalises_it(options: dict[str, 
         assert surfaces(parsed, ids) == text.encode()
 
 
-@settings(max_examples=60, deadline=None)
 @given(text=st.text(alphabet="".join(SCRIPTS) + "  \n", min_size=1, max_size=30))
 def test_where_spaces_are_removed_surfaces_spell_what_is_left(text: str) -> None:
     parsed = parse_model_proto(

@@ -135,7 +135,7 @@ def test_a_recommendation_of_a_newer_version_is_shown_as_it_is(nasty: Mapping) -
 
 
 @given(vocabs("student"), vocabs("teacher"))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_mapping_makes_a_well_formed_page(student: Vocab, teacher: Vocab) -> None:
     Outline(render_html(build(student=student, teacher=teacher)))
 

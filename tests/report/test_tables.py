@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_vocabs import make_vocab, vocabs
 
@@ -49,7 +49,6 @@ def told_by_rows(mapping: Mapping) -> list[tuple[Any, ...]]:
 
 
 @given(vocabs("student"), vocabs("teacher"), st.booleans())
-@settings(max_examples=60, deadline=None)
 def test_the_columns_hold_what_the_rows_of_the_mapping_say(student: Vocab, teacher: Vocab, reverse: bool) -> None:
     mapping = build(student=student, teacher=teacher, reverse_pass=reverse)
     table = token_table(mapping)

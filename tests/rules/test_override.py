@@ -306,7 +306,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100)
 def test_whatever_a_file_holds_is_parsed_or_refused(entries: Any) -> None:
     try:
         parsed = parse_overrides(entries)

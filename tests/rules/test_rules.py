@@ -73,7 +73,6 @@ def test_whole_numbers_and_fractions_of_one_value_make_one_mapping() -> None:
 
 
 @given(vocabs("student"), vocabs("teacher"), st.sets(st.sampled_from(SELECTABLE), min_size=1))
-@settings(max_examples=80, deadline=None)
 def test_no_row_is_given_by_two_rules(student: Vocab, teacher: Vocab, rules: set[str]) -> None:
     seen: set[int] = set()
     for links in run_rules(Pair.of(student, teacher), rule_options(rules=sorted(rules))):
@@ -83,7 +82,7 @@ def test_no_row_is_given_by_two_rules(student: Vocab, teacher: Vocab, rules: set
 
 
 @given(vocabs("student"), vocabs("teacher"))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_switching_a_later_rule_off_changes_no_row_of_an_earlier_one(student: Vocab, teacher: Vocab) -> None:
     full = build(student=student, teacher=teacher)
     for count in range(1, len(DEFAULT_RULES) + 1):
@@ -223,7 +222,6 @@ def test_empty_rows_say_what_the_token_is() -> None:
 
 
 @given(vocabs())
-@settings(max_examples=60, deadline=None)
 def test_equal_vocabularies_map_every_token_to_itself(vocab: Vocab) -> None:
     mapping = build(student=vocab, teacher=vocab)
     for token_id in vocab.speakable_ids.tolist():
@@ -392,7 +390,6 @@ def test_a_row_that_only_the_reverse_pass_fills_is_its_own() -> None:
 
 
 @given(vocabs("student"), vocabs("teacher"))
-@settings(max_examples=80, deadline=None)
 def test_the_reverse_pass_leaves_untouched_rows_and_all_owners_as_they_were(student: Vocab, teacher: Vocab) -> None:
     before = build(student=student, teacher=teacher)
     after = build(student=student, teacher=teacher, reverse_pass=True)
@@ -409,7 +406,6 @@ def test_the_reverse_pass_leaves_untouched_rows_and_all_owners_as_they_were(stud
 
 
 @given(vocabs("student"), vocabs("teacher"))
-@settings(max_examples=80, deadline=None)
 def test_pieces_spell_their_token_unless_it_is_counted_as_lossy(student: Vocab, teacher: Vocab) -> None:
     mapping = build(student=student, teacher=teacher)
     for tokens, by, side in ((student, teacher, "student"), (teacher, student, "teacher")):

@@ -209,7 +209,7 @@ def test_padding_on_the_left_moves_nothing_but_the_places(real: Real) -> None:
     assert np.array_equal(right.weight, left.weight)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(

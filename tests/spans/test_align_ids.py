@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from span_checks import any_text, check, chunk_rows, surfaces_of, vocab
 
@@ -200,7 +200,6 @@ def test_what_only_one_side_keeps_of_a_cut_text_is_in_no_chunk() -> None:
         assert left[1] == [-1] * gone + list(range(13 - gone))
 
 
-@settings(max_examples=60)
 @given(one=any_text(), other=any_text())
 def test_two_texts_of_which_none_begins_the_other_never_make_a_wrong_pair(one: str, other: str) -> None:
     letters = vocab([bytes([byte]) for byte in range(256)])

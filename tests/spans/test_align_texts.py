@@ -58,7 +58,7 @@ def test_real_chunks_are_minimal_ascending_equal_and_complete(real: Real, studen
     fold = normal_form(ours, theirs)
     lossless = []
 
-    @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=6, suppress_health_check=list(HealthCheck))
     @given(st.lists(any_text(), min_size=5, max_size=5))
     def holds(texts: list[str]) -> None:
         spans = align_texts(texts, student=ours, teacher=theirs)

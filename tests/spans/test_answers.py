@@ -74,7 +74,7 @@ def test_a_text_that_was_written_is_the_row_that_it_would_be_in_a_data_set(
     collate = SpanCollator(student=ours, teacher=theirs)
     tried = []
 
-    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=12, suppress_health_check=list(HealthCheck))
     @given(any_text(surrogates=False), st.integers(1, 40))
     def holds(text: str, prompt_tokens: int) -> None:
         data = collate([{"text": text}])["spans"].numpy()

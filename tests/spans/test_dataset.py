@@ -59,7 +59,7 @@ def tokenizer_file(path: Path, words: list[str]) -> Path:
     return path
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(texts=st.lists(st.text(max_size=20), max_size=5), side=st.sampled_from(["left", "right"]))
 def test_columns_and_back_are_the_spans_of_the_texts(
     align: AlignColumns, real: Real, texts: list[str], side: Any

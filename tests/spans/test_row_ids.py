@@ -76,7 +76,7 @@ def test_every_familys_texts_have_the_ids_of_its_file(name: str) -> None:
     original = Tokenizer.from_str(json.dumps(data))
     controls = vocab.controls
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
     @given(st.lists(text_of(), min_size=1, max_size=4))
     def holds(texts: list[str]) -> None:
         texts = [text for text in texts if not any(control in text for control in controls)] or ["a"]
@@ -97,7 +97,7 @@ def test_every_familys_chats_have_the_ids_of_its_file(name: str) -> None:
     marks = sorted(vocab.controls)[:2] or [""]
     template = "{% for m in messages %}" + marks[0] + "{{ m.role }}\n{{ m.content }}" + marks[-1] + "\n{% endfor %}"
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
     @given(st.lists(text_of(), min_size=1, max_size=4))
     def holds(texts: list[str]) -> None:
         texts = [text for text in texts if not any(control in text for control in vocab.controls)]
@@ -112,7 +112,6 @@ def test_every_familys_chats_have_the_ids_of_its_file(name: str) -> None:
 FLAGS = st.fixed_dictionaries({flag: st.booleans() for flag in ("lstrip", "rstrip", "single_word")})
 
 
-@settings(max_examples=60, deadline=None)
 @given(start=FLAGS, end=FLAGS, think=FLAGS, contents=st.lists(text_of(), min_size=1, max_size=4))
 def test_flags_of_added_tokens_hold_in_chats(
     tmp_path_factory: pytest.TempPathFactory, start: dict, end: dict, think: dict, contents: list[str]
@@ -129,7 +128,7 @@ def test_flags_of_added_tokens_hold_in_chats(
     assert chat_ids(read_vocab(folder), chat) == original.encode(written, add_special_tokens=False).ids
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(contents=st.lists(text_of(), min_size=1, max_size=4), flags=FLAGS)
 def test_chats_and_texts_have_the_ids_of_transformers(
     tmp_path_factory: pytest.TempPathFactory, contents: list[str], flags: dict

@@ -60,7 +60,7 @@ def agree(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]], studen
 def test_families_are_aligned_as_the_slow_twin_aligns_them(student: str, teacher: str) -> None:
     ours, theirs = FAMILIES_AND_WORDY[student].vocab(), FAMILIES_AND_WORDY[teacher].vocab()
 
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=12)
     @given(data=st.data(), drawn=st.lists(texts(), min_size=1, max_size=3))
     def holds(data: st.DataObject, drawn: list[str]) -> None:
         agree(
@@ -87,7 +87,7 @@ MARKED = [
 ]
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(
     rows=st.lists(st.tuples(*[st.lists(st.integers(0, len(LETTERS) + len(SPECIALS) - 1), max_size=9)] * 2), max_size=3),
     pair=st.tuples(st.sampled_from(MARKED), st.sampled_from(MARKED)),
@@ -98,7 +98,6 @@ def test_any_ids_are_aligned_as_the_slow_twin_aligns_them(
     agree([row[0] for row in rows], [row[1] for row in rows], *pair)
 
 
-@settings(max_examples=60)
 @given(
     head=st.lists(st.integers(0, len(LETTERS) - 1), max_size=6),
     tail=st.lists(st.integers(0, len(LETTERS) - 1), max_size=6),

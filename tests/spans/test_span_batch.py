@@ -97,7 +97,7 @@ def test_loss_masks_of_columns_reach_labels_and_weights(real: Real) -> None:
     assert batch["spans"].weight.tolist() == [[0, 1, 0]]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.text(st.sampled_from("ab 12é😊\n"), max_size=12), max_size=9), st.sampled_from(["left", "right"]))
 def test_packed_documents_are_the_documents_alone(real: Real, texts: list[str], side: str) -> None:
     if not texts:

@@ -290,7 +290,7 @@ def test_options_of_the_trainer_are_refused_together(tmp_path: Path) -> None:
         XTokenConfig(output_dir=str(tmp_path), learning_rate=float("nan"), lmbda=2)
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.sampled_from(["max_steps", "learning_rate", "seed", "bf16", "optim", "report_to", "lora", "steps"]),

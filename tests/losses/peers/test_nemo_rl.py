@@ -52,7 +52,7 @@ def assert_the_same(fast: torch.Tensor, slow: torch.Tensor, logits: torch.Tensor
     assert agrees(*slopes, torch.float64)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(batches(), temperatures, st.booleans(), st.integers(0, 8), st.booleans())
 def test_p_kl_is_its_formula(batch: Batch, temperature: float, reverse: bool, kept: int, exact: bool) -> None:
     options = {
@@ -64,7 +64,7 @@ def test_p_kl_is_its_formula(batch: Batch, temperature: float, reverse: bool, ke
     assert_the_same(fast_p_kl(batch, **options).loss, slow_peers.p_kl(batch, **options), batch.student)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(batches(), temperatures, st.booleans(), st.integers(0, 8), st.booleans())
 def test_gold_is_its_formula(batch: Batch, temperature: float, reverse: bool, kept: int, relaxed: bool) -> None:
     options = {
@@ -76,7 +76,7 @@ def test_gold_is_its_formula(batch: Batch, temperature: float, reverse: bool, ke
     assert_the_same(fast_gold(batch, **options).loss, slow_peers.gold(batch, **options), batch.student)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(batches(), st.booleans())
 def test_pairs_are_their_rule(batch: Batch, relaxed: bool) -> None:
     widths = (batch.student.shape[2], batch.teacher.shape[2])
@@ -87,7 +87,7 @@ def test_pairs_are_their_rule(batch: Batch, relaxed: bool) -> None:
     assert sorted(theirs + pairs.uncommon_teacher.tolist()) == list(range(widths[1]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(batches(), temperatures, st.booleans())
 def test_uncommon_logits_are_pushed_down_by_the_teachers_common_mass(
     batch: Batch, temperature: float, relaxed: bool

@@ -14,7 +14,7 @@ from xtoken_align.errors import OptionError
 from xtoken_align.losses.peers.nemo_rl import total
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(batches(), st.sampled_from([0.0, 0.4, 2.0]), st.sampled_from([0.0, 0.3, 1.0]))
 def test_the_fixed_sum_is_its_formula(batch: Batch, kl_weight: float, ce_scale: float) -> None:
     kd = batch.student.square().sum()

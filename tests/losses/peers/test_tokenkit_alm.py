@@ -28,7 +28,7 @@ def fast(batch: Batch, **options) -> ALMLoss:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(batches(), st.sampled_from([1.0, 7.5, 100.0]), st.booleans())
 def test_alm_is_its_formula(batch: Batch, tau: float, space: bool) -> None:
     ids = tuple(list(range(0, logits.shape[2], 2)) for logits in (batch.student, batch.teacher))

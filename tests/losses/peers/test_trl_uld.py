@@ -53,7 +53,6 @@ def fast(found: Answers, **chosen) -> ULDLoss:
     )
 
 
-@settings(max_examples=80, deadline=None)
 @given(answers(), options)
 def test_uld_is_its_formula(found: Answers, chosen: dict) -> None:
     loss, slow = fast(found, **chosen).loss, slow_peers.uld(found, chosen)
@@ -61,7 +60,7 @@ def test_uld_is_its_formula(found: Answers, chosen: dict) -> None:
     assert agrees(*(torch.autograd.grad(one, found.student)[0] for one in (loss, slow)), torch.float64)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(answers(), st.sampled_from([0.0, 0.7]), st.sampled_from([0.3, 1.0]))
 def test_the_sum_with_cross_entropy_is_its_formula(found: Answers, distilled: float, labelled: float) -> None:
     out = fast(found, distillation_weight=distilled, crossentropy_weight=labelled)

@@ -47,7 +47,7 @@ def test_a_shard_cut_short_is_refused(written: Path, cut: int) -> None:
 
 
 @given(data=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_shard_with_any_byte_changed_is_refused_or_reads_as_it_was_written(
     written: Path, data: st.DataObject
 ) -> None:
