@@ -30,6 +30,7 @@ from ..vocab.vocab import Sizes, Vocab
 from .bins import BinSizes, measure_bins, split_into_bins
 from .file import SCHEMA, content_hash, damaged, read_archive, write_archive
 from .find import Link, Row, find_tokens
+from .formats import Exported, FormatName, Layout, export_mapping
 from .unmatched import REASON_OF_KIND, UnmatchedTokens, unmatched_tokens
 from .validate import validate
 
@@ -407,6 +408,35 @@ class Mapping:
         metadata = {**self.metadata(), "content_hash": self.content_hash}
         write_archive(Path(path), self.arrays, metadata, overwrite=overwrite)
         return Path(path)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: FormatName,  # noqa: A002 - the word of pandas, datasets and the command line
+        layout: Layout = "csr",
+        top_k: int | None = None,
+        overwrite: bool = True,
+    ) -> Exported:
+        """Writes the mapping for another program; a file is there whole or not at all.
+
+        Args:
+            path: the file; its folder must exist.
+            format: `nemo-rl`, `safetensors`, `torch`, `json`, `parquet`, or for speculative decoding `tli`, `d2t` or
+                `token-map`.
+            layout: of `torch`: a CSR or a COO tensor.
+            top_k: of `nemo-rl`: the most links of a row that are kept, and normalised again. None keeps all.
+            overwrite: whether an existing file is replaced.
+
+        Returns:
+            What the file holds.
+
+        Raises:
+            OptionError: an option is unknown or belongs to another format, or there is nothing to write.
+            MissingExtraError: the format needs a library that is not installed.
+            StoreError: it cannot be written, or exists and must not be replaced.
+        """
+        return export_mapping(self, path, format=format, layout=layout, top_k=top_k, overwrite=overwrite)
 
 
 def load_mapping(path: Path) -> Mapping:
