@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..compare.diff import Diff
 
 _NUMERALS = ("digits_1", "digits_2", "digits_3", "digits_4plus")
+_SHOWN_PIECES = 6
 
 
 @click.command("diff")
@@ -97,6 +98,8 @@ def _headline(found: Diff) -> list[str]:
         told = ", ".join(f"{count:,} {word}" for count, word in counts if count)
         lines.append(f"{side} tokens: {told or 'unchanged'}.")
     lines += [f"{side.capitalize()} otherwise: {'; '.join(words)}." for side, words in found.otherwise.items()]
+    if found.provenance[0] != found.provenance[1]:
+        lines.append(f"W was {found.provenance[0]} before and is {found.provenance[1]} now.")
     lines += [f"Option {name}: {was!r} before, {now!r} now." for name, (was, now) in found.options.items()]
     return lines
 
@@ -134,9 +137,15 @@ def _listed(changes: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def _row(entry: dict[str, Any]) -> str:
-    was, now = ("+".join(_surface(link["surface"]) for link in entry[when]) for when in ("before", "after"))
+    was, now = (_pieces(entry[when]) for when in ("before", "after"))
     rules = " -> ".join(dict.fromkeys(entry["rule"]))
     return f"{entry['id']:>7}  {_surface(entry['surface'])}  {rules}, L1 {entry['l1']:.3f}: {was} -> {now}"
+
+
+def _pieces(links: list[dict[str, Any]]) -> str:
+    """The first pieces of a row; those of other programs' builders may have dozens."""
+    shown = "+".join(_surface(link["surface"]) for link in links[:_SHOWN_PIECES])
+    return shown if len(links) <= _SHOWN_PIECES else f"{shown}+{len(links) - _SHOWN_PIECES} more"
 
 
 def _token(entry: dict[str, Any]) -> str:

@@ -240,6 +240,8 @@ def _report(mapping: Mapping, listed: list[Unmatched] | None, options: dict[str,
     report["recommendation"] = _recommendation(mapping, options["critical"]).to_dict()
     report["by_class_and_rule"] = mapping.coverage().to_dict()["by_class_and_rule"]
     report["audit"] = audit(mapping).to_dict()
+    report["provenance"] = mapping.provenance
+    report["imported"] = mapping.notes.get("imported")
     if listed is not None:
         report["unmatched"] = [entry.to_dict() for entry in listed]
     return report
@@ -279,8 +281,11 @@ def _render(mapping: Mapping, recommendation: Recommendation) -> None:
     student, teacher = mapping.student, mapping.teacher
     click.echo(
         f"{direction(student.name, teacher.name)}: version {mapping.version}, {mapping.provenance}.\n"
-        f"W is {student.sizes.logits:,} x {teacher.sizes.logits:,} with {len(mapping.matrix.data):,} links.\n"
+        f"W is {student.sizes.logits:,} x {teacher.sizes.logits:,} with {len(mapping.matrix.data):,} links."
     )
+    for line in _origin_lines(mapping):
+        click.echo(line)
+    click.echo()
     console.print(coverage_table(coverage))
     console.print()
     console.print(rules_table(coverage))
@@ -297,6 +302,13 @@ def _render(mapping: Mapping, recommendation: Recommendation) -> None:
     )
     click.echo(f"Teacher tokens that no row reaches: {len(found.unreached):,}.")
     click.echo(summary(coverage))
+
+
+def _origin_lines(mapping: Mapping) -> list[str]:
+    """Where an imported mapping comes from, and what was odd there."""
+    noted = mapping.notes.get("imported")
+    lines = [str(line) for line in noted] if isinstance(noted, list) else []
+    return [f"Imported {lines[0]}.", *(f"  {line}." for line in lines[1:])] if lines else []
 
 
 def _audit_lines(found: Audit) -> list[str]:

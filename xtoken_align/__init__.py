@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .compare.diff import Diff, diff
     from .coverage.coverage import Coverage
     from .errors import XTokenError, XTokenWarning
+    from .export.imported import Imported, import_mapping
     from .export.transplant import Transplant, transplant
     from .losses import Hidden, MultiTeacherLoss, TopK, XTokenLoss, fuse_head
     from .mapping.mapping import Mapping
@@ -39,6 +40,7 @@ _HOMES = {
     "Diff": "compare.diff",
     "Distillation": "training",
     "Hidden": "losses",
+    "Imported": "export.imported",
     "Mapping": "mapping.mapping",
     "MultiTeacherLoss": "losses",
     "SpanCollator": "spans.batch",
@@ -63,6 +65,7 @@ _HOMES = {
     "distill": "training",
     "fuse_head": "losses",
     "get_or_build": "store.load",
+    "import_mapping": "export.imported",
     "load": "store.load",
     "read_vocab": "read",
     "transplant": "export.transplant",
@@ -76,6 +79,7 @@ __all__ = [
     "Diff",
     "Distillation",
     "Hidden",
+    "Imported",
     "Mapping",
     "MultiTeacherLoss",
     "SpanCollator",
@@ -101,6 +105,7 @@ __all__ = [
     "distill",
     "fuse_head",
     "get_or_build",
+    "import_mapping",
     "load",
     "read_vocab",
     "transplant",

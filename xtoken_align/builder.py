@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping as Table
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 from .errors import OptionError, XTokenWarning
 from .mapping.audit import unpaired_ends
 from .mapping.mapping import Mapping, Side
-from .matrix import assemble_matrix
+from .matrix import Matrix, assemble_matrix
 from .read import as_vocab
 from .rules.override import Override, with_overrides
-from .rules.pieces import Pair
+from .rules.pieces import Pair, Pieces
 from .rules.rules import rule_options, run_rules
 from .vocab.vocab import Vocab
 
@@ -78,12 +79,36 @@ def build(
             XTokenWarning,
             stacklevel=2,
         )
-    notes: dict[str, Any] = {}
-    if (sentence := unpaired_ends(pair.student, pair.teacher, matrix)) is not None:
-        warnings.warn(sentence, XTokenWarning, stacklevel=2)
-        notes["warnings"] = [sentence]
     # A token that the user maps by hand is written as the user says, in reports and in losses.
     student_pieces = with_overrides(pair, options.overrides) if options.overrides else pair.student_pieces
+    mapping = mapping_of(pair, matrix, options=options.to_dict(), student_pieces=student_pieces)
+    for sentence in mapping.notes.get("warnings", ()):
+        warnings.warn(sentence, XTokenWarning, stacklevel=2)
+    return mapping
+
+
+def mapping_of(
+    pair: Pair,
+    matrix: Matrix,
+    *,
+    options: dict[str, Any],
+    student_pieces: Pieces,
+    provenance: str = "built",
+    notes: Table[str, Any] | None = None,
+) -> Mapping:
+    """Puts W and its two vocabularies together, and notes what a user should be warned of.
+
+    Args:
+        pair: the two vocabularies.
+        matrix: W.
+        options: what decided the links.
+        student_pieces: every student token as the teacher writes it.
+        provenance: `built` or `imported`.
+        notes: what a reader may want to know.
+    """
+    notes = dict(notes or {})
+    if (sentence := unpaired_ends(pair.student, pair.teacher, matrix)) is not None:
+        notes["warnings"] = [sentence]
     for side, vocab in (("student", pair.student), ("teacher", pair.teacher)):
         # Notes are not hashed: they help a person who audits the mapping, and no result depends on them.
         notes[f"{side}_duplicates"] = vocab.repeated_surfaces
@@ -93,9 +118,10 @@ def build(
         student=Side.of(pair.student),
         teacher=Side.of(pair.teacher),
         matrix=matrix,
-        options=options.to_dict(),
+        options=options,
         student_pieces=student_pieces,
         teacher_pieces=pair.teacher_pieces,
+        provenance=provenance,
         created=_created(),
         notes=notes,
     )

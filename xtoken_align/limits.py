@@ -37,6 +37,15 @@ tenth; a few bytes can say one text of megabytes a thousand times. Other packed 
 MAX_TEXT_BYTES = 1 << 26
 """One text of a corpus, such as a JSON line: 64 MiB."""
 
+MAX_PROJECTION_BYTES = 1 << 30
+"""A file of another program's mapping: NeMo-RL's table of 32 links for each of a million tokens has 400 MB."""
+
+MAX_PICKLE_BYTES = 1 << 26
+"""The pickle inside such a file where it lists pairs, 24 bytes each: 2.7 million of them."""
+
+MAX_TENSOR_PICKLE_BYTES = 1 << 16
+"""The same where it describes tensors, whose elements stand outside of it; NeMo-RL's have 500 bytes."""
+
 MAX_YAML_VALUES = 10_000
 """Values in a configuration, each alias counted as all that it stands for."""
 

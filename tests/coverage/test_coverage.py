@@ -161,7 +161,7 @@ def test_what_another_version_recommended_is_kept_as_it_is() -> None:
 
 
 def test_the_options_of_the_recommendation_are_passed_on() -> None:
-    assert measured([], identical=True, has_decompositions=False).recommendation.loss == "partition-kl"
+    assert measured([], identical=True).recommendation.paper_rule.loss == "identity"
     with pytest.raises(OptionError, match="'vowels'"):
         measured([], critical=("vowels",))
 

@@ -33,12 +33,6 @@ def test_one_loss_is_named_with_one_reason_in_plain_words(rows: dict, identical:
     assert says in advice.reason
 
 
-def test_without_stored_decompositions_another_loss_is_named() -> None:
-    advice = recommend(GOOD, identical=False, has_decompositions=False)
-
-    assert (advice.loss, "which c-kl needs" in advice.reason) == ("partition-kl", True)
-
-
 def test_the_papers_rule_asks_for_projection_where_numerals_are_lost() -> None:
     rule = recommend(LOST, identical=False).paper_rule
 

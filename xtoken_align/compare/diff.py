@@ -236,6 +236,11 @@ class Diff:
         return {names.get(name, "gone"): count for name, count in asdict(self.rows).items()}
 
     @property
+    def provenance(self) -> tuple[str, str]:
+        """`built`, `learned` or `imported`, of the old and of the new mapping."""
+        return self.comparison.old.provenance, self.comparison.new.provenance
+
+    @property
     def differs(self) -> bool:
         """Whether a training run could tell the mappings apart."""
         counts = (*asdict(self.student).values(), *asdict(self.teacher).values())
@@ -340,7 +345,8 @@ def diff(old: Mapping, new: Mapping) -> Diff:
         options={
             name: (old.options.get(name), new.options.get(name))
             for name in sorted({*old.options, *new.options})
-            if old.options.get(name) != new.options.get(name)
+            # An imported mapping has none of the options of `build`.
+            if "imported" not in (old.provenance, new.provenance) and old.options.get(name) != new.options.get(name)
         },
         otherwise_encoded=tuple(side for side, match in parts.items() if match.same_tokens and match.encoding_words()),
         otherwise={side: words for side, match in parts.items() if (words := _otherwise(match))},

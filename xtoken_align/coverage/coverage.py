@@ -160,7 +160,6 @@ def measure(
     lossy: int,
     identical: bool,
     critical: Sequence[str] = DEFAULT_CRITICAL,
-    has_decompositions: bool = True,
 ) -> Coverage:
     """Counts a mapping's rows.
 
@@ -171,7 +170,6 @@ def measure(
         lossy: how many rows are marked lossy.
         identical: whether the two vocabularies are equal.
         critical: names of the classes by which the paper's rule decides.
-        has_decompositions: whether the mapping stores both directions' decompositions.
 
     Returns:
         The coverage.
@@ -212,9 +210,7 @@ def measure(
             for name, owned in zip(CLASSES, cells[:, 1:].tolist(), strict=True)
             if any(owned)
         },
-        recommendation=recommend(
-            by_class, identical=identical, critical=critical, has_decompositions=has_decompositions
-        ),
+        recommendation=recommend(by_class, identical=identical, critical=critical),
     )
 
 

@@ -43,7 +43,7 @@ class Recommendation:
     """The loss to train a pair with, and why.
 
     Attributes:
-        loss: what `XTokenLoss` takes for the kind `auto`: `c-kl`, or `partition-kl` where C-KL cannot be had.
+        loss: what `XTokenLoss` takes for the kind `auto`.
         reason: why, in plain words.
         paper_rule: what the rule of the method's paper says.
     """
@@ -83,7 +83,6 @@ def recommend(
     *,
     identical: bool,
     critical: Sequence[str] = DEFAULT_CRITICAL,
-    has_decompositions: bool = True,
 ) -> Recommendation:
     """Recommends a loss from the counts per class.
 
@@ -91,7 +90,6 @@ def recommend(
         rows: class name -> counts; an absent class has no tokens.
         identical: whether the two vocabularies are equal.
         critical: names of the classes by which the paper's rule decides; they do not change `loss`.
-        has_decompositions: whether the mapping knows how each side spells the other's tokens; C-KL needs that.
 
     Returns:
         The recommendation.
@@ -111,15 +109,8 @@ def recommend(
     numerals = sum(row.split for name, row in rows.items() if name.startswith("digits") and name != "digits_other")
     split = sum(row.split for row in rows.values())
     mapped = split + sum(row.exact + row.near for row in rows.values())
-    loss = "c-kl"
     # Of what C-KL is good for, the first that fits is the reason.
-    if not has_decompositions:
-        loss = "partition-kl"
-        reason = (
-            "this mapping does not say how each side writes the other's tokens, which c-kl needs; partition-kl "
-            "compares groups of tokens that begin alike"
-        )
-    elif identical:
+    if identical:
         reason = "the two vocabularies are equal, and c-kl then is an ordinary KL, token by token"
     elif not mapped:
         reason = "the two vocabularies have no token in common, so that no loss can teach much; c-kl uses what there is"
@@ -134,7 +125,7 @@ def recommend(
             "the teacher has each of the student's tokens, and c-kl compares what the teacher writes in fewer tokens "
             "piece by piece"
         )
-    return Recommendation(loss, reason, paper_rule(rows, identical=identical, critical=critical))
+    return Recommendation("c-kl", reason, paper_rule(rows, identical=identical, critical=critical))
 
 
 def paper_rule(rows: Mapping[str, ClassRow], *, identical: bool, critical: Sequence[str]) -> PaperRule:

@@ -415,12 +415,29 @@ def _opened(path: Path) -> Iterator[_Opened]:
             raise ArtifactError(f"{path}: {error}") from error
 
 
+def _foreign(file: IO[bytes]) -> str | None:
+    """What a file is in which another program may keep a mapping, by its first bytes; None for anything else."""
+    head = file.read(1 << 12)
+    file.seek(0)
+    # A file of torch.save is a zip file, too, and begins with the member that says what is in it.
+    if head.startswith(_FIRST_RECORD) and b"/data.pkl" in head[:256]:
+        table = b"likelihoods" in head and b"indices" in head
+        if table:
+            return "NeMo-RL's projection matrix: `xtoken-align import` reads it"
+        return "a file of torch.save: if it is NeMo-RL's projection matrix, `xtoken-align import` reads it"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 24:
+        return "a safetensors file: if it holds a mapping, `xtoken-align import` reads it"
+    return None
+
+
 def _check_end(file: IO[bytes]) -> tuple[int, bool]:
     """Checks the last record, so that zipfile never reads a directory larger than 21 members need.
 
     Returns:
         The file's size, and whether it ends in a seal, right or wrong.
     """
+    if (foreign := _foreign(file)) is not None:
+        raise ArtifactError(f"expected a mapping file, found {foreign}")
     size = file.seek(0, io.SEEK_END)
     file.seek(max(size - SEAL_BYTES, 0))
     sealed = size >= SEAL_BYTES and file.read(len(_SEAL_LABEL)) == _SEAL_LABEL

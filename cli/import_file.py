@@ -1,0 +1,120 @@
+"""`xtoken-align import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .console import direction, print_json, stdout_console, steps, tokenizers
+
+if TYPE_CHECKING:
+    from ..export.imported import Imported
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("teacher", shell_complete=tokenizers)
+@click.argument("student", shell_complete=tokenizers)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write this file instead of into the store."
+)
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The store's folder. [default: $XTOKEN_ALIGN_STORE, else the user's data folder]",
+)
+@click.option("--name", help="The mapping's name in the store. [default: STUDENT--TEACHER-imported]")
+@click.option("--drop-scale-trick", is_flag=True, help="Leave out the links that NeMo-RL's scale trick wrote.")
+@click.option("--student-logits", type=int, metavar="N", help="The student model's logit width.")
+@click.option("--teacher-logits", type=int, metavar="N", help="The teacher model's logit width.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the mapping's path alone, and no notes.")
+def command(file: Path, teacher: str, student: str, **options: Any) -> None:
+    """Make a mapping of another program's FILE, say what is odd there, and keep it.
+
+    FILE is NeMo-RL's projection matrix (.pt), as a table or as a dict of pairs, or safetensors. Nothing that stands in
+    it is run. It is checked against the two tokenizers that it was made from, and compared with what `build` makes of
+    them.
+
+    \b
+    Examples:
+      xtoken-align import projection.pt qwen3 llama-3
+      xtoken-align import projection.pt qwen3 llama-3 --drop-scale-trick -o mapping.npz
+    """
+    if options["output"] is not None and (options["store"] is not None or options["name"] is not None):
+        raise click.UsageError("-o names the file itself: give it alone, or --store and --name.")
+    if options["quiet"]:
+        import warnings
+
+        from ..errors import XTokenWarning
+
+        warnings.simplefilter("ignore", XTokenWarning)
+    with steps(quiet=options["quiet"] or options["as_json"]) as say:
+        imported, path = _import(file, teacher, student, options, say)
+    if options["quiet"]:
+        click.echo(path)
+    elif options["as_json"]:
+        print_json({**imported.to_dict(), "path": str(path)})
+    else:
+        _render(imported, path)
+
+
+def _import(file: Path, teacher: str, student: str, options: dict[str, Any], say: Any) -> tuple[Imported, Path]:
+    from ..errors import StoreError
+    from ..export.imported import import_mapping
+    from ..read import read_vocab
+    from ..store.store import Store, checked_name, pair_name
+
+    output: Path | None = options["output"]
+    if output is not None and not output.parent.is_dir():
+        raise StoreError(f"cannot write {output}: there is no folder {output.parent}; make it, or choose another place")
+    if output is not None and output.exists() and not options["force"]:
+        raise StoreError(f"{output} exists: give --force to replace it, or another file after -o")
+    if options["name"] is not None:
+        checked_name(options["name"])
+    sides = {}
+    for side, source in (("teacher", teacher), ("student", student)):
+        say(f"reading the {side} {source}")
+        sides[side] = read_vocab(source, logits=options[f"{side}_logits"])
+    say(f"importing {file.name}")
+    imported = import_mapping(file, **sides, drop_scale_trick=options["drop_scale_trick"])
+    mapping = imported.mapping
+    if output is not None:
+        return imported, mapping.save(output, overwrite=options["force"])
+    # Under a name of its own: `latest` of the pair stays the mapping that was built.
+    name = options["name"] or f"{pair_name(mapping)}-imported"
+    return imported, Store(options["store"]).save(mapping, name=name, force=options["force"])
+
+
+def _render(imported: Imported, path: Path) -> None:
+    from ..coverage.render import coverage_table, summary
+
+    mapping, file = imported.mapping, imported.file
+    console = stdout_console()
+    student, teacher = mapping.student, mapping.teacher
+    console.print(f"{direction(student.name, teacher.name)}.", soft_wrap=True)
+    named = [name for name in file.sides if name is not None]
+    says = f"; it names {' and '.join(named)}" if named else ""
+    console.print(f"{file.name} is {file.form}{says}.", soft_wrap=True)
+    console.print(
+        f"W is {student.sizes.logits:,} x {teacher.sizes.logits:,} with {len(mapping.matrix.data):,} links, "
+        f"version {mapping.version}, imported\n",
+        soft_wrap=True,
+    )
+    for finding in imported.findings:
+        console.print(f"- {finding.sentence}.", soft_wrap=True)
+    rows = imported.diff.rows
+    console.print(
+        f"- beside what build makes: {rows.same:,} rows the same, {rows.weights:,} with other weights or links, "
+        f"{rows.rule:,} by another rule, {rows.added:,} more, {rows.removed:,} missing; L1 distance "
+        f"{imported.diff.l1:,.1f} in all.\n",
+        soft_wrap=True,
+    )
+    console.print(coverage_table(mapping.coverage()))
+    console.print()
+    console.print(summary(mapping.coverage()), soft_wrap=True)
+    console.print(f"Written to {path}", soft_wrap=True)

@@ -1,0 +1,365 @@
+"""Files in which other programs keep a mapping: NeMo-RL's two, and safetensors; read without running what is in them.
+
+Whatever the form, the links come out as three arrays, with what the file says beside them. All that is wrong with a
+file is said at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickletools
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ArtifactError, MissingExtraError, StoreError
+from ..limits import MAX_IDS, MAX_PICKLE_BYTES, MAX_PROJECTION_BYTES, MAX_TENSOR_PICKLE_BYTES
+from ..mapping.file import MAX_LINKS
+from ..readers.parsed import refused
+
+_FORMS = (
+    "a file of torch.save with `indices` and `likelihoods`, or with a dict of (student id, teacher id) pairs, or a "
+    "safetensors file with `indices` and `likelihoods`, or with `indptr`, `indices` and `data`"
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ForeignLinks:
+    """The links of another program's file, as they stand there.
+
+    Attributes:
+        name: the file's name.
+        sha256: of its bytes.
+        form: what it is, in words.
+        rows: int64 (links,), student ids. Links of weight 0 and places that -1 fills are left out.
+        columns: int64 (links,), teacher ids.
+        weights: float64 (links,).
+        last: bool (links,), those that stand in the last column of a table.
+        shape: rows and columns of W as the file states them; None where it does not.
+        filled: how many places -1 fills.
+        filled_with_weight: how many of these have a weight all the same, which NeMo-RL drops.
+        zeros: how many places name a teacher token and have weight 0.
+        scale_trick: whether the file says that it was made with the scale trick; None where it says nothing.
+        sides: the names of the student and the teacher, where the file has them.
+    """
+
+    name: str
+    sha256: str
+    form: str
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    weights: NDArray[np.float64]
+    last: NDArray[np.bool_]
+    shape: tuple[int | None, int | None]
+    filled: int = 0
+    filled_with_weight: int = 0
+    zeros: int = 0
+    scale_trick: bool | None = None
+    sides: tuple[str | None, str | None] = (None, None)
+
+
+def read_foreign(path: Path) -> ForeignLinks:
+    """Reads a file that another program keeps a mapping in. Nothing that stands in it is run.
+
+    Raises:
+        StoreError: it cannot be read.
+        ArtifactError: it is no such file, too large, or its arrays are no mapping; all reasons are named.
+        MissingExtraError: torch or safetensors is not installed.
+    """
+    data = _read(path)
+    known = {"name": path.name, "sha256": hashlib.sha256(data).hexdigest()}
+    try:
+        if data.startswith(b"PK\x03\x04"):
+            return _of_torch(data, known)
+        return _of_safetensors(data, known)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path.name}: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise StoreError(f"expected a file at {path}, found something else: name the file itself")
+        with path.open("rb") as stream:
+            data = stream.read(MAX_PROJECTION_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"cannot read {path} ({reason}): check the path") from error
+    if len(data) > MAX_PROJECTION_BYTES:
+        raise ArtifactError(f"{path.name} has more than {MAX_PROJECTION_BYTES:,} bytes: no mapping is that large")
+    return data
+
+
+# Files of torch.save: a zip file whose member `data.pkl` is a pickle, with the elements of tensors in other members.
+
+_END_RECORD = struct.Struct("<4s4H2LH")
+_MAX_DIRECTORY_BYTES = 1 << 16
+
+
+def _of_torch(data: bytes, known: dict[str, str]) -> ForeignLinks:
+    pickled = _data_pkl(data)
+    pairs = _pairs_in(pickled)
+    if pairs is not None:
+        rows, columns, weights = pairs
+        last = np.zeros(len(rows), dtype=np.bool_)
+        _raise_all(_wrong_links(rows, columns, weights))
+        form = f"NeMo-RL's dict of {len(rows):,} pairs"
+        return ForeignLinks(
+            **known, form=form, rows=rows, columns=columns, weights=weights, last=last, shape=(None, None)
+        )
+    _check_pickle(pickled)
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("A file of PyTorch", "torch") from error
+    with refused("expected tensors, numbers and names alone, and nothing else is loaded", ArtifactError):
+        # Whatever stands in the pickle beside tensors and plain values is refused, not run.
+        contents = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if not isinstance(contents, dict) or not {"indices", "likelihoods"} <= contents.keys():
+        what = f"the keys {', '.join(map(repr, contents))}" if isinstance(contents, dict) else type(contents).__name__
+        raise ArtifactError(f"expected {_FORMS}; found {what:.200}")
+    arrays = {name: _as_array(contents[name], name) for name in ("indices", "likelihoods")}
+    trick = contents.get("enable_scale_trick")
+    # `model_A_id` and `model_B_id` are what files of the first version of its scripts have.
+    sides = (
+        _name(contents.get("student_model_id", contents.get("model_A_id"))),
+        _name(contents.get("teacher_model_id", contents.get("model_B_id"))),
+    )
+    dtype = str(contents["likelihoods"].dtype).removeprefix("torch.")
+    return _of_table(arrays, known, dtype, trick if isinstance(trick, bool) else None, sides)
+
+
+def _name(value: object) -> str | None:
+    return value[:200] if isinstance(value, str) else None
+
+
+def _data_pkl(data: bytes) -> bytes:
+    """The pickle of a file of torch.save, which stores every member as it is."""
+    signature, *_, directory_bytes, _at, comment_bytes = _END_RECORD.unpack(data[-_END_RECORD.size :].rjust(22, b"\0"))
+    if signature != b"PK\x05\x06" or comment_bytes or directory_bytes > _MAX_DIRECTORY_BYTES:
+        raise ArtifactError("expected the file's last bytes to end a small zip file: it is cut off or no such file")
+    with refused("expected a file of torch.save", ArtifactError):
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        members = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
+        packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+        if len(members) != 1 or packed or sum(info.file_size for info in archive.infolist()) > len(data):
+            raise ValueError("a zip file with one data.pkl and every member stored as it is")
+        if members[0].file_size > MAX_PICKLE_BYTES:
+            raise ValueError(f"its data.pkl has more than {MAX_PICKLE_BYTES:,} bytes")
+        return archive.read(members[0])
+
+
+# A dict of pairs is not unpickled: the pickle of one is a regular language, in which this finds the numbers. One byte
+# K, two M and four J hold a whole number; \x86 makes a pair of two; q and r name it; G is a float of eight bytes.
+# {(7, 2): 1.0, (300, 5): 0.5} is    } q0 (  K7 K2 \x86 q1 G 1.0   M300 K5 \x86 q2 G 0.5  u .
+_WHOLE = rb"(?:K.|M..|J.{4})"
+_PAIR = _WHOLE + rb"{2}\x86(?:q.|r.{4})(?:G.{8}|K.|M..|J.{4})"
+_DICT_OF_PAIRS = re.compile(rb"\x80\x02\}q\x00(?:\((?:" + _PAIR + rb")++u|" + _PAIR + rb"s)*+\.", re.DOTALL)
+_PARTS = re.compile(
+    rb"(K.|M..|J.{4})(K.|M..|J.{4})\x86(?:q.|r.{4})(G.{8}|K.|M..|J.{4})",
+    re.DOTALL,
+)
+
+
+def _pairs_in(pickled: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]] | None:
+    """The pairs of a pickled dict and their weights; None where the pickle is anything else."""
+    if not _DICT_OF_PAIRS.fullmatch(pickled):
+        return None
+    found = _PARTS.findall(pickled)
+    rows = np.fromiter((_number(part) for part, _, _ in found), dtype=np.int64, count=len(found))
+    columns = np.fromiter((_number(part) for _, part, _ in found), dtype=np.int64, count=len(found))
+    weights = np.fromiter((_number(part) for _, _, part in found), dtype=np.float64, count=len(found))
+    return rows, columns, weights
+
+
+_FLOAT = struct.Struct(">d")
+
+
+def _number(part: bytes) -> float:
+    if part[:1] == b"G":
+        value: float = _FLOAT.unpack(part[1:])[0]
+        return value
+    return int.from_bytes(part[1:], "little", signed=part[:1] == b"J")
+
+
+def _check_pickle(pickled: bytes) -> None:
+    """Refuses pickles that are too large for a table's, or that use one tuple twice.
+
+    A tuple of two equal tuples, each of two equal ones, and so on forty times, takes years to be a dict's key.
+    """
+    if len(pickled) > MAX_TENSOR_PICKLE_BYTES:
+        raise ArtifactError(f"expected {_FORMS}; found a pickle of {len(pickled):,} bytes that is neither")
+    with refused("expected a pickle that torch.save writes", ArtifactError):
+        tuples: set[object] = set()
+        before = ""
+        for opcode, argument, _ in pickletools.genops(pickled):
+            if opcode.name in ("BINPUT", "LONG_BINPUT") and before in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+                tuples.add(argument)
+            if opcode.name in ("DUP", "MEMOIZE", "PUT", "GET") or (opcode.name.endswith("GET") and argument in tuples):
+                raise ValueError("one that names a value twice")
+            before = opcode.name
+
+
+def _as_array(tensor: Any, name: str) -> NDArray[Any]:
+    """A dense tensor as an array; its size is looked at before it is copied, since strides of 0 repeat one element."""
+    import torch
+
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+        raise ArtifactError(f"{name}: expected a dense tensor, found {type(tensor).__name__}")
+    _check_table_size(name, tuple(tensor.shape))
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    array: NDArray[Any] = tensor.detach().resolve_conj().numpy()
+    return array
+
+
+def _check_table_size(name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) == 2 and (shape[0] > MAX_IDS or shape[0] * shape[1] > MAX_LINKS):
+        raise ArtifactError(
+            f"{name}: expected at most {MAX_IDS:,} rows and {MAX_LINKS:,} places, found {shape[0]:,} x {shape[1]:,}"
+        )
+    if len(shape) != 2:
+        raise ArtifactError(f"{name}: expected a table of rank 2, found the shape {shape!r:.60}")
+
+
+def _of_table(
+    arrays: Mapping[str, NDArray[Any]],
+    known: dict[str, str],
+    dtype: str,
+    scale_trick: bool | None,
+    sides: tuple[str | None, str | None],
+) -> ForeignLinks:
+    """The links of a table: row i holds the teacher ids of student token i and their weights, -1 fills the rest."""
+    indices, likelihoods = arrays["indices"], arrays["likelihoods"]
+    wrong = []
+    if indices.dtype.kind not in "iu":
+        wrong.append(f"indices: expected whole numbers, found {indices.dtype}")
+    if likelihoods.dtype.kind != "f":
+        wrong.append(f"likelihoods: expected floats, found {likelihoods.dtype}")
+    if indices.shape != likelihoods.shape:
+        wrong.append(f"expected indices and likelihoods of one shape, found {indices.shape} and {likelihoods.shape}")
+    _raise_all(wrong)
+    columns, weights = indices.astype(np.int64).reshape(-1), likelihoods.astype(np.float64).reshape(-1)
+    height, width = indices.shape
+    rows = np.repeat(np.arange(height, dtype=np.int64), width)
+    last = np.tile(np.arange(width) == width - 1, height) & (width > 1)
+    named = columns != -1
+    used = named & (weights != 0)
+    _raise_all(_wrong_links(rows[used], columns[used], weights[used]))
+    return ForeignLinks(
+        **known,
+        form=f"NeMo-RL's table of {height:,} x {width:,}, {dtype}",
+        rows=rows[used],
+        columns=columns[used],
+        weights=weights[used],
+        last=last[used],
+        shape=(height, None),
+        filled=int((~named).sum()),
+        filled_with_weight=int((~named & (weights != 0)).sum()),
+        zeros=int((named & (weights == 0)).sum()),
+        scale_trick=scale_trick,
+        sides=sides,
+    )
+
+
+# Safetensors: eight bytes with the length of a JSON header, the header, and the elements of all arrays.
+
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "U8": "|u1"}
+_MAX_HEADER_BYTES = 1 << 24
+
+
+def _of_safetensors(data: bytes, known: dict[str, str]) -> ForeignLinks:
+    header_bytes = int.from_bytes(data[:8], "little")
+    if len(data) < 10 or data[8:9] != b"{" or header_bytes > min(len(data) - 8, _MAX_HEADER_BYTES):
+        raise ArtifactError(f"expected {_FORMS}; found something else")
+    try:
+        from safetensors import deserialize
+    except ImportError as error:
+        raise MissingExtraError("A safetensors file", "export") from error
+    with refused("expected a safetensors file", ArtifactError):
+        stored = dict(deserialize(data))
+        metadata = json.loads(data[8 : 8 + header_bytes]).get("__metadata__") or {}
+    if {"indices", "likelihoods"} <= stored.keys():
+        for name in ("indices", "likelihoods"):
+            _check_table_size(name, tuple(stored[name]["shape"]))
+        arrays = {name: _stored_array(stored, name) for name in ("indices", "likelihoods")}
+        trick = {"true": True, "false": False}.get(str(metadata.get("enable_scale_trick")).lower())
+        sides = _name(metadata.get("student_model_id")), _name(metadata.get("teacher_model_id"))
+        return _of_table(arrays, known, str(stored["likelihoods"]["dtype"]), trick, sides)
+    if {"indptr", "indices", "data"} <= stored.keys():
+        return _of_csr({name: _stored_array(stored, name) for name in stored}, metadata, known)
+    raise ArtifactError(f"expected {_FORMS}; found the arrays {', '.join(stored) or 'of no name':.200}")
+
+
+def _stored_array(stored: Mapping[str, Any], name: str) -> NDArray[Any]:
+    dtype, shape, data = (stored[name][key] for key in ("dtype", "shape", "data"))
+    if dtype == "BF16":
+        # The upper half of a float32.
+        return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
+    if dtype not in _DTYPES:
+        raise ArtifactError(f"{name}: expected one of {', '.join(_DTYPES)}, BF16, found {dtype}")
+    return np.frombuffer(data, dtype=_DTYPES[dtype]).reshape(shape)
+
+
+def _of_csr(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any], known: dict[str, str]) -> ForeignLinks:
+    indptr, indices, weights = (arrays[name] for name in ("indptr", "indices", "data"))
+    wrong = [
+        f"{name}: expected {words} of rank 1, found {arrays[name].dtype} of rank {arrays[name].ndim}"
+        for name, kinds, words in (("indptr", "iu", "whole numbers"), ("indices", "iu", "whole numbers"),
+                                   ("data", "f", "floats"))
+        if arrays[name].dtype.kind not in kinds or arrays[name].ndim != 1
+    ]  # fmt: skip
+    if indices.size != weights.size or indices.size > MAX_LINKS or indptr.size > MAX_IDS + 1:
+        wrong.append(
+            f"expected an id for each weight, {MAX_LINKS:,} of them at most, and at most {MAX_IDS:,} rows, found "
+            f"{indices.size:,}, {weights.size:,} and {indptr.size - 1:,}"
+        )
+    _raise_all(wrong)
+    if not indptr.size or indptr[0] != 0 or indptr[-1] != indices.size or np.any(indptr[1:] < indptr[:-1]):
+        raise ArtifactError(f"indptr: expected row boundaries that rise from 0 to {indices.size:,}, found others")
+    rows = np.repeat(np.arange(indptr.size - 1, dtype=np.int64), np.diff(indptr.astype(np.int64)))
+    used = weights != 0
+    rows, columns, weights = rows[used], indices.astype(np.int64)[used], weights.astype(np.float64)[used]
+    _raise_all(_wrong_links(rows, columns, weights))
+    shape = arrays["shape"].tolist() if "shape" in arrays and arrays["shape"].shape == (2,) else [indptr.size - 1, None]
+    return ForeignLinks(
+        **known,
+        form=f"CSR arrays of {indptr.size - 1:,} rows",
+        rows=rows,
+        columns=columns,
+        weights=weights,
+        last=np.zeros(len(rows), dtype=np.bool_),
+        shape=(int(shape[0]), None if shape[1] is None else int(shape[1])),
+        zeros=int((~used).sum()),
+        sides=(_name(metadata.get("student")), _name(metadata.get("teacher"))),
+    )
+
+
+def _wrong_links(rows: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[np.float64]) -> list[str]:
+    """What no reading of links could mend."""
+    wrong = []
+    if not len(rows):
+        wrong.append("expected links, found none")
+    for what, ids in (("student", rows), ("teacher", columns)):
+        if count := int((ids < 0).sum()):
+            lowest = int(ids.min())
+            wrong.append(f"{count:,} links have a negative {what} id, such as {lowest}; only -1 may fill a table")
+    if count := int((~np.isfinite(weights)).sum()):
+        wrong.append(f"{count:,} weights are NaN or infinite")
+    if count := int((weights < 0).sum()):
+        wrong.append(f"{count:,} weights are negative")
+    return wrong
+
+
+def _raise_all(wrong: list[str]) -> None:
+    if wrong:
+        raise ArtifactError("; ".join(wrong))
