@@ -14,7 +14,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ class ForeignLinks:
         sides: the names of the student and the teacher, where the file has them.
     """
 
-    name: str
-    sha256: str
+    name: str = ""
+    sha256: str = ""
     form: str
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
@@ -76,11 +76,9 @@ def read_foreign(path: Path) -> ForeignLinks:
         MissingExtraError: torch or safetensors is not installed.
     """
     data = _read(path)
-    known = {"name": path.name, "sha256": hashlib.sha256(data).hexdigest()}
     try:
-        if data.startswith(b"PK\x03\x04"):
-            return _of_torch(data, known)
-        return _of_safetensors(data, known)
+        links = _of_torch(data) if data.startswith(b"PK\x03\x04") else _of_safetensors(data)
+        return replace(links, name=path.name, sha256=hashlib.sha256(data).hexdigest())
     except ArtifactError as error:
         raise ArtifactError(f"{path.name}: {error}") from error
 
@@ -105,7 +103,9 @@ _END_RECORD = struct.Struct("<4s4H2LH")
 _MAX_DIRECTORY_BYTES = 1 << 16
 
 
-def _of_torch(data: bytes, known: dict[str, str]) -> ForeignLinks:
+def _of_torch(data: bytes) -> ForeignLinks:
+    if b".npy" in data[:256]:
+        raise ArtifactError("expected another program's file, found an .npz: a mapping file needs no import")
     pickled = _data_pkl(data)
     pairs = _pairs_in(pickled)
     if pairs is not None:
@@ -113,9 +113,7 @@ def _of_torch(data: bytes, known: dict[str, str]) -> ForeignLinks:
         last = np.zeros(len(rows), dtype=np.bool_)
         _raise_all(_wrong_links(rows, columns, weights))
         form = f"NeMo-RL's dict of {len(rows):,} pairs"
-        return ForeignLinks(
-            **known, form=form, rows=rows, columns=columns, weights=weights, last=last, shape=(None, None)
-        )
+        return ForeignLinks(form=form, rows=rows, columns=columns, weights=weights, last=last, shape=(None, None))
     _check_pickle(pickled)
     try:
         import torch
@@ -135,7 +133,7 @@ def _of_torch(data: bytes, known: dict[str, str]) -> ForeignLinks:
         _name(contents.get("teacher_model_id", contents.get("model_B_id"))),
     )
     dtype = str(contents["likelihoods"].dtype).removeprefix("torch.")
-    return _of_table(arrays, known, dtype, trick if isinstance(trick, bool) else None, sides)
+    return _of_table(arrays, dtype, trick if isinstance(trick, bool) else None, sides)
 
 
 def _name(value: object) -> str | None:
@@ -233,7 +231,6 @@ def _check_table_size(name: str, shape: tuple[int, ...]) -> None:
 
 def _of_table(
     arrays: Mapping[str, NDArray[Any]],
-    known: dict[str, str],
     dtype: str,
     scale_trick: bool | None,
     sides: tuple[str | None, str | None],
@@ -256,7 +253,6 @@ def _of_table(
     used = named & (weights != 0)
     _raise_all(_wrong_links(rows[used], columns[used], weights[used]))
     return ForeignLinks(
-        **known,
         form=f"NeMo-RL's table of {height:,} x {width:,}, {dtype}",
         rows=rows[used],
         columns=columns[used],
@@ -277,7 +273,7 @@ _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4",
 _MAX_HEADER_BYTES = 1 << 24
 
 
-def _of_safetensors(data: bytes, known: dict[str, str]) -> ForeignLinks:
+def _of_safetensors(data: bytes) -> ForeignLinks:
     header_bytes = int.from_bytes(data[:8], "little")
     if len(data) < 10 or data[8:9] != b"{" or header_bytes > min(len(data) - 8, _MAX_HEADER_BYTES):
         raise ArtifactError(f"expected {_FORMS}; found something else")
@@ -286,7 +282,7 @@ def _of_safetensors(data: bytes, known: dict[str, str]) -> ForeignLinks:
     except ImportError as error:
         raise MissingExtraError("A safetensors file", "export") from error
     with refused("expected a safetensors file", ArtifactError):
-        stored = dict(deserialize(data))
+        stored: dict[str, Any] = dict(deserialize(data))  # type: ignore[no-untyped-call]
         metadata = json.loads(data[8 : 8 + header_bytes]).get("__metadata__") or {}
     if {"indices", "likelihoods"} <= stored.keys():
         for name in ("indices", "likelihoods"):
@@ -294,9 +290,9 @@ def _of_safetensors(data: bytes, known: dict[str, str]) -> ForeignLinks:
         arrays = {name: _stored_array(stored, name) for name in ("indices", "likelihoods")}
         trick = {"true": True, "false": False}.get(str(metadata.get("enable_scale_trick")).lower())
         sides = _name(metadata.get("student_model_id")), _name(metadata.get("teacher_model_id"))
-        return _of_table(arrays, known, str(stored["likelihoods"]["dtype"]), trick, sides)
+        return _of_table(arrays, str(stored["likelihoods"]["dtype"]), trick, sides)
     if {"indptr", "indices", "data"} <= stored.keys():
-        return _of_csr({name: _stored_array(stored, name) for name in stored}, metadata, known)
+        return _of_csr({name: _stored_array(stored, name) for name in stored}, metadata)
     raise ArtifactError(f"expected {_FORMS}; found the arrays {', '.join(stored) or 'of no name':.200}")
 
 
@@ -310,7 +306,7 @@ def _stored_array(stored: Mapping[str, Any], name: str) -> NDArray[Any]:
     return np.frombuffer(data, dtype=_DTYPES[dtype]).reshape(shape)
 
 
-def _of_csr(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any], known: dict[str, str]) -> ForeignLinks:
+def _of_csr(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> ForeignLinks:
     indptr, indices, weights = (arrays[name] for name in ("indptr", "indices", "data"))
     wrong = [
         f"{name}: expected {words} of rank 1, found {arrays[name].dtype} of rank {arrays[name].ndim}"
@@ -330,15 +326,16 @@ def _of_csr(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any], kno
     used = weights != 0
     rows, columns, weights = rows[used], indices.astype(np.int64)[used], weights.astype(np.float64)[used]
     _raise_all(_wrong_links(rows, columns, weights))
-    shape = arrays["shape"].tolist() if "shape" in arrays and arrays["shape"].shape == (2,) else [indptr.size - 1, None]
+    height, width = indptr.size - 1, None
+    if "shape" in arrays and arrays["shape"].shape == (2,):
+        height, width = (int(size) for size in arrays["shape"].tolist())
     return ForeignLinks(
-        **known,
         form=f"CSR arrays of {indptr.size - 1:,} rows",
         rows=rows,
         columns=columns,
         weights=weights,
         last=np.zeros(len(rows), dtype=np.bool_),
-        shape=(int(shape[0]), None if shape[1] is None else int(shape[1])),
+        shape=(height, width),
         zeros=int((~used).sum()),
         sides=(_name(metadata.get("student")), _name(metadata.get("teacher"))),
     )

@@ -235,7 +235,7 @@ def scale_links(file: ForeignLinks) -> NDArray[np.bool_]:
     # Files that were trimmed keep the last column and lose others, so that its share is a little larger.
     if file.scale_trick:
         close |= share >= _SCALE_SHARE * (1 - _ROUNDING)
-    marked = file.last & (close | alone | (np.abs(file.weights - SCALE) <= _ROUNDING * SCALE))
+    marked: NDArray[np.bool_] = file.last & (close | alone | (np.abs(file.weights - SCALE) <= _ROUNDING * SCALE))
     in_last = int(file.last.sum())
     if not in_last or (file.scale_trick is not True and 2 * int(marked.sum()) < in_last):
         return np.zeros(len(marked), dtype=np.bool_)

@@ -224,10 +224,10 @@ def _nemo_rl(mapping: Exportable, options: FormatOptions) -> Content:
         "enable_scale_trick": False,
         "xtoken_align": json.dumps(_facts(mapping)),
     }
-    notes = ("-1 fills short rows, and NeMo-RL drops it.",)
+    notes = ["-1 fills short rows, and NeMo-RL drops it."]
     if cut:
-        notes += (f"{cut:,} rows have more than {options.top_k} links: the heaviest are kept, and normalised again.",)
-    return Content(_saved(contents), _described({"indices": indices, "likelihoods": likelihoods}), notes)
+        notes.append(f"{cut:,} rows have more than {options.top_k} links: the heaviest are kept, and normalised again.")
+    return Content(_saved(contents), _described({"indices": indices, "likelihoods": likelihoods}), tuple(notes))
 
 
 # Sparse tensors.
@@ -345,7 +345,7 @@ def _parquet(mapping: Exportable, _: FormatOptions) -> Content:
     table = pa.table(columns).replace_schema_metadata(_facts(mapping))
     buffer = io.BytesIO()
     parquet.write_table(table, buffer, compression="zstd")
-    holds = {field.name: str(field.type) for field in table.schema}
+    holds = {field.name: str(getattr(field.type, "value_type", field.type)) for field in table.schema}
     return Content(buffer.getvalue(), {"links": f"{len(matrix.data):,}", **holds})
 
 
