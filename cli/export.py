@@ -95,4 +95,5 @@ def _render(written: Exported, mapping: Mapping) -> None:
     console.print()
     for note in written.notes:
         console.print(note, soft_wrap=True)
-    console.print(f"Written to {written.path}, {written.bytes:,} bytes", soft_wrap=True)
+    size = f"{written.bytes / 1e6:.1f} MB" if written.bytes >= 1e5 else f"{written.bytes / 1e3:.1f} kB"
+    console.print(f"Written to {written.path}, {size}", soft_wrap=True)

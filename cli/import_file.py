@@ -105,16 +105,19 @@ def _render(imported: Imported, path: Path) -> None:
         f"version {mapping.version}, imported\n",
         soft_wrap=True,
     )
-    for finding in imported.findings:
-        console.print(f"- {finding.sentence}.", soft_wrap=True)
-    rows = imported.diff.rows
-    console.print(
-        f"- beside what build makes: {rows.same:,} rows the same, {rows.weights:,} with other weights or links, "
-        f"{rows.rule:,} by another rule, {rows.added:,} more, {rows.removed:,} missing; L1 distance "
-        f"{imported.diff.l1:,.1f} in all.\n",
-        soft_wrap=True,
-    )
     console.print(coverage_table(mapping.coverage()))
     console.print()
     console.print(summary(mapping.coverage()), soft_wrap=True)
+    console.print("\nIn the file:")
+    for finding in imported.findings:
+        console.print(f"- {finding.sentence}", soft_wrap=True)
+    if not imported.findings:
+        console.print("- nothing odd")
+    rows = imported.diff.rows
+    console.print(
+        f"Beside what build makes: rows the same {rows.same:,}, with other weights or links {rows.weights:,}, by "
+        f"another rule {rows.rule:,}, more {rows.added:,}, missing {rows.removed:,}; L1 distance "
+        f"{imported.diff.l1:,.1f} in all",
+        soft_wrap=True,
+    )
     console.print(f"Written to {path}", soft_wrap=True)

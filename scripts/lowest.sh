@@ -19,7 +19,7 @@ install_lowest() {
 
 environment=$root/.venv-lowest
 echo "== The lowest versions, without training: ${environment#"$root"/}"
-install_lowest "$environment" demo,chat,report,corpus
+install_lowest "$environment" demo,chat,report,corpus,export
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 cd "$place"
@@ -33,6 +33,9 @@ xtoken show llama-3--qwen3 201
 xtoken diff llama-3--qwen3 llama-3--mistral-tekken
 xtoken compat llama-3 llama-3.1
 xtoken align qwen3 llama-3 corpus.txt
+xtoken export llama-3--qwen3 --format parquet -o links.parquet
+xtoken export llama-3--qwen3 --format safetensors -o w.safetensors
+xtoken import w.safetensors qwen3 llama-3
 xtoken verify
 xtoken list
 [ "${1-}" = core ] && exit

@@ -36,7 +36,7 @@ def test_export_says_what_the_file_holds(
     lines = done.out.splitlines()
     assert lines[0].startswith("Student pupil learns from teacher master, version ")
     assert lines[1] == f"{name}: {FORMATS[name].about}"
-    assert lines[-1] == f"Written to out, {(tmp_path / 'out').stat().st_size:,} bytes"
+    assert lines[-1] == f"Written to out, {(tmp_path / 'out').stat().st_size / 1e3:.1f} kB"
     held = lines[3 : lines.index("", 3)]
     assert held
     assert all(line.startswith("  ") and len(line) <= columns for line in held)
@@ -94,9 +94,9 @@ def test_import_says_what_is_odd_and_compares(
     assert lines[1].startswith("projection.pt is NeMo-RL's table of 300 x ")
     # What a stranger's file names does not steer the terminal.
     assert lines[1].endswith(r"; it names org/\u001b[2Jpupil and org/master.")
-    odd = [line for line in lines if line.startswith("- ")]
-    assert any("the scale trick gives 300 rows a link in the last column" in line for line in odd)
-    assert any("rows the same" in line and "by another rule" in line for line in odd)
+    odd = lines[lines.index("In the file:") + 1 :]
+    assert any(line.startswith("- the scale trick gives 300 rows a link in the last column") for line in odd)
+    assert odd[-2].startswith("Beside what build makes: rows the same 1, with other weights or links 0, by another")
     # Under a name of its own: what is asked for by the pair's name stays what was built.
     written = Path(lines[-1].removeprefix("Written to "))
     assert written.parent == tmp_path / "store" / "pupil--master-imported"

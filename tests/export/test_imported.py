@@ -134,7 +134,7 @@ def test_a_real_pair_comes_back_and_a_file_of_another_pair_is_refused(tmp_path: 
     assert (result.diff.rows.same, result.diff.l1) == (128_003, 0)
     assert result.mapping.coverage().recommendation == shipped.coverage().recommendation
 
-    with pytest.raises(ArtifactError, match=r"teacher ids up to 151,645, and llama-3 has .* exchanged\?"):
+    with pytest.raises(ArtifactError, match=r"the largest 151,645, for the 128,256 logits of llama-3; .* exchanged\?"):
         import_mapping(tmp_path / "p.pt", student=teacher, teacher=student)
     shifted = torch.load(tmp_path / "p.pt", weights_only=True)
     shifted["indices"] = torch.where(shifted["indices"] >= 0, (shifted["indices"] + 1) % 151_000, -1)
@@ -206,7 +206,7 @@ def test_what_is_odd_is_counted_and_kept_in_the_file(tmp_path: Path) -> None:
 
     halves = imported(saved(tmp_path / "halves.pt", {(0, 3): 0.25, (1, 4): 0.25, (1, 3): 0.25}))
     assert [finding.sentence for finding in halves.findings] == [
-        "2 rows do not sum to 1 but to 0.25 to 0.5: they are normalised"
+        "rows that sum to something else than 1, from 0.25 to 0.5, and are normalised: 2"
     ]
     kept = xtoken_align.load(halves.mapping.save(tmp_path / "kept.npz"))
     assert kept.notes["imported"] == ["from halves.pt: NeMo-RL's dict of 3 pairs", halves.findings[0].sentence]
@@ -265,14 +265,14 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as refusal:
         imported(saved(tmp_path / "p.pt", table))
     assert str(refusal.value) == (
-        "p.pt: 1 links have a negative teacher id, such as -2; only -1 may fill a table; 1 weights are NaN or "
-        "infinite; 1 weights are negative"
+        "p.pt: 1 of 4 teacher ids are negative, such as -2; only -1 may fill a table; 1 of 4 weights are NaN or "
+        "infinite; 1 of 4 weights are negative"
     )
     with pytest.raises(ArtifactError) as refusal:
         imported(saved(tmp_path / "p.pt", {(12, 3): 1.0, (0, 12): 0.5, (1, 99): 0.5}))
     assert str(refusal.value) == (
-        "p.pt: 1 links have student ids up to 12, and pupil has ids below its logit width 12; is --student-logits "
-        "larger?; 2 links have teacher ids up to 99, and master has ids below its logit width 12; is --teacher-logits "
+        "p.pt: 1 of 3 student ids are too large, the largest 12, for the 12 logits of pupil; is --student-logits "
+        "larger?; 2 of 3 teacher ids are too large, the largest 99, for the 12 logits of master; is --teacher-logits "
         "larger?"
     )
     table = {"indices": torch.zeros(2, 2), "likelihoods": torch.zeros(2, 3, dtype=torch.long)}

@@ -349,11 +349,13 @@ def _wrong_links(rows: NDArray[np.int64], columns: NDArray[np.int64], weights: N
     for what, ids in (("student", rows), ("teacher", columns)):
         if count := int((ids < 0).sum()):
             lowest = int(ids.min())
-            wrong.append(f"{count:,} links have a negative {what} id, such as {lowest}; only -1 may fill a table")
+            wrong.append(
+                f"{count:,} of {len(ids):,} {what} ids are negative, such as {lowest}; only -1 may fill a table"
+            )
     if count := int((~np.isfinite(weights)).sum()):
-        wrong.append(f"{count:,} weights are NaN or infinite")
+        wrong.append(f"{count:,} of {len(weights):,} weights are NaN or infinite")
     if count := int((weights < 0).sum()):
-        wrong.append(f"{count:,} weights are negative")
+        wrong.append(f"{count:,} of {len(weights):,} weights are negative")
     return wrong
 
 

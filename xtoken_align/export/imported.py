@@ -169,8 +169,8 @@ def _check_ids(file: ForeignLinks, pair: Pair) -> None:
         if len(beyond):
             exchanged = int(ids.max()) < len(other)
             wrong.append(
-                f"{len(beyond):,} links have {what} ids up to {beyond.max():,}, and {vocab.name} has ids below its "
-                f"logit width {len(vocab):,}"
+                f"{len(beyond):,} of {len(ids):,} {what} ids are too large, the largest {beyond.max():,}, for the "
+                f"{len(vocab):,} logits of {vocab.name}"
                 + ("; are student and teacher exchanged?" if exchanged else f"; is --{what}-logits larger?")
             )
     if wrong:
@@ -179,40 +179,22 @@ def _check_ids(file: ForeignLinks, pair: Pair) -> None:
 
 def _findings(file: ForeignLinks, pair: Pair) -> list[Finding]:
     """What is odd about the file beside the scale trick."""
-    findings = []
-    if file.filled:
-        findings.append(Finding("sentinel", file.filled, f"-1 fills {file.filled:,} places of short rows"))
-    if count := file.filled_with_weight:
-        findings.append(Finding("lost weight", count, f"{count:,} places filled by -1 have a weight, which is dropped"))
-    if count := file.zeros:
-        findings.append(
-            Finding("zeros", count, f"{count:,} places name a teacher token with weight 0: they make no links")
-        )
-    height, width = file.shape
-    for what, stated, vocab in (("student", height, pair.student), ("teacher", width, pair.teacher)):
-        if stated is not None and stated != len(vocab):
-            findings.append(
-                Finding(
-                    f"{what} width",
-                    stated,
-                    f"the file is for {stated:,} {what} ids, and {vocab.name} has {len(vocab):,} logits",
-                )
-            )
     cells = file.rows * len(pair.teacher) + file.columns
-    if doubled := len(cells) - len(np.unique(cells)):
-        findings.append(
-            Finding("duplicates", doubled, f"{doubled:,} links stand twice in their row: their weights are added")
-        )
     totals = np.bincount(file.rows, file.weights)
     off = totals[(totals > 0) & (np.abs(totals - 1) > _ROUNDING)]
-    if len(off):
-        findings.append(
-            Finding(
-                "row sums",
-                len(off),
-                f"{len(off):,} rows do not sum to 1 but to {off.min():.3g} to {off.max():.3g}: they are normalised",
-            )
-        )
+    sums = f"from {off.min():.3g} to {off.max():.3g}" if len(off) else ""
+    counted = (
+        ("sentinel", file.filled, "-1 fills short rows, in places"),
+        ("lost weight", file.filled_with_weight, "places that -1 fills and that have a weight, which is dropped"),
+        ("zeros", file.zeros, "places with a teacher token and weight 0, which make no links"),
+        ("duplicates", len(cells) - len(np.unique(cells)), "links twice in their row, whose weights are added"),
+        ("row sums", len(off), f"rows that sum to something else than 1, {sums}, and are normalised"),
+    )
+    findings = [Finding(name, count, f"{what}: {count:,}") for name, count, what in counted if count]
+    for what, stated, vocab in zip(("student", "teacher"), file.shape, (pair.student, pair.teacher), strict=True):
+        if stated is not None and stated != len(vocab):
+            sentence = f"the file is for {stated:,} {what} ids, and {vocab.name} has {len(vocab):,} logits"
+            findings.append(Finding(f"{what} width", stated, sentence))
     return findings
 
 
