@@ -147,7 +147,8 @@ def _row_tokens(parsed: Parsed, kinds: NDArray[np.uint8], speakable: NDArray[np.
     controls: dict[str, int] = {}
     for token_id in (added | special).nonzero()[0].tolist():
         text = parsed.raw[token_id]
-        if text:
+        is_found = parsed.found is None or token_id in parsed.found or text in by_config
+        if text and is_found:
             is_control = special[token_id] and (not added[token_id] or text in by_config)
             (controls if is_control else literal).setdefault(text, token_id)
     return RowTokens(speakable, literal, controls)

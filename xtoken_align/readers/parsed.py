@@ -165,6 +165,8 @@ class Parsed:
         width: logit width that the source states, None when it is silent.
         width_source: where `width` comes from (`config.json`, `gguf tensor`, `preset`), for messages.
         flagged: token strings that a configuration file declares special although the tokenizer file does not.
+        found: ids whose strings the tokenizer finds in a text that it is given, its added tokens; None for every
+            special token. `[unused1]` in a base vocabulary alone is found by no tokenizer.
         chat_template: the Jinja template that writes a chat as text, None where the source has none.
         warnings: sentences the user should read.
     """
@@ -184,5 +186,6 @@ class Parsed:
     width: int | None = None
     width_source: str = ""
     flagged: frozenset[str] = frozenset()
+    found: frozenset[int] | None = None
     chat_template: str | None = None
     warnings: tuple[str, ...] = ()

@@ -110,6 +110,7 @@ def parse_tokenizer_json(
         width=width,
         width_source=width_source,
         flagged=flagged,
+        found=frozenset(added),
         warnings=(*warnings, *notes),
     )
 
