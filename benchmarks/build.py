@@ -18,6 +18,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from xtoken_align.readers.rank_file import parse_ranks
+from xtoken_align.readers.spelling import characters_of
+from xtoken_align.sources.locate import package_file
+from xtoken_align.sources.presets import presets
+
 TEACHER, STUDENT = "qwen3", "llama-3"
 # The largest vocabularies that packages carry: two real pairs near 262 thousand tokens a side.
 LARGE = (("qwen3.6", "llama-4"), ("pkg:ai21_tokenizer/resources/j2-tokenizer/j2-tokenizer.model", "qwen3.6"))
@@ -77,6 +82,63 @@ def run(command: Sequence[str]) -> Run:
     return Run(**json.loads(done.stdout))
 
 
+def tokenizer_json(alias: str, folder: Path) -> Path:
+    """Writes the rank file of an alias as the `tokenizer.json` that converters make of it: every way to merge a token.
+
+    Args:
+        alias: the alias.
+        folder: an empty folder, which gets a `config.json` too.
+    """
+    preset = presets()[alias]
+    path = package_file(preset.locations[0])
+    ranks = parse_ranks(path.read_bytes(), path.name)
+    rank_of = dict(zip(ranks.tokens, ranks.ranks, strict=True))
+    merges = [
+        [characters_of(token[:at]), characters_of(token[at:])]
+        for token in sorted(rank_of, key=rank_of.__getitem__)
+        for at in range(1, len(token))
+        if token[:at] in rank_of and token[at:] in rank_of
+    ]
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    split = {"type": "Split", "pattern": {"Regex": preset.pattern}, "behavior": "Isolated", "invert": False}
+    to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    data = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": token.id, "content": token.text, "special": token.special, **plain} for token in preset.added
+        ],
+        "normalizer": {"type": preset.normalizer} if preset.normalizer else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_bytes]},
+        "decoder": to_bytes,
+        "model": {
+            "type": "BPE",
+            "vocab": {characters_of(token): rank for token, rank in rank_of.items()},
+            "merges": merges,
+            "ignore_merges": True,
+        },
+    }
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"vocab_size": preset.logits}))
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(data, ensure_ascii=False, indent=2), encoding="utf-8")
+    return file
+
+
+def measure_tokenizer_json(runs: int, place: Path) -> list[Figure]:
+    """The figures of two `tokenizer.json`, the commonest case, against `tokenizers` reading both."""
+    files = [tokenizer_json(alias, place / alias) for alias in (TEACHER, STUDENT)]
+    read = "from tokenizers import Tokenizer; both = [Tokenizer.from_file(file) for file in {!r}]"
+    load = [sys.executable, "-P", "-c", read.format([str(file) for file in files])]
+    sources = [str(file.parent) for file in files]
+    builds = [command("build", *sources, "--store", str(place / f"json-{number}"), "-q") for number in range(runs + 1)]
+    pairs = [(run(build), run(load)) for build in builds][1:]
+    ratio = statistics.median(built.seconds / loaded.seconds for built, loaded in pairs)
+    return [
+        Figure("build of two tokenizer.json, against reading both with tokenizers", ratio, 2.5, "times"),
+        Figure("build of two tokenizer.json, peak memory", max(built.peak for built, _ in pairs), 350, "MB"),
+    ]
+
+
 def command(*arguments: str) -> list[str]:
     """The command line of this interpreter's environment."""
     return [str(Path(sys.executable).parent / "xtoken-align"), *arguments]
@@ -106,6 +168,7 @@ def measure(runs: int, place: Path) -> list[Figure]:
         Figure("build, peak memory", max(built.peak for built, _ in pairs), 400, "MB"),
         Figure("file of Llama-3 x Qwen3", file.stat().st_size / 1e6, 3, "MB"),
     ]
+    figures += measure_tokenizer_json(runs, place)
     reports = {
         "--help": ("--help",),
         "inspect": ("inspect", str(file)),

@@ -163,7 +163,9 @@ def of_ranks(preset: Preset, path: Path, folder: Path) -> Tokenizer:
     if path.suffix == ".gz":
         path = folder / path.stem
         path.write_bytes(gzip.decompress(package_file(preset.locations[0]).read_bytes()))
-    converted = convert.TikTokenConverter(str(path), pattern=preset.pattern).converted()
+    # Of tiktoken's `{1,3}+` the regular expressions of `tokenizers` make any number of times one to three.
+    pattern = (preset.pattern or "").replace("{1,3}+", "{1,3}")
+    converted = convert.TikTokenConverter(str(path), pattern=pattern).converted()
     return with_added(converted, [(token.id, token.text, token.special) for token in preset.added], preset.normalizer)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import SourceError, VocabularyError
 from ..limits import MAX_ID, read_tokenizer_file
 from ..sources.presets import AddedToken
+from .json_blocks import parse_blocks
 
 
 def load_json(path: Path, *, unique: bool = False) -> Any:
@@ -19,14 +20,16 @@ def load_json(path: Path, *, unique: bool = False) -> Any:
 
     Args:
         path: the file.
-        unique: whether a key that stands twice in one table is refused; else its last value counts.
+        unique: whether a key that stands twice in one table is refused; else its last value counts. Vocabulary and
+            merges of a model may be blocks then, see `json_blocks`.
 
     Raises:
         SourceError: it cannot be read, or is not whole JSON.
         VocabularyError: a key stands twice, under `unique`.
     """
     try:
-        return json.loads(read_tokenizer_file(path), object_pairs_hook=_unique if unique else None)
+        data = read_tokenizer_file(path)
+        return parse_blocks(data, _unique) if unique else json.loads(data)
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path.name} is not whole JSON: {error}") from error
 

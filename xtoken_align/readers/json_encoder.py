@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,8 @@ from tokenizers import Tokenizer
 from ..errors import VocabularyError
 from ..sources.presets import AddedToken
 from .configs import FLAGS
-from .json_shape import components, has_type, in_new_terms, model_type, parts_of
+from .json_blocks import Merges, merges_value, to_json
+from .json_shape import components, has_type, in_new_terms, listed_merges, model_type, parts_of
 from .parsed import Part, RowTokens, Run, refused
 from .spelling import characters_of
 
@@ -76,8 +76,11 @@ def text_only(
     ]
     model = dict(data["model"])
     vocab = model["vocab"]
-    base = enumerate(piece for piece, _ in vocab) if isinstance(vocab, list) else ((i, t) for t, i in vocab.items())
-    hidden = {token_id: text for token_id, text in base if token_id >= len(speakable) or not speakable[token_id]}
+    pieces = [piece for piece, _ in vocab] if isinstance(vocab, list) else list(vocab)
+    ids = np.arange(len(pieces)) if isinstance(vocab, list) else np.fromiter(vocab.values(), np.int64, len(pieces))
+    in_texts = np.zeros(max(int(ids.max(initial=-1)) + 1, len(speakable)), dtype=np.bool_)
+    in_texts[: len(speakable)] = speakable
+    hidden = {int(ids[at]): pieces[at] for at in np.flatnonzero(~in_texts[ids]).tolist()}
     base_ids = _hide(model, hidden)
     if "dropout" in model:
         model["dropout"] = None
@@ -107,6 +110,8 @@ def _hide(model: dict[str, Any], hidden: Mapping[int, str]) -> dict[int, int]:
     if isinstance(vocab, list):
         return _hide_pieces(model, hidden)
     names = {text: _hidden(token_id) for token_id, text in hidden.items()}
+    if not names and max(vocab.values(), default=-1) + 1 == len(vocab):
+        return {}
     renamed = {names.get(text, text): token_id for text, token_id in vocab.items()} if names else dict(vocab)
     order = sorted(renamed.values())
     moved = {in_copy: in_file for in_copy, in_file in enumerate(order) if in_copy != in_file}
@@ -118,7 +123,9 @@ def _hide(model: dict[str, Any], hidden: Mapping[int, str]) -> dict[int, int]:
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
     if names and model.get("merges"):
-        model["merges"] = _merges_without(model["merges"], names, str(model.get("continuing_subword_prefix") or ""))
+        prefix = str(model.get("continuing_subword_prefix") or "")
+        left = _merges_without(listed_merges(model), names, prefix)
+        model["merges"] = Merges(merges_value(left), paired=isinstance(left[0], list)) if left else []
     return moved
 
 
@@ -177,6 +184,7 @@ def without_prefix(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _SEAM = re.compile(rf"(?<=<)(?=0x[0-9A-Fa-f]{{2}}>)|(?<={NONCHARACTER})")
+_BATCH = 4096
 _SPACE = re.compile(r"\s")
 _CANNOT_ENCODE = "tokenizers cannot encode with this tokenizer.json"
 
@@ -274,14 +282,17 @@ class JsonEncoder:
         return [token for part in parts for token in part]
 
     def _run(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-        clean = [_scalar(text) for text in texts]
-        with refused(_CANNOT_ENCODE, VocabularyError):
-            encodings = tokenizer.encode_batch_fast(clean, add_special_tokens=False)
+        rows: list[list[int]] = []
+        # An encoding takes 1 KB, whatever the text: forty thousand at a time would be a tenth of a build's memory.
+        for first in range(0, len(texts), _BATCH):
+            clean = [_scalar(text) for text in texts[first : first + _BATCH]]
+            with refused(_CANNOT_ENCODE, VocabularyError):
+                rows += [encoding.ids for encoding in tokenizer.encode_batch_fast(clean, add_special_tokens=False)]
         if not self._ids:
-            return [encoding.ids for encoding in encodings]
+            return rows
         file_id = self._ids.get
-        in_file = ([file_id(token, token) for token in encoding.ids] for encoding in encodings)
-        return [[token for token in ids if token >= 0] for ids in in_file]
+        in_file = ([file_id(token, token) for token in row] for row in rows)
+        return [[token for token in row if token >= 0] for row in in_file]
 
     def normalize(self, text: str) -> str:
         """Returns what the file's normaliser makes of a stretch of text without spaces."""
@@ -433,4 +444,4 @@ def _scalar(text: str) -> str:
 
 def _load(data: Mapping[str, Any]) -> Tokenizer:
     with refused("tokenizers does not accept this tokenizer.json", VocabularyError):
-        return Tokenizer.from_str(json.dumps(data, ensure_ascii=False))
+        return Tokenizer.from_buffer(to_json(data))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import VocabularyError
 from ..limits import MAX_GROWTH, MAX_ID, MAX_PATTERN
 from ..sources.presets import AddedToken
+from .json_blocks import Merges, merges_value
 from .parsed import Stated
 from .spelling import ByteFallback, ByteLevel, Replace, Spelling, Step, Suffix, Unspaced, WordPieces
 
@@ -43,7 +44,7 @@ def check_shape(data: Mapping[str, Any], name: str) -> None:
     _expect(model.get("merges"), _is_list_or_none, "merges of the model in", name, "a list")
     _expect(data.get("added_tokens"), _is_list_or_none, "added_tokens of", name, "a list")
     if model.get("continuing_subword_prefix"):
-        _check_continuations(model.get("merges") or (), model["continuing_subword_prefix"], name)
+        _check_continuations(listed_merges(model), model["continuing_subword_prefix"], name)
     for entry in data.get("added_tokens") or ():
         if not isinstance(entry, dict) or not _is_index(entry.get("id")) or not isinstance(entry.get("content"), str):
             raise VocabularyError(f"{name} has an added token without an id or a content: {entry!r:.80}")
@@ -61,6 +62,12 @@ def model_type(model: Mapping[str, Any]) -> str:
     if isinstance(model["vocab"], list):
         return "Unigram"
     return "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
+
+
+def listed_merges(model: Mapping[str, Any]) -> Sequence[Any]:
+    """The model's merges as the file's JSON has them; none where it has no list."""
+    merges = model.get("merges")
+    return merges.parsed() if isinstance(merges, Merges) else merges or ()
 
 
 def parts_of(merge: Any) -> tuple[str, str]:
@@ -173,7 +180,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _is_list_or_none(value: Any) -> bool:
-    return value is None or isinstance(value, list)
+    return value is None or isinstance(value, (list, Merges))
 
 
 def _is_index(value: Any) -> bool:
@@ -373,8 +380,7 @@ def stated_model(model: Mapping[str, Any], text: NDArray[np.bool_], added: Mappi
     merges = model.get("merges")
     if merges is None:
         return {}
-    lines = ["\0".join(merge) if isinstance(merge, list) else merge.replace(" ", "\0", 1) for merge in merges]
-    return {"merges": ("bpe", "\0\0".join(lines).encode("utf-8", "surrogatepass"))}
+    return {"merges": ("bpe", merges_value(merges))}
 
 
 def _model_options(model: Mapping[str, Any], *, byte_level: bool) -> dict[str, Any]:

@@ -169,6 +169,15 @@ def _base_tokens(data: dict[str, Any], name: str) -> Iterator[tuple[int, str]]:
         return
     if not isinstance(vocab, dict):
         raise VocabularyError(f"the vocabulary of {name} is neither a table nor a list of pieces")
+    ids = list(vocab.values())
+    # All at once, and one by one only where a sentence must say which entry is wrong.
+    if (
+        set(map(type, ids)) <= {int}
+        and len(set(ids)) == len(ids)
+        and 0 <= min(ids, default=0) <= max(ids, default=0) <= MAX_ID
+    ):
+        yield from zip(ids, vocab, strict=True)
+        return
     seen: dict[int, str] = {}
     for text, token_id in vocab.items():
         if type(token_id) is not int or not 0 <= token_id <= MAX_ID:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from time import monotonic
 from typing import overload
 
@@ -111,8 +112,14 @@ def _rewrite(text: str, step: Step, until: float | None) -> str:
 def spell_all(tokens: Iterable[str], spelling: Spelling) -> list[bytes]:
     """`spell` for every token; the two common spellings take a shorter path with the same result."""
     if spelling.steps == (ByteLevel(),):
-        spelled = ((token, bytes_of(token)) for token in tokens)
-        return [utf8(token) if data is None else data for token, data in spelled]
+        texts = list(tokens)
+        data = bytes_of("".join(texts))
+        if data is not None:
+            # Every character is one byte, so that the bytes are cut where the strings were.
+            ends = list(accumulate(map(len, texts), initial=0))
+            return [data[start:end] for start, end in pairwise(ends)]
+        spelled = ((token, bytes_of(token)) for token in texts)
+        return [utf8(token) if alone is None else alone for token, alone in spelled]
     until = monotonic() + MAX_PATTERN_SECONDS
     return [spell(token, spelling, until=until) for token in tokens]
 

@@ -172,7 +172,10 @@ class Vocab:
     @cached_property
     def highest_text_id(self) -> dict[bytes, int]:
         """Surface -> highest id of kind text; equal to the lowest where the surface is unique."""
-        return self._id_by_surface(self.ids_of(Kind.TEXT))
+        ids = self.ids_of(Kind.TEXT)
+        if len(self.lowest_text_id) == int((self.surfaces.lengths[ids] > 0).sum()):
+            return self.lowest_text_id
+        return self._id_by_surface(ids)
 
     @cached_property
     def written_text_id(self) -> dict[bytes, int]:
@@ -180,6 +183,8 @@ class Vocab:
 
         A model has learnt what its encoder writes. Another id with the same surface stands for nothing that it read.
         """
+        if self.highest_text_id is self.lowest_text_id:
+            return self.lowest_text_id
         table = dict(self.lowest_text_id)
         repeated = [surface for surface, token_id in self.highest_text_id.items() if table[surface] != token_id]
         texts = [surface.decode("utf-8", "ignore") for surface in repeated]
