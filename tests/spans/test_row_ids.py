@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from families import FAMILIES_AND_WORDY
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
@@ -67,46 +67,6 @@ def student_ids(spans: Spans, row: int = 0) -> list[int]:
 def chat_ids(vocab: Vocab, chat: list[dict[str, Any]], template: str = CHATML, **options: Any) -> list[int]:
     templates = {"student_template": template, "teacher_template": template}
     return student_ids(align_chats([chat], student=vocab, teacher=vocab, **templates, **options))
-
-
-@pytest.mark.parametrize("name", FAMILIES_AND_WORDY)
-def test_every_familys_texts_have_the_ids_of_its_file(name: str) -> None:
-    family = FAMILIES_AND_WORDY[name]
-    vocab, data = family.vocab(), {**family.data(), "post_processor": None, "truncation": None, "padding": None}
-    original = Tokenizer.from_str(json.dumps(data))
-    controls = vocab.controls
-
-    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
-    @given(st.lists(text_of(), min_size=1, max_size=4))
-    def holds(texts: list[str]) -> None:
-        texts = [text for text in texts if not any(control in text for control in controls)] or ["a"]
-        spans = align_texts(texts, student=vocab, teacher=vocab)
-        for row, text in enumerate(texts):
-            ids = original.encode(text, add_special_tokens=False).ids
-            assert student_ids(spans, row) == [token_id for token_id in ids if token_id < len(vocab)]
-
-    holds()
-
-
-@pytest.mark.parametrize("name", FAMILIES_AND_WORDY)
-def test_every_familys_chats_have_the_ids_of_its_file(name: str) -> None:
-    family = FAMILIES_AND_WORDY[name]
-    data = {**family.data(), "post_processor": None, "truncation": None, "padding": None}
-    vocab = family.vocab()
-    original = Tokenizer.from_str(json.dumps(data))
-    marks = sorted(vocab.controls)[:2] or [""]
-    template = "{% for m in messages %}" + marks[0] + "{{ m.role }}\n{{ m.content }}" + marks[-1] + "\n{% endfor %}"
-
-    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
-    @given(st.lists(text_of(), min_size=1, max_size=4))
-    def holds(texts: list[str]) -> None:
-        texts = [text for text in texts if not any(control in text for control in vocab.controls)]
-        chat = [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]
-        written = "".join(f"{marks[0]}{m['role']}\n{m['content']}{marks[-1]}\n" for m in chat)
-        ids = original.encode(written, add_special_tokens=False).ids
-        assert chat_ids(vocab, chat, template) == ids
-
-    holds()
 
 
 FLAGS = st.fixed_dictionaries({flag: st.booleans() for flag in ("lstrip", "rstrip", "single_word")})
