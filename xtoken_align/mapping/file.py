@@ -412,13 +412,15 @@ def _opened(path: Path) -> Iterator[_Opened]:
                     infos[info.orig_filename] = info
                 yield _Opened(file, archive, infos, size, sealed)
         except ArtifactError as error:
-            raise ArtifactError(f"{path}: {error}") from error
+            foreign = _foreign(file)
+            sentence = str(error) if foreign is None else f"expected a mapping file, found {foreign}"
+            raise ArtifactError(f"{path}: {sentence}") from error
 
 
 def _foreign(file: IO[bytes]) -> str | None:
     """What a file is in which another program may keep a mapping, by its first bytes; None for anything else."""
-    head = file.read(1 << 12)
     file.seek(0)
+    head = file.read(1 << 12)
     # A file of torch.save is a zip file, too, and begins with the member that says what is in it.
     if head.startswith(_FIRST_RECORD) and b"/data.pkl" in head[:256]:
         table = b"likelihoods" in head and b"indices" in head
@@ -436,8 +438,6 @@ def _check_end(file: IO[bytes]) -> tuple[int, bool]:
     Returns:
         The file's size, and whether it ends in a seal, right or wrong.
     """
-    if (foreign := _foreign(file)) is not None:
-        raise ArtifactError(f"expected a mapping file, found {foreign}")
     size = file.seek(0, io.SEEK_END)
     file.seek(max(size - SEAL_BYTES, 0))
     sealed = size >= SEAL_BYTES and file.read(len(_SEAL_LABEL)) == _SEAL_LABEL
