@@ -28,7 +28,8 @@ from xtoken_align import align_ids, build
 from xtoken_align.losses import XTokenLoss
 from xtoken_align.vocab.kinds import Kind
 
-BATCHES = 2 * len(FEATURES)
+BATCHES = range(0, 2 * len(FEATURES), 2)
+"""Every second seed: the number of features is odd, so that each comes once."""
 BEST = (1, 3, 1000)
 """Of how many tokens a teacher is known; the last is more than there are."""
 
@@ -54,14 +55,13 @@ def assert_twins(case: Case, truth: Called, teacher: Any, **options: Any) -> Non
 def test_values_and_gradients_are_the_slow_ones(kind: str) -> None:
     every = options_of(kind)
     found = 0
-    batches = len(FEATURES) if kind in {*SORTED, "alm"} else BATCHES
-    for seed in range(batches):
+    for seed in BATCHES:
         case = batch(seed)
         options = every[(seed + seed // len(FEATURES)) % len(every)] | {"temperature": 1.0 + (seed % 3) / 2}
         truth = slow(case, case.student_logits, case.teacher_logits, labels=possible_labels(case), **options)
         assert_twins(case, truth, case.teacher_logits.double(), **options)
         found += bool(truth.kd)
-    assert found > batches // 2
+    assert found > len(BATCHES) // 2
 
 
 @pytest.mark.parametrize("options", [one for one in options_of(*KINDS) if len(one) > 2], ids=name_of)
@@ -86,7 +86,7 @@ def test_every_divergence_is_the_slow_one(kind: str, measure: dict[str, Any]) ->
     every = [one for one in options_of(kind) if one.get("normalize") != "none"]
     differs = 0
     shift = 2 * MEASURES.index(measure)
-    for seed in range(shift, shift + 6):
+    for seed in range(shift, shift + 3):
         # In turn: logits, the reference's tables, and where the kind reads it a teacher whose best tokens are known.
         partial = seed % 3 == 2 and kind not in SORTED
         case = case_of(seed) if partial else batch(seed)
@@ -97,7 +97,7 @@ def test_every_divergence_is_the_slow_one(kind: str, measure: dict[str, Any]) ->
         assert_twins(case, truth, teacher, **options, **measure, implementation=how)
         assert truth.kd >= 0
         differs += not torch.isclose(truth.kd, fast(case, case.student_logits, teacher, **options).kd.double())
-    assert differs > 3
+    assert differs > 1
 
 
 FORMS_OF_C_KL = [
@@ -143,7 +143,7 @@ def test_the_first_form_of_c_kl_has_the_values_that_it_had(seed: int, values: tu
 @pytest.mark.parametrize("kind", PARTIAL)
 def test_teachers_of_which_the_best_tokens_are_known_are_the_slow_ones(kind: str) -> None:
     every = [one for one in options_of(kind) if one.get("top_k") != 1000]
-    for seed in range(BATCHES):
+    for seed in BATCHES:
         case = case_of(seed)
         teacher = top_k_of(case, BEST[seed % len(BEST)])
         options = every[(seed + seed // len(FEATURES)) % len(every)] | {"temperature": 1.0 + (seed % 2)}
@@ -191,7 +191,7 @@ def test_the_reference_is_the_slow_ones_too(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", PARTIAL)
 def test_the_reference_reads_teachers_of_which_the_best_tokens_are_known(kind: str) -> None:
-    for seed in range(0, BATCHES, 3):
+    for seed in BATCHES[::2]:
         case = case_of(seed)
         teacher = top_k_of(case, BEST[seed % len(BEST)])
         options = {"kind": kind, "temperature": 1.0 + (seed % 2)}

@@ -79,10 +79,10 @@ def start(code: str, store: Path) -> subprocess.Popen[str]:
     )
 
 
-def test_eight_processes_that_build_one_pair_at_once_all_succeed(tmp_path: Path) -> None:
-    processes = [start(ONCE, tmp_path) for _ in range(8)]
+def test_four_processes_that_build_one_pair_at_once_all_succeed(tmp_path: Path) -> None:
+    processes = [start(ONCE, tmp_path) for _ in range(4)]
     ends = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 8, [stderr for _, stderr in ends]
+    assert [process.returncode for process in processes] == [0] * 4, [stderr for _, stderr in ends]
     assert len({stdout for stdout, _ in ends}) == 1
     (file,) = tmp_path.glob("*/*.npz")
     load_mapping(file)
@@ -103,10 +103,10 @@ def test_a_build_that_is_killed_at_any_moment_leaves_only_whole_mappings(tmp_pat
     assert len(list(tmp_path.glob("*/*.npz"))) == whole
 
 
-def test_sixteen_processes_that_ask_for_one_pair_at_once_build_it_once(tmp_path: Path) -> None:
-    processes = [start(ASKED, tmp_path) for _ in range(16)]
+def test_eight_processes_that_ask_for_one_pair_at_once_build_it_once(tmp_path: Path) -> None:
+    processes = [start(ASKED, tmp_path) for _ in range(8)]
     ends = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 16, [stderr for _, stderr in ends]
+    assert [process.returncode for process in processes] == [0] * 8, [stderr for _, stderr in ends]
     lines = [line for stdout, _ in ends for line in stdout.split()]
     assert lines.count("built") == 1
     assert len(set(lines)) == 2
