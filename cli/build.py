@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import direction, print_json, stdout_console, steps, tokenizers
+from .console import direction, print_json, stdout_console, steps, store_option, tokenizers
 
 if TYPE_CHECKING:
     from ..mapping.mapping import Mapping
@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write this file instead of into the store."
 )
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The store's folder. [default: $XTOKEN_ALIGN_STORE, else the user's data folder]",
-)
+@store_option
 @click.option("--name", help="The mapping's name in the store. [default: STUDENT--TEACHER]")
 @click.option("--top-k", type=int, default=4, show_default=True, help="Pieces of a decomposition that get weights.")
 @click.option("--lead", type=float, default=0.9, show_default=True, help="Weight of the first piece.")

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from rich.segment import Segment
 
 
+store_option = click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The store's folder. [default: $XTOKEN_ALIGN_STORE, else the user's data folder]",
+)
+"""`--store` of the commands that write there."""
+
+
 def tokenizers(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Aliases that begin with what was typed, and files."""
     from ..sources.presets import presets

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import print_json, stderr_console, stdout_console
+from .console import print_json, stderr_console, stdout_console, store_option
 
 if TYPE_CHECKING:
     from ..training import DistillConfig, DistillResult
@@ -24,12 +24,7 @@ _SHOWN = ("loss", "kd", "ce", "agreement", "eval_loss", "eval_kd", "eval_agreeme
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False), metavar="CONFIG")
 @click.option("-o", "--output", metavar="DIR", help="The run's folder, instead of the configuration's `output`.")
 @click.option("--steps", type=int, metavar="N", help="Optimiser steps, instead of `training.max_steps`.")
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The store's folder. [default: $XTOKEN_ALIGN_STORE, else the user's data folder]",
-)
+@store_option
 @click.option("--check", is_flag=True, help="Check the configuration, and do nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import mappings, print_json, stdout_console, steps, tokenizers
+from .console import mappings, print_json, stdout_console, steps, store_option, tokenizers
 
 if TYPE_CHECKING:
     from ..export.transplant import Transplant
@@ -48,12 +48,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the noise in rows that have no pieces.",
 )
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The store's folder. [default: $XTOKEN_ALIGN_STORE, else the user's data folder]",
-)
+@store_option
 @click.option("--force", is_flag=True, help="Replace a model that is in FOLDER.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the folder alone, and no notes.")

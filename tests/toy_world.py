@@ -16,13 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import torch
 from small_vocabs import make_vocab
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE
 
-from xtoken_align import Mapping, Spans, Vocab, align_ids, build
+from xtoken_align import Mapping, Spans, Vocab, align_ids, build, read_vocab
 from xtoken_align.vocab.kinds import Kind
 
 SideName = Literal["student", "teacher"]
@@ -228,3 +230,13 @@ UNCLOSED = {
     ),
 }
 """Worlds in which a token's decomposition begins with what is no token."""
+
+
+@cache
+def bpe(merges: tuple[str, ...]) -> Vocab:
+    """A real BPE over a, b, c, with `<s>` and `</s>`."""
+    tokens = ["a", "b", "c", *(merge.replace(" ", "") for merge in merges)]
+    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[tuple(merge.split()) for merge in merges]))
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    return read_vocab(tokenizer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,9 @@ from random_batches import random_case, top_k_of
 from slow_divergence import Measure
 from slow_exact import slow_exact
 from small_vocabs import make_vocab
-from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import BPE
-from toy_world import CROSSING, UNCLOSED, WORLDS, ToyWorld, make_world
+from toy_world import CROSSING, UNCLOSED, WORLDS, ToyWorld, bpe, make_world
 
-from xtoken_align import Spans, Vocab, align_ids, build, read_vocab
+from xtoken_align import Spans, align_ids, build
 from xtoken_align.errors import MismatchError, OptionError
 from xtoken_align.losses import Hidden, XTokenLoss
 from xtoken_align.vocab.kinds import Kind
@@ -84,16 +81,6 @@ def test_a_teacher_that_contradicts_itself_and_any_measure_are_the_slow_ones(opt
     world = EVERY["tokens cross"](2)
     teacher = world.logits("teacher", world.random("teacher", 3))
     assert_same_as_slow(world, teacher, some_texts(world, 6), **options)
-
-
-@cache
-def bpe(merges: tuple[str, ...]) -> Vocab:
-    """A real BPE over a, b, c, with `<s>` and `</s>`."""
-    tokens = ["a", "b", "c", *(merge.replace(" ", "") for merge in merges)]
-    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[tuple(merge.split()) for merge in merges]))
-    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
-    return read_vocab(tokenizer)
 
 
 @pytest.mark.parametrize("number", range(len(MERGES)))

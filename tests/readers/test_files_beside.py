@@ -18,7 +18,7 @@ FLAGS = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
 RANKS = b"".join(b"%s %d\n" % (base64.b64encode(bytes([at])), at) for at in range(256))
 
 
-def model_of_sentencepiece() -> bytes:
+def model_of_sentencepiece(**options: bool) -> bytes:
     import io
 
     import sentencepiece
@@ -32,6 +32,7 @@ def model_of_sentencepiece() -> bytes:
         byte_fallback=True,
         hard_vocab_limit=False,
         minloglevel=2,
+        **options,
     )
     return made.getvalue()
 
@@ -242,29 +243,15 @@ def test_a_bpe_behind_white_space_without_marks_loses_no_alignment() -> None:
 
 
 def test_white_space_as_suffix_is_aligned_and_encoded_as_the_library_does(tmp_path: Path) -> None:
-    import io
-
     from xtoken_align import align_texts
 
     sentencepiece = pytest.importorskip("sentencepiece")
-    made = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["hello there world"] * 20),
-        model_writer=made,
-        vocab_size=300,
-        model_type="bpe",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        treat_whitespace_as_suffix=True,
-        minloglevel=2,
-    )
-    (tmp_path / "tokenizer.model").write_bytes(made.getvalue())
+    model = model_of_sentencepiece(treat_whitespace_as_suffix=True)
+    (tmp_path / "tokenizer.model").write_bytes(model)
     vocab, other = read_vocab(tmp_path / "tokenizer.model"), FAMILIES["gpt2"].vocab()
     text = "hello there world"
     spans = align_texts([text], student=vocab, teacher=other)
-    assert spans.student_ids[0].tolist() == sentencepiece.SentencePieceProcessor(model_proto=made.getvalue()).encode(
-        text
-    )
+    assert spans.student_ids[0].tolist() == sentencepiece.SentencePieceProcessor(model_proto=model).encode(text)
     # Where a token may bring a space that the text does not have, a space by itself is no text.
     assert spans.statistics().student_gaps == 0
     assert int(spans.count[0]) == 3

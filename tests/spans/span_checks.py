@@ -19,6 +19,17 @@ from xtoken_align.vocab.kinds import Kind
 
 Rows = tuple[list[int], list[int]]
 
+LLAMA = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+)
+"""Templates of chats as models have them, without what asks for an answer."""
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
 _SAMPLES = (
     *("hello", "World", " the", "12345", "1234567890" * 9, "x = f(y):", "\n", "\n\n", "\r\n", "\t", "  ", " " * 70),
     *("naïve", "e\u0301", "\u0301\u0323", "ﬁ", "Ａ①½", "İ", "ẞſ", "Σς", "привет", "你好世界", "日本語", "한국어", "각"),

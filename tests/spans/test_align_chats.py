@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from span_checks import CHATML, INST, LLAMA
 
 from xtoken_align.errors import OptionError
 from xtoken_align.spans.aligner import align_chats
@@ -14,15 +15,6 @@ from xtoken_align.vocab.vocab import Vocab
 
 Real = Callable[[str], Vocab]
 
-LLAMA = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
-    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
-)
-CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-INST = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
-    "{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
-)
 CHAT = [
     {"role": "user", "content": "user: 2 + 2 = 😊?"},
     {"role": "assistant", "content": "It is 1234."},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from span_checks import any_text, chunk_rows, id_rows, surfaces_of, vocab
+from span_checks import CHATML, INST, LLAMA, any_text, chunk_rows, id_rows, surfaces_of, vocab
 
 from xtoken_align import Vocab
 from xtoken_align.errors import OptionError
@@ -26,24 +26,10 @@ PAIRS = [
     *(("deepseek", "mistral-v3"), ("mistral-v3", "o200k"), ("gpt-oss", "deepseek"), ("llama-3", "j2")),
 ]
 
-LLAMA = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
-    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-THINKING = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}"
-)
+ASKING_LLAMA = LLAMA + "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+ASKING_CHATML = CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+THINKING = CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}"
 BLIND = "{% for m in messages %}<|im_start|>{{ m.role }}:\n{{ m.content }}<|im_end|>\n{% endfor %}"
-INST = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
-    "{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
-)
 CHAT = [
     {"role": "user", "content": "2 + 2 = 😊?"},
     {"role": "assistant", "content": "It is 1234."},
@@ -130,7 +116,7 @@ def test_a_teacher_with_the_same_tokenizer_reads_the_very_ids(real: Real) -> Non
     assert id_rows(spans)[1] == [0, 3, 1, 2, 4, 5]
     # In a chat behind its own template's words.
     side = real("qwen3")
-    collate = SpanCollator(student=side, teacher=side, student_template=CHATML, teacher_template=THINKING)
+    collate = SpanCollator(student=side, teacher=side, student_template=ASKING_CHATML, teacher_template=THINKING)
     prompts = prompts_of(collate, [{"messages": CHAT}], prompt_tokens=1)
     answer = [16, 17, side.controls["<|im_end|>"]]
     own, its = id_rows(spans_of(collate, prompts, [Answer(np.array(answer), ended=True)]))
@@ -210,7 +196,7 @@ def written_answer(vocab_: Vocab, row: list[int], prompt: Prompt, end: str) -> n
     return np.array(row[begun : stop + 1])
 
 
-@pytest.mark.parametrize("templates", [(LLAMA, CHATML), (LLAMA, BLIND), (LLAMA, THINKING)])
+@pytest.mark.parametrize("templates", [(ASKING_LLAMA, ASKING_CHATML), (ASKING_LLAMA, BLIND), (ASKING_LLAMA, THINKING)])
 def test_an_answer_stands_in_each_sides_own_frame(real: Real, templates: tuple[str, str]) -> None:
     ours, theirs = real("llama-3"), real("qwen3")
     collate = SpanCollator(student=ours, teacher=theirs, student_template=templates[0], teacher_template=templates[1])
@@ -242,7 +228,7 @@ def test_an_answer_stands_in_each_sides_own_frame(real: Real, templates: tuple[s
 
 def test_what_a_user_says_is_no_control_token(real: Real) -> None:
     ours, theirs = real("qwen3"), real("llama-3")
-    collate = SpanCollator(student=ours, teacher=theirs, student_template=CHATML, teacher_template=LLAMA)
+    collate = SpanCollator(student=ours, teacher=theirs, student_template=ASKING_CHATML, teacher_template=ASKING_LLAMA)
     (prompt,) = prompts_of(collate, [{"messages": CHAT}], prompt_tokens=5)
     assert prompt.ids.tolist().count(ours.controls["<|im_end|>"]) == 3
 
@@ -250,7 +236,7 @@ def test_what_a_user_says_is_no_control_token(real: Real) -> None:
 def test_a_template_without_a_generation_prompt_leaves_its_space_to_the_student(real: Real) -> None:
     # The template writes a space before an answer, and the student's tokens of words begin with one.
     ours, theirs = real("mistral-v1"), real("qwen3")
-    collate = SpanCollator(student=ours, teacher=theirs, student_template=INST, teacher_template=CHATML)
+    collate = SpanCollator(student=ours, teacher=theirs, student_template=INST, teacher_template=ASKING_CHATML)
     (prompt,) = prompts_of(collate, [{"messages": CHAT}], prompt_tokens=5)
     row = id_rows(collate([{"messages": CHAT}])["spans"].numpy())[0]
     spans = spans_of(collate, [prompt], [Answer(np.array(row[len(prompt.ids) :]), ended=True)])
@@ -263,7 +249,7 @@ def test_a_template_without_a_generation_prompt_leaves_its_space_to_the_student(
 
 def test_the_last_answer_of_a_chat_is_not_looked_at(real: Real) -> None:
     collate = SpanCollator(
-        student=real("llama-3"), teacher=real("qwen3"), student_template=LLAMA, teacher_template=CHATML
+        student=real("llama-3"), teacher=real("qwen3"), student_template=ASKING_LLAMA, teacher_template=ASKING_CHATML
     )
     rows: list[dict[str, Any]] = [
         {"messages": CHAT},
@@ -313,6 +299,6 @@ def test_rows_of_ids_are_continued_where_they_begin_to_count(real: Real, with_ma
 )
 def test_rows_that_nobody_can_continue_are_named(row: dict[str, Any], said: str) -> None:
     side = vocab(["<s>", "a"], roles={"bos": [0]})
-    aligner = Aligner(student=side, teacher=side, student_template=CHATML, teacher_template=CHATML)
+    aligner = Aligner(student=side, teacher=side, student_template=ASKING_CHATML, teacher_template=ASKING_CHATML)
     with pytest.raises(OptionError, match=said):
         prompts_of(aligner, [{"text": "a"}, row], prompt_tokens=1)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from span_checks import CHATML
 
 import xtoken_align.spans.dataset as home
 from xtoken_align.errors import MismatchError, OptionError, SourceError
@@ -23,7 +24,6 @@ from xtoken_align.vocab.vocab import Vocab
 
 Real = Callable[[str], Vocab]
 TEXTS = ["Hello 123, world", "", "naïve 😊", "x = 4567\n"]
-CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 CHAT = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
 FIELDS = (
     "student",

@@ -8,6 +8,7 @@ import pytest
 from families import FAMILIES_AND_WORDY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from span_checks import CHATML
 from tokenizers import Tokenizer, pre_tokenizers
 
 from xtoken_align import Vocab, align_chats, align_texts, read_vocab
@@ -30,7 +31,6 @@ WORDS = [
     "x=1;",
     "\n",
 ]
-CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 
 def text_of() -> st.SearchStrategy[str]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from span_checks import CHATML
 from torch.utils.data import DataLoader
 
 from xtoken_align.errors import OptionError
@@ -16,7 +17,6 @@ from xtoken_align.vocab.vocab import Vocab
 
 Real = Callable[[str], Vocab]
 TEXTS = ["Hello 123, world", "", "naïve 😊", "x = 4567\n"]
-CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 
 def collator(real: Real, **options: object) -> SpanCollator:

@@ -1,4 +1,4 @@
-"""Signals for policy gradients: how much better the teacher likes a chunk than the student that wrote it."""
+"""Log-likelihoods of chunks, and signals for policy gradients: how much better the teacher likes what was written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from ..errors import OptionError
 from ..mapping.mapping import Mapping
-from ..spans.spans import Spans
+from ..spans.spans import Predictions, Spans
 from .checks import check_positions, check_tokenizers
 from .inputs import Hidden, Logits, TopK, compute_dtype, source_of
 from .options import check_floats, check_one_of, check_shape
@@ -21,6 +21,41 @@ _ROUNDING = 1e-2
 
 _ELEMENTS = 1 << 24
 """Logits that are read at a time: 64 MB in float32, which is little beside a batch's logits."""
+
+
+def chunk_log_likelihoods(
+    side: torch.Tensor | Logits | Hidden, predictions: Predictions, which: str, silent: torch.Tensor
+) -> torch.Tensor:
+    """Floats (N,): the log-likelihood of each chunk's tokens, at most 0; NaN where a position has no distribution.
+
+    From hidden states the logits of all predicting positions are made at once: this baseline is not fused.
+
+    Args:
+        side: logits (B, T, V), or hidden states with their head.
+        predictions: tensors on the side's device.
+        which: "student" or "teacher".
+        silent: int64, tokens without a probability.
+    """
+    rows = getattr(predictions, which)
+    logits = _logits_of(side, rows)
+    scores = logits.to(compute_dtype(logits)).index_fill(1, silent, -torch.inf)
+    own = getattr(predictions, f"{which}_tokens").long()
+    # A row without any mass would make NaN of its gradient too.
+    undefined = (scores == -torch.inf).all(dim=1)
+    scores = scores.masked_fill(undefined.unsqueeze(1), 0.0)
+    log_probabilities = scores.log_softmax(dim=1).gather(1, own.unsqueeze(1)).squeeze(1)
+    log_probabilities = log_probabilities.masked_fill(undefined, torch.nan)
+    offsets = getattr(predictions, f"{which}_offsets")
+    chunk = torch.arange(len(offsets) - 1, device=rows.device).repeat_interleave(offsets.diff())
+    return log_probabilities.new_zeros(len(offsets) - 1).index_add(0, chunk, log_probabilities).clamp_max(0)
+
+
+def _logits_of(side: torch.Tensor | Logits | Hidden, rows: torch.Tensor) -> torch.Tensor:
+    if isinstance(side, Hidden):
+        states = side.states.flatten(0, 1).index_select(0, rows)
+        logits = torch.nn.functional.linear(states, side.weight, side.bias) * side.scale
+        return logits if side.softcap is None else side.softcap * torch.tanh(logits / side.softcap)
+    return (side.logits if isinstance(side, Logits) else side).flatten(0, 1).index_select(0, rows)
 
 
 def chunk_advantages(
@@ -103,8 +138,16 @@ def chunk_advantages(
     assert of_student is not None
     ratio = of_teacher - (0 if its_reference is None else its_reference)
     ratio = ratio - (of_student - (0 if own_reference is None else own_reference))
+    return _spread(ratio, spans, spread)
+
+
+def _spread(ratio: torch.Tensor, spans: Spans, spread: Spread) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ratios of chunks, floats (N,), over the student's tokens: what `chunk_advantages` returns.
+
+    Two chunks of one and two tokens with the ratios 3 and 4 give 3 2 2 as shares, and 3 4 4 whole.
+    """
     predictions = spans.torch().predictions()
-    places, offsets = predictions.student.to(device) + 1, predictions.student_offsets.to(device)
+    places, offsets = predictions.student.to(ratio.device) + 1, predictions.student_offsets.to(ratio.device)
     is_finite = ratio.isfinite()
     weighted = torch.where(is_finite, ratio * predictions.weight.to(ratio), 0)
     sizes = offsets.diff()
@@ -112,7 +155,7 @@ def chunk_advantages(
         weighted = weighted / sizes
     shape = tuple(spans.student.shape)
     advantages = weighted.new_zeros(shape)
-    used = torch.zeros(shape, dtype=torch.bool, device=device)
+    used = torch.zeros(shape, dtype=torch.bool, device=ratio.device)
     advantages.view(-1)[places] = weighted.repeat_interleave(sizes)
     used.view(-1)[places] = is_finite.repeat_interleave(sizes)
     return advantages, used

@@ -13,10 +13,9 @@ from collections.abc import Callable
 import torch
 
 from ..errors import OptionError
-from ..spans.spans import Predictions
 from .blocks import Objective, Term, attach, run
 from .divergence import Measure, compare, masked_sorted_distance, normalised, sorted_distance
-from .inputs import Compared, Hidden, Logits, Rows, Source, compute_dtype
+from .inputs import Compared, Rows, Source, compute_dtype
 from .options import (
     IMPLEMENTATIONS,
     check_links,
@@ -671,41 +670,6 @@ def alm(
     values = binary_ce(teacher_log_likelihood.detach(), student_log_likelihood, tau=tau)
     values = values * (row_weights(values, weight) * share_of_row(len(values), weight, reduction))
     return values if reduction == "none" else values.sum()
-
-
-def chunk_log_likelihoods(
-    side: torch.Tensor | Logits | Hidden, predictions: Predictions, which: str, silent: torch.Tensor
-) -> torch.Tensor:
-    """Floats (N,): the log-likelihood of each chunk's tokens, at most 0; NaN where a position has no distribution.
-
-    From hidden states the logits of all predicting positions are made at once: this baseline is not fused.
-
-    Args:
-        side: logits (B, T, V), or hidden states with their head.
-        predictions: tensors on the side's device.
-        which: "student" or "teacher".
-        silent: int64, tokens without a probability.
-    """
-    rows = getattr(predictions, which)
-    logits = _logits_of(side, rows)
-    scores = logits.to(compute_dtype(logits)).index_fill(1, silent, -torch.inf)
-    own = getattr(predictions, f"{which}_tokens").long()
-    # A row without any mass would make NaN of its gradient too.
-    undefined = (scores == -torch.inf).all(dim=1)
-    scores = scores.masked_fill(undefined.unsqueeze(1), 0.0)
-    log_probabilities = scores.log_softmax(dim=1).gather(1, own.unsqueeze(1)).squeeze(1)
-    log_probabilities = log_probabilities.masked_fill(undefined, torch.nan)
-    offsets = getattr(predictions, f"{which}_offsets")
-    chunk = torch.arange(len(offsets) - 1, device=rows.device).repeat_interleave(offsets.diff())
-    return log_probabilities.new_zeros(len(offsets) - 1).index_add(0, chunk, log_probabilities).clamp_max(0)
-
-
-def _logits_of(side: torch.Tensor | Logits | Hidden, rows: torch.Tensor) -> torch.Tensor:
-    if isinstance(side, Hidden):
-        states = side.states.flatten(0, 1).index_select(0, rows)
-        logits = torch.nn.functional.linear(states, side.weight, side.bias) * side.scale
-        return logits if side.softcap is None else side.softcap * torch.tanh(logits / side.softcap)
-    return (side.logits if isinstance(side, Logits) else side).flatten(0, 1).index_select(0, rows)
 
 
 def _log_complement(value: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..mapping.mapping import Side
 from ..spans.spans import IGNORED, Predictions
 from ..spans.units import offsets_of
+from ..vocab.kinds import Kind
 from .chain import Left, Levels, PrefixTree, Reads, find_levels
 from .divergence import Divergence, Measure
 from .tables import Outcomes
@@ -247,6 +249,14 @@ def begin_alike(predictions: Predictions, bins: tuple[Ids, Ids]) -> NDArray[np.b
 def one_to_one(predictions: Predictions) -> NDArray[np.bool_]:
     """Bool (N,), which chunks have one token on each side."""
     return np.asarray((np.diff(predictions.student_offsets) == 1) & (np.diff(predictions.teacher_offsets) == 1))
+
+
+def blank_tokens(side: Side) -> NDArray[np.bool_]:
+    """Which tokens of kinds text and byte have no other bytes than ASCII white space, bool (V,)."""
+    surfaces = side.surfaces
+    seen = offsets_of(~np.isin(surfaces.blob, np.frombuffer(b" \t\n\r\v\f", dtype=np.uint8)))[surfaces.offsets]
+    blank = (surfaces.lengths > 0) & (seen[1:] == seen[:-1])
+    return np.asarray(np.isin(side.kinds, [Kind.TEXT, Kind.BYTE]) & blank)
 
 
 def all_of_chunk(tokens: NDArray[np.bool_], predictions: Predictions) -> NDArray[np.bool_]:

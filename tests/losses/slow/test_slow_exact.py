@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from itertools import product
 
 import numpy as np
@@ -13,11 +12,9 @@ from slow_divergence import Measure
 from slow_exact import Spelling, slow_exact
 from slow_kinds import slow_kind
 from tiny import Tiny, kl
-from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import BPE
-from toy_world import CROSSING, UNCLOSED, WORLDS, ToyWorld, make_world
+from toy_world import CROSSING, UNCLOSED, WORLDS, ToyWorld, bpe, make_world
 
-from xtoken_align import Vocab, align_ids, build, read_vocab
+from xtoken_align import align_ids, build
 from xtoken_align.errors import OptionError
 
 EVERY = {**WORLDS, **CROSSING, **UNCLOSED}
@@ -88,16 +85,6 @@ def test_it_is_zero_by_any_divergence(divergence: str) -> None:
     world = CROSSING["tokens cross"](1)
     values, _ = exact(world, perfect(world), test="whole", measure=Measure(divergence=divergence))
     assert values.abs().max() < 1e-12
-
-
-@cache
-def bpe(merges: tuple[str, ...]) -> Vocab:
-    """A real BPE over a, b, c, with `<s>` and `</s>`."""
-    tokens = ["a", "b", "c", *(merge.replace(" ", "") for merge in merges)]
-    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[tuple(merge.split()) for merge in merges]))
-    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
-    return read_vocab(tokenizer)
 
 
 MERGES = {
