@@ -106,7 +106,7 @@ def labels(text: str, stretches: Any) -> np.ndarray:
 def test_pieces_are_found_in_published_templates(name: str, vocab: Vocab) -> None:
     render = Renderer(vocab, templates_of_trl()[name], "student", {})
 
-    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=12, suppress_health_check=list(HealthCheck))
     @given(chats())
     def holds(chat: list[dict[str, Any]]) -> None:
         pieces = pieces_of(chat)
@@ -140,7 +140,7 @@ def test_no_label_lies_outside_of_what_a_template_says_that_the_assistant_wrote(
     silent = Renderer(vocab, templates_of_trl()[name], "student", {})
     silent.says_generation = False
 
-    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=12, suppress_health_check=list(HealthCheck))
     @given(chats())
     @example(EMPTY_ANSWER_BEFORE_A_THOUGHT)
     def holds(chat: list[dict[str, Any]]) -> None:

@@ -86,6 +86,10 @@ class MultiTeacherLoss(torch.nn.Module):
             if isinstance(other, XTokenLoss) and other.scale is not None and other.training and ce is not None:
                 nothing = torch.zeros_like(ce[0])
                 other.scale.add((nothing, nothing), ce)
+        return self._sum(outputs)
+
+    def _sum(self, outputs: Sequence[LossOutput]) -> LossOutput:
+        """One output of those of all teachers."""
         metrics = {
             f"{name}/{number}": value
             for number, out in enumerate(outputs)
