@@ -97,7 +97,7 @@ def test_every_divergence_is_the_slow_one(kind: str, measure: dict[str, Any]) ->
         assert_twins(case, truth, teacher, **options, **measure, implementation=how)
         assert truth.kd >= 0
         differs += not torch.isclose(truth.kd, fast(case, case.student_logits, teacher, **options).kd.double())
-    assert differs > 1
+    assert differs
 
 
 FORMS_OF_C_KL = [
