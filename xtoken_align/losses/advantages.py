@@ -28,7 +28,8 @@ def chunk_log_likelihoods(
 ) -> torch.Tensor:
     """Floats (N,): the log-likelihood of each chunk's tokens, at most 0; NaN where a position has no distribution.
 
-    From hidden states the logits of all predicting positions are made at once: this baseline is not fused.
+    They have a graph, which ALM needs. From hidden states the logits of all predicting positions are made at once: this
+    baseline is not fused.
 
     Args:
         side: logits (B, T, V), or hidden states with their head.
@@ -122,7 +123,7 @@ def chunk_advantages(
     if mapping is not None:
         check_tokenizers(spans, mapping)
     likelihoods = [
-        None if side is None else _chunk_log_likelihoods(side, spans, which, name, mapping)
+        None if side is None else _likelihoods_of(side, spans, which, name, mapping)
         for side, which, name in (
             (teacher, "teacher", "the teacher"),
             (teacher_reference, "teacher", "the teacher's reference"),
@@ -162,7 +163,7 @@ def _spread(ratio: torch.Tensor, spans: Spans, spread: Spread) -> tuple[torch.Te
 
 
 @torch.no_grad()
-def _chunk_log_likelihoods(side: Any, spans: Spans, which: str, name: str, mapping: Mapping | None) -> torch.Tensor:
+def _likelihoods_of(side: Any, spans: Spans, which: str, name: str, mapping: Mapping | None) -> torch.Tensor:
     """Floats (N,), l(c) of every chunk in use; infinite or NaN where a token's log-probability is."""
     if isinstance(side, TopK):
         raise OptionError(
