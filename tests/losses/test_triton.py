@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
 from gpu import on_device
-from loss_calls import Outcome, by_autograd
+from loss_calls import Outcome, by_autograd, case_of, fast, possible_labels
+from loss_calls import assert_same as assert_same_call
 from test_cpu import CASES, in_place, left_in, outcomes_of
 
 from xtoken_align.errors import XTokenWarning
 from xtoken_align.losses import triton
 from xtoken_align.losses.divergence import Measure
-from xtoken_align.losses.tables import SMALL, Outcomes, log_masses, make_grouping
+from xtoken_align.losses.functional import outcomes_kl, simct
+from xtoken_align.losses.inputs import Rows
+from xtoken_align.losses.tables import Outcomes, log_masses, make_grouping
 
 ON_GPU = torch.cuda.is_available()
 
@@ -31,23 +38,32 @@ pytestmark = [
 ]
 
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+WORLDS = 200
+"""So many random comparisons are held against the formula in float64."""
+TOGETHER = 20
+"""Worlds of one test, which takes a few seconds in the interpreter."""
+MEASURES = [
+    Measure(),
+    Measure(temperature=2.5),
+    Measure("reverse"),
+    Measure("reverse", temperature=0.7),
+    Measure("jsd", 0.3),
+    Measure("jsd", 0.9, temperature=2.5),
+]
 
 
 def crowded() -> Outcomes:
     """Columns with more members than are read at a time, beside small ones."""
-    group = torch.cat([torch.full((1300,), 2), torch.arange(40), torch.full((SMALL + 1,), 5), torch.tensor([7, 7, -1])])
+    group = torch.cat([torch.full((1300,), 2), torch.arange(40), torch.full((33,), 5), torch.tensor([7, 7, -1])])
     teacher = torch.cat([torch.arange(40), torch.full((700,), 7), torch.tensor([-1, -1])])
     sides = [make_grouping(side, 40, torch.ones(len(side), dtype=torch.bool)) for side in (group, teacher)]
-    assert all(len(side.index.large) for side in sides)
     return Outcomes(*sides, None, weigh_by_kept=True)
 
 
 COMPARISONS = {
     "narrow": CASES["narrow"][0],
-    "weighed by what is kept": CASES["weighed by what is kept"][0],
     "one group": CASES["one group"][0],
     "in place": in_place(300, 400, seed=3),
-    "wide": outcomes_of(5000, 6000, 4500, seed=2, weigh=True),
     "crowded": crowded(),
 }
 
@@ -63,14 +79,193 @@ def logits(outcomes: Outcomes, rows: int, scale: float = 3.0) -> list[torch.Tens
 
 
 def by_kernels(
-    student: torch.Tensor, teacher: torch.Tensor, outcomes: Outcomes, *, temperature: float = 1.0
+    student: torch.Tensor, teacher: torch.Tensor, outcomes: Outcomes, measure: Measure | None = None, **options: Any
 ) -> Outcome:
     """With weights of 1, and the gradient in a matrix that held something else."""
     place = torch.full_like(student, 9.0)
     ones = torch.ones(len(student), device=DEVICE)
-    return Outcome(
-        triton.compare_outcomes(student, teacher, outcomes, temperature=temperature, coefficient=ones, out=place), place
+    given = {"measure": measure or Measure(), "coefficient": ones, "out": place, **options}
+    return Outcome(triton.compare_outcomes(student, teacher, outcomes, **given), place)
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """Some rows of two batches, as a loss would hand them in.
+
+    Attributes:
+        outcomes: the table.
+        measure: how outcomes are compared.
+        student: logits of a batch, whose rows may lie apart in memory.
+        teacher: likewise.
+        lines: which rows are compared, in any order, some with labels, some of these with nothing else.
+        weight: floats (N,), of the chunks.
+        both: whether what the teacher cannot have is compared on neither side.
+    """
+
+    outcomes: Outcomes
+    measure: Measure
+    student: torch.Tensor
+    teacher: torch.Tensor
+    lines: triton.Lines
+    weight: torch.Tensor
+    both: bool
+
+
+def batch(source: torch.Generator, rows: int, width: int, dtype: torch.dtype, *, impossible: float) -> torch.Tensor:
+    """Logits with rows that lie apart, of which some are -inf, and now and then a whole row."""
+    made = 3 * torch.randn(rows, width + 3, generator=source)
+    made[torch.rand(made.shape, generator=source) < impossible] = -torch.inf
+    made[torch.rand(rows, generator=source) < impossible / 4] = -torch.inf
+    return made.to(dtype)[:, :width]
+
+
+def world(seed: int) -> World:
+    """One of many: tables, dtypes, divergences, temperatures, impossible tokens, labels and left out tokens vary."""
+    source = torch.Generator().manual_seed(seed)
+    numbers = np.random.default_rng(seed)
+    students, teachers = (int(one) for one in numbers.integers(12, 90, 2))
+    groups = int(numbers.integers(1, min(students, teachers) // 2))
+    table = outcomes_of(students, teachers, groups, seed=seed, weigh=seed % 3 == 0)
+    if seed % 4 == 0:
+        table = in_place(students // 2 * 2, max(students, teachers), seed=seed)
+    widths = len(table.student.group), len(table.teacher.group)
+    dtypes = [triton.DTYPES[seed % 3], triton.DTYPES[seed // 3 % 3]]
+    impossible = 0.1 if seed % 5 == 4 else 0.0
+    chunks, labelled = int(numbers.integers(0, 6)), int(numbers.integers(0, 3))
+    sides = [batch(source, 9, width, dtype, impossible=impossible) for width, dtype in zip(widths, dtypes, strict=True)]
+    label = np.where(numbers.random(chunks + labelled) < 0.5, numbers.integers(0, widths[0], chunks + labelled), -100)
+    label[chunks:] = numbers.integers(0, widths[0], labelled)
+    rows = numbers.permutation(9)[: chunks + labelled]
+    chunk = np.concatenate([numbers.permutation(chunks), np.full(labelled, -1)])
+    columns = table.teacher.group[table.teacher.group < table.teacher.count].unique().numpy()
+    text = np.where(chunk < 0, -1, numbers.choice(columns, chunks + labelled))
+    left: list[triton.Places | None] = [None, None]
+    if seed % 7 == 1 and chunks:
+        left = [
+            (numbers.integers(0, chunks, 4), numbers.integers(0, width, 4)) if side == seed % 2 else None
+            for side, width in enumerate(widths)
+        ]
+    lines = triton.Lines(rows, numbers.integers(0, 9, len(rows)), chunk, label, text, (left[0], left[1]))
+    weight = torch.rand(chunks, generator=source)
+    measure = MEASURES[seed // 9 % len(MEASURES)]
+    return World(table, measure, *sides, lines, weight, both=seed % 6 == 2)
+
+
+Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""What is said of the chunks (6, N), the sum of the cross-entropies, and the gradient of the student's batch."""
+
+LABEL_WEIGHT = 0.7
+
+
+def world_by_kernels(made: World) -> Found:
+    """The gradient is that of float16 in float32, as the losses keep it."""
+    kept = torch.float32 if made.student.dtype == torch.float16 else made.student.dtype
+    out = torch.zeros(made.student.shape, dtype=kept, device=DEVICE)
+    numbers = torch.zeros(6, len(made.weight), device=DEVICE)
+    weight, label_weight = made.weight.to(DEVICE), torch.tensor(LABEL_WEIGHT, device=DEVICE)
+    entropy = triton.compare_rows(
+        made.student.to(DEVICE),
+        made.teacher.to(DEVICE),
+        moved(made.outcomes),
+        made.lines,
+        triton.Wanted(weight, label_weight, out),
+        numbers,
+        measure=made.measure,
+        both=made.both,
     )
+    assert entropy is not None
+    return numbers.cpu(), entropy.cpu(), out.cpu()
+
+
+def world_by_formula(made: World) -> Found:
+    """The formula in float64 and autograd, and torch's cross-entropy."""
+    lines, count = made.lines, len(made.weight)
+    leaf = made.student.double().requires_grad_()
+    # Chunk by chunk, since lines come in any order.
+    own = np.argsort(lines.chunk, kind="stable")[len(lines.chunk) - count :]
+    student, teacher = Rows(leaf[lines.student[own]]), Rows(made.teacher.double()[lines.teacher[own]])
+    places = {int(line): place for place, line in enumerate(own)}
+    sides, lowest = [], torch.tensor(-torch.inf, dtype=torch.float64)
+    groupings = made.outcomes.student, made.outcomes.teacher
+    for side, cells, grouping in zip((student, teacher), lines.left, groupings, strict=True):
+        if cells is not None:
+            row, token = torch.tensor([places[int(line)] for line in cells[0]]), torch.from_numpy(cells[1])
+            inside = grouping.group[token] < grouping.count
+            side = replace(side, scores=side.scores.index_put((row[inside], token[inside]), lowest))
+        sides.append(side)
+    sides[1] = replace(sides[1], text=torch.from_numpy(lines.text[own]))
+    found = (simct if made.both else outcomes_kl)(*sides, made.outcomes, measure=made.measure, looks=False)
+    labelled = np.flatnonzero(lines.label >= 0)
+    entropy = torch.nn.functional.cross_entropy(
+        leaf[lines.student[labelled]], torch.from_numpy(lines.label[labelled]), reduction="sum"
+    )
+    total = (found.value * made.weight.double()).sum() + LABEL_WEIGHT * entropy
+    (gradient,) = torch.autograd.grad(total, leaf)
+    plausible = torch.zeros(count) if found.plausible is None else found.plausible
+    fields = (found.value.detach(), found.agrees, found.dropped, found.empty, found.compared, plausible)
+    return torch.stack([one.double() for one in fields]), entropy.detach(), gradient
+
+
+def fair(made: World) -> World:
+    """The world without labels that the student cannot say, of which the cross-entropy is infinite, or of rows that
+    leave something out, and without simct's form where that is not weighed.
+    """
+    lines = made.lines
+    own = made.student[lines.student, np.maximum(lines.label, 0)] > -torch.inf
+    label = np.where(own.numpy(), lines.label, -100)
+    if lines.left[0] is not None:
+        label[lines.left[0][0]] = -100
+    return replace(made, lines=replace(lines, label=label), both=made.both and not made.outcomes.weigh_by_kept)
+
+
+@pytest.mark.parametrize("first", range(0, WORLDS, TOGETHER))
+def test_random_worlds_are_those_of_the_formula(first: int) -> None:
+    for seed in range(first, first + TOGETHER):
+        made = fair(world(seed))
+        truth = world_by_formula(made)
+        found = world_by_kernels(made)
+        compared = truth[0][4] > 0
+        for field, name in enumerate(("value", "agrees", "dropped", "empty", "compared", "plausible")):
+            if name == "plausible" and made.both:
+                continue
+            # Of chunks that are not compared nobody reads more than that.
+            own = compared if name != "compared" else torch.ones_like(compared)
+            one, other = found[0][field].double()[own], truth[0][field][own]
+            torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6, msg=lambda text, n=name: f"{seed} {n}: {text}")
+        torch.testing.assert_close(found[1].double(), truth[1], rtol=2e-5, atol=1e-6, msg=f"labels of {seed}")
+        rounding = float(torch.finfo(found[2].dtype).eps) if found[2].dtype != torch.float32 else 0.0
+        size = float(truth[2].abs().max())
+        torch.testing.assert_close(
+            found[2].double(),
+            truth[2],
+            rtol=2e-5 + rounding,
+            atol=2e-5 * size + 1e-7,
+            msg=lambda text: f"{seed}: {text}",
+        )
+
+
+def test_equal_inputs_give_equal_bits() -> None:
+    for seed in range(0, 24, 3):
+        one, other = (world_by_kernels(fair(world(seed))) for _ in range(2))
+        for left, right in zip(one, other, strict=True):
+            assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("measure", [Measure(temperature=2.5), Measure("reverse"), Measure("jsd", 0.3)], ids=str)
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_it_is_the_formula_with_autograd(name: str, measure: Measure) -> None:
+    outcomes = moved(COMPARISONS[name])
+    student, teacher = logits(outcomes, 3)
+    coefficient = torch.tensor([1.0, 0.0, 2.5], device=DEVICE)
+    truth = by_autograd(student, teacher, outcomes, measure=measure, coefficient=coefficient)
+    # A part of a wider matrix, since blocks are parts of a batch.
+    place = torch.full((3, student.shape[1] + 5), 9.0, device=DEVICE)
+    options: dict[str, Any] = {"measure": measure}
+    made = triton.compare_outcomes(student, teacher, outcomes, coefficient=coefficient, out=place[:, :-5], **options)
+    assert_same(Outcome(made, place[:, :-5]), truth)
+    assert bool((place[:, -5:] == 9).all())
+    silent = triton.compare_outcomes(student, teacher, outcomes, coefficient=None, out=None, **options)
+    assert torch.equal(silent.value, made.value)
 
 
 def assert_same(made: Any, truth: Any) -> None:
@@ -82,53 +277,24 @@ def assert_same(made: Any, truth: Any) -> None:
     assert torch.equal(made.compared, truth.compared)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
-@pytest.mark.parametrize("name", COMPARISONS)
-def test_it_is_the_formula_with_autograd(name: str, temperature: float) -> None:
-    outcomes = moved(COMPARISONS[name])
-    student, teacher = logits(outcomes, 3)
-    coefficient = torch.tensor([1.0, 0.0, 2.5], device=DEVICE)
-    truth = by_autograd(student, teacher, outcomes, measure=Measure(temperature=temperature), coefficient=coefficient)
-    # A part of a wider matrix, since blocks are parts of a batch.
-    place = torch.full((3, student.shape[1] + 5), 9.0, device=DEVICE)
-    made = triton.compare_outcomes(
-        student, teacher, outcomes, temperature=temperature, coefficient=coefficient, out=place[:, :-5]
-    )
-    assert_same(Outcome(made, place[:, :-5]), truth)
-    assert bool((place[:, -5:] == 9).all())
-    silent = triton.compare_outcomes(student, teacher, outcomes, temperature=temperature, coefficient=None, out=None)
-    assert torch.equal(silent.value, made.value)
-
-
-@pytest.mark.parametrize("name", ["narrow", "in place", "crowded"])
-def test_what_rows_leave_out_is_impossible(name: str) -> None:
-    outcomes = COMPARISONS[name]
-    left = [tuple(cells.to(DEVICE) for cells in side) for side in left_in(outcomes)]
-    outcomes = moved(outcomes)
-    sides = logits(outcomes, 3)
-    lowest = torch.tensor(-torch.inf, device=DEVICE)
-    without = [side.index_put(cells, lowest) for side, cells in zip(sides, left, strict=True)]
-    coefficient = torch.tensor([1.0, 0.5, 2.5], device=DEVICE)
-    measure = Measure(temperature=1.5)
-    truth = by_autograd(*without, outcomes, measure=measure, coefficient=coefficient)
-    place = torch.full_like(sides[0], 9.0)
-    text = outcomes.teacher.group[outcomes.teacher.group < outcomes.teacher.count][[3, 5, 7]]
-    made = triton.compare_outcomes(
-        *sides, outcomes, temperature=1.5, coefficient=coefficient, out=place, left=tuple(left), text=text
-    )
-    for one, other in ((made.value, truth.value), (place, truth.gradient)):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
-    masses = log_masses(without[1], outcomes.teacher)
-    expected = (masses.gather(1, text[:, None]).squeeze(1) - masses.amax(1)).exp()
-    torch.testing.assert_close(made.plausible, expected, rtol=1e-4, atol=0)
-
-
-def test_equal_inputs_give_equal_bits() -> None:
-    outcomes = moved(COMPARISONS["crowded"])
-    student, teacher = logits(outcomes, 2)
-    one, other = (by_kernels(student, teacher, outcomes) for _ in range(2))
-    assert torch.equal(one.value, other.value)
-    assert torch.equal(one.gradient, other.gradient)
+def test_what_rows_leave_out_is_impossible() -> None:
+    for name in ("narrow", "in place", "crowded"):
+        outcomes = COMPARISONS[name]
+        left = [tuple(cells.to(DEVICE) for cells in side) for side in left_in(outcomes)]
+        outcomes = moved(outcomes)
+        sides = logits(outcomes, 3)
+        lowest = torch.tensor(-torch.inf, device=DEVICE)
+        without = [side.index_put(cells, lowest) for side, cells in zip(sides, left, strict=True)]
+        measure, before = Measure(temperature=1.5), [side.clone() for side in sides]
+        truth = by_autograd(*without, outcomes, measure=measure, coefficient=torch.ones(3, device=DEVICE))
+        text = outcomes.teacher.group[outcomes.teacher.group < outcomes.teacher.count][[3, 5, 7]]
+        made = by_kernels(*sides, outcomes, measure, left=tuple(left), text=text)
+        for one, other in ((made.value, truth.value), (made.gradient, truth.gradient)):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+        masses = log_masses(without[1], outcomes.teacher)
+        expected = (masses.gather(1, text[:, None]).squeeze(1) - masses.amax(1)).exp()
+        torch.testing.assert_close(made.plausible, expected, rtol=1e-4, atol=0)
+        assert all(map(torch.equal, sides, before))
 
 
 def test_distant_logits_keep_their_digits() -> None:
@@ -138,56 +304,75 @@ def test_distant_logits_keep_their_digits() -> None:
     assert_same(by_kernels(student, teacher, outcomes), truth)
 
 
-def test_an_outcome_that_the_teacher_cannot_have_costs_nothing() -> None:
-    outcomes = moved(COMPARISONS["narrow"])
-    student, teacher = logits(outcomes, 2)
-    teacher[1, 5] = -torch.inf
-    coefficient = torch.ones(2, device=DEVICE)
-    assert_same(
-        by_kernels(student, teacher, outcomes),
-        by_autograd(student, teacher, outcomes, measure=Measure(), coefficient=coefficient),
-    )
-
-
-def test_what_only_autograd_can_do_gives_no_finite_number() -> None:
-    outcomes = moved(COMPARISONS["narrow"])
-    token = int(outcomes.student.index.source[outcomes.student.index.source < len(outcomes.student.group)].max())
-    for side, places in ((0, [token]), (0, slice(None)), (1, slice(None))):
-        both = logits(outcomes, 2)
-        both[side][1, places] = -torch.inf
-        made = triton.compare_outcomes(*both, outcomes, temperature=1.0, coefficient=None, out=None)
-        assert made.value.isfinite().tolist() == [True, False]
-
-
-@pytest.mark.parametrize("lowest", [torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min, -1e30])
-def test_a_row_of_the_lowest_numbers_has_no_value(lowest: float) -> None:
+@pytest.mark.parametrize("lowest", [torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min, -1e30, -torch.inf])
+def test_a_row_of_the_lowest_numbers_is_not_compared(lowest: float) -> None:
     outcomes = moved(COMPARISONS["in place"])
     for side in (0, 1):
         both = logits(outcomes, 2)
         both[side][1] = lowest
-        made = triton.compare_outcomes(*both, outcomes, temperature=1.0, coefficient=None, out=None)
-        assert made.value.isfinite().tolist() == [True, False]
+        made = by_kernels(*both, outcomes)
+        assert made.compared.tolist() == [True, False]
+        assert made.value[1] == 0
+        assert not made.gradient[1].any()
+        assert made.value[0] > 0
 
 
 def test_what_is_no_number_is_seen() -> None:
-    outcomes = moved(COMPARISONS["crowded"])
-    for side, grouping in enumerate((outcomes.student, outcomes.teacher)):
-        for token in (grouping.index.shared_head[0], grouping.index.member[0], grouping.index.member[-1]):
-            both = logits(outcomes, 2)
-            both[side][1, token] = torch.nan
-            made = triton.compare_outcomes(*both, outcomes, temperature=1.0, coefficient=None, out=None)
-            assert made.value.isfinite().tolist() == [True, False]
-            assert by_autograd(*both, outcomes, measure=Measure()).value.isfinite().tolist() == [True, False]
+    outcomes = moved(COMPARISONS["narrow"])
+    for measure in (Measure(), Measure("reverse"), Measure("jsd", 0.3)):
+        for side, grouping in enumerate((outcomes.student, outcomes.teacher)):
+            for token in (int(grouping.index.shared_head[0]), int(grouping.index.member[-1])):
+                both = logits(outcomes, 2)
+                both[side][1, token] = torch.nan
+                made = by_kernels(*both, outcomes, measure)
+                assert made.value.isfinite().tolist() == [True, False]
+                assert by_autograd(*both, outcomes, measure=measure).value.isfinite().tolist() == [True, False]
+
+
+def test_no_rows_are_no_work_and_one_row_is_a_batch() -> None:
+    outcomes = moved(COMPARISONS["narrow"])
+    for rows in (0, 1):
+        student, teacher = logits(outcomes, rows)
+        made = by_kernels(student, teacher, outcomes)
+        assert made.value.shape == (rows,)
+        assert made.gradient.shape == student.shape
+    truth = by_autograd(student, teacher, outcomes, measure=Measure(), coefficient=torch.ones(1, device=DEVICE))
+    assert_same(made, truth)
+
+
+@pytest.mark.parametrize("kind", ["partition-kl", "c-kl", "p-kl", "h-kl", "strict", "bpm", "escd", "simct"])
+def test_a_loss_by_kernels_is_the_processors(kind: str) -> None:
+    for seed, dtype in ((3, torch.float32), (4, torch.bfloat16), (5, torch.float16)):
+        case = case_of(seed, dtype=torch.float32, infinities=0.2 if seed == 4 else 0.0)
+        sides = [on_device(side.to(dtype), DEVICE) for side in (case.student_logits, case.teacher_logits)]
+        labels, options = possible_labels(case), {"kind": kind, "temperature": 1.5}
+        made = fast(case, *sides, labels=on_device(labels, DEVICE), implementation="triton", **options)
+        truth = fast(case, *(side.cpu().double() for side in sides), labels=labels, **options)
+        rtol = 2e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+        assert_same_call(made, truth, rtol=rtol, atol=2e-6)
 
 
 def test_it_is_known_whether_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert triton.kernels_work(DEVICE)
-    triton.kernels_work.cache_clear()
+    assert not triton.kernels_work(DEVICE, torch.float64)
 
     def broken(*_: Any) -> None:
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(triton, "_shared_masses", broken)
-    with pytest.warns(XTokenWarning, match="plain path"):
-        assert not triton.kernels_work(DEVICE)
+    for name, instead, words in (
+        ("_joint_masses", broken, "C compiler.*plain path"),
+        ("_divergence", 0, "miss the plain form's numbers"),
+    ):
+        triton.kernels_work.cache_clear()
+        with monkeypatch.context() as patch, pytest.warns(XTokenWarning, match=words):
+            patch.setattr(triton._Launch, name, instead)
+            assert not triton.kernels_work(DEVICE)
     triton.kernels_work.cache_clear()
+
+
+def test_a_factor_of_one_and_others_scale_in_place() -> None:
+    for factor in (1.0, 0.5):
+        values = torch.arange(5000.0, device=DEVICE).bfloat16()
+        expected = values * factor
+        triton.multiply(values, torch.tensor(factor, device=DEVICE))
+        assert torch.equal(values, expected)

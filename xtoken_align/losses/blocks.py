@@ -8,8 +8,9 @@ outcomes has faster ways, `cpu` and `triton`, which write the same gradient in p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,12 @@ class Term:
     Attributes:
         formula: `(student: Rows, teacher: Rows, table, *, measure, looks) -> Compared`.
         table: what it compares.
+        both: whether an outcome that the teacher cannot have is compared on neither side.
     """
 
     formula: Callable[..., Compared]
     table: Table
+    both: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +82,6 @@ class Result:
         plausible: the teacher's mass on the text's outcome over that on its likeliest, where that is asked.
         cross_entropy: scalar, summed over the labels.
         gradients: of the logits or hidden states, the head, its bias and the links' log weights; None where not wanted.
-        by_kernels: whether Triton's kernels made some values, which are no finite numbers where they cannot.
     """
 
     value: torch.Tensor
@@ -90,17 +92,21 @@ class Result:
     plausible: torch.Tensor
     cross_entropy: torch.Tensor
     gradients: list[torch.Tensor | None]
-    by_kernels: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """What stays the same from block to block; `result` and `gradients` are filled."""
+    """What stays the same from block to block; `result` and `gradients` are filled.
+
+    `numbers` (6, N) holds the result's numbers per chunk. With `kernels` Triton's compare the first term's outcomes.
+    """
 
     student: Source
     teacher: Source
     objective: Objective
     path: str
+    kernels: bool
+    numbers: torch.Tensor
     chunk_weight: torch.Tensor
     label_weight: torch.Tensor | None
     gradients: Gradients | None
@@ -130,37 +136,46 @@ def run(
         wanted: whether the gradient of states, head, bias and links is.
     """
     dtype, device = compute_dtype(student.states), student.states.device
-    per_chunk: dict[str, Any] = {
-        name: torch.zeros(len(chunk_weight), dtype=dtype, device=device)
-        for name in ("value", "agrees", "dropped", "empty", "compared", "plausible")
-    }
-    result = Result(**per_chunk, cross_entropy=torch.zeros((), dtype=dtype, device=device), gradients=[None] * 4)
+    numbers = torch.zeros(6, len(chunk_weight), dtype=dtype, device=device)
+    result = Result(*numbers, torch.zeros((), dtype=dtype, device=device), gradients=[None] * 4)
     compared, links = _with_leaf(objective) if wanted[3] else (objective, None)
     lift = _lift(student, chunk_weight, label_weight)
+    path = _path(objective.implementation, student, teacher)
+    kernels = path == "triton" and _suits_kernels(compared, teacher)
+    lines = None
+    if kernels and _whole(compared, student, teacher, blocks):
+        lines = triton.lines_of(blocks, in_batch=True, labels=label_weight is not None)
+        blocks = tuple(_without_rows(blocks))
     firsts = _firsts([block.student_rows for block in blocks]), _firsts([block.teacher_rows for block in blocks])
+    if lines is not None:
+        # What is left is added to what level one has written.
+        firsts = [-1] * len(blocks), firsts[1]
     gradients = None
     if any(wanted):
         written = [block.student_rows for block, first in zip(blocks, firsts[0], strict=True) if first >= 0]
+        if lines is not None:
+            written = [lines.student]
+        elif student.states.dtype != dtype:
+            written = []
         gradients = new_gradients(student, written, weight=wanted[1], bias=wanted[2], links=links)
     pass_ = _Pass(
         student,
         teacher,
         compared,
-        path=_path(objective.implementation, device, dtype),
+        path=path,
+        kernels=kernels,
+        numbers=numbers,
         chunk_weight=chunk_weight * lift,
         label_weight=None if label_weight is None else label_weight * lift,
         gradients=gradients,
         result=result,
     )
     with torch.autocast(device.type, enabled=False):
+        if lines is not None:
+            out = None if gradients is None else gradients.states
+            _compare_lines(lines, student.states, teacher.states, pass_, out)
         for block, student_first, teacher_first in zip(blocks, *firsts, strict=True):
             _run_block(block, student_first, teacher_first, pass_)
-    # Where an outcome is impossible the kernels give no finite number. That is looked at once, since looking waits for
-    # the device.
-    if result.by_kernels and not bool(result.value.isfinite().all()):
-        del result, gradients, pass_
-        plain = replace(objective, implementation="reference")
-        return run(student, teacher, plain, blocks, chunk_weight, label_weight, wanted)
     if gradients is not None:
         result.gradients = [gradients.states, gradients.weight, gradients.bias, gradients.links]
         for gradient in result.gradients:
@@ -169,46 +184,140 @@ def run(
     return result
 
 
-def _path(implementation: str, device: torch.device, dtype: torch.dtype) -> str:
+def _path(implementation: str, student: Source, teacher: Source) -> str:
     """The way in which outcomes are compared where they are of the common case: "cpu", "triton" or "reference"."""
+    device, dtype = student.states.device, compute_dtype(student.states)
+    read = (device, _read_dtype(student, "triton"), _read_dtype(teacher, "triton"))
     if implementation == "auto":
-        if device.type == "cuda" and dtype == torch.float32 and triton.kernels_work(device):
+        if device.type == "cuda" and dtype == torch.float32 and triton.kernels_work(*read):
             return "triton"
         return "cpu" if device.type == "cpu" else "reference"
     if implementation == "cpu" and device.type != "cpu":
         raise OptionError(f"implementation='cpu' needs logits on the CPU, but they are on {device}; use 'auto'")
-    if implementation == "triton" and not triton.kernels_work(device):
+    if implementation == "triton" and dtype != torch.float32:
+        return "reference"
+    if implementation == "triton" and not triton.kernels_work(*read):
         raise OptionError(f"implementation='triton' needs Triton and a GPU, but the logits are on {device}; use 'auto'")
-    return "reference" if implementation == "triton" and dtype != torch.float32 else implementation
+    return implementation
+
+
+def _read_dtype(source: Source, path: str) -> torch.dtype:
+    """The dtype of a block's scores: the kernels read logits as they are, all else what is computed in."""
+    plain = source.ids is None and source.scale == 1 and source.softcap is None
+    if path == "triton" and plain and source.states.dtype in triton.DTYPES:
+        return source.states.dtype
+    return torch.float32 if path == "triton" else compute_dtype(source.states)
+
+
+def _suits_kernels(objective: Objective, teacher: Source) -> bool:
+    """Whether Triton's kernels can compare the first term's outcomes: all of them, of whole distributions."""
+    measure = objective.measure
+    if not objective.terms or teacher.ids is not None:
+        return False
+    table = objective.terms[0].table
+    if not isinstance(table, Outcomes) or not table.in_place or table.student.index is None:
+        return False
+    return not measure.chooses(table.student.count)
+
+
+def _whole(objective: Objective, student: Source, teacher: Source, blocks: Sequence[Block]) -> bool:
+    """Whether the kernels can do level one of the whole batch at once, from logits that lie there."""
+    if len(objective.terms) > 1 or not all(_one_row_each(block) for block in blocks):
+        return False
+    if objective.level_weight == "teacher" and any(block.levels for block in blocks):
+        # It asks for the teacher's rows of level one.
+        return False
+    return all(
+        side.weight is None and side.states.dtype in triton.DTYPES and (side.states.stride(1) == 1 or side.width == 1)
+        for side in (student, teacher)
+    )
+
+
+def _one_row_each(block: Block) -> bool:
+    return all(part.student_size is None for part in block.parts)
+
+
+def _without_rows(blocks: Sequence[Block]) -> Iterator[Block]:
+    """What is left of the blocks where level one and labels are done: further levels and comparisons with their rows.
+
+    Of a block with the rows 10, 12, 11 of which the levels read places 0 and 2, the rows 10, 11 are left, and these
+    become 0 and 1.
+    """
+    for block in blocks:
+        beside = (*block.levels, *block.further)
+        if not beside:
+            continue
+        read = [np.unique(np.concatenate(side)) for side in zip(*(one.rows() for one in beside), strict=True)]
+        places = [partial(np.searchsorted, side) for side in read]
+        yield Block(
+            block.student_rows[read[0]],
+            block.teacher_rows[read[1]],
+            (),
+            0,
+            tuple(one.placed(*places) for one in block.levels),
+            tuple(one.placed(*places) for one in block.further),
+        )
+
+
+def _compare_lines(
+    lines: triton.Lines, scores: torch.Tensor, teachers: torch.Tensor, pass_: _Pass, gradient: torch.Tensor | None
+) -> None:
+    """Rows compared by Triton's kernels, with the labels' cross-entropies."""
+    term, result = pass_.objective.terms[0], pass_.result
+    assert isinstance(term.table, Outcomes)
+    wanted = triton.Wanted(pass_.chunk_weight, pass_.label_weight, gradient)
+    entropy = triton.compare_rows(
+        scores, teachers, term.table, lines, wanted, pass_.numbers, measure=pass_.objective.measure, both=term.both
+    )
+    if entropy is not None:
+        result.cross_entropy += entropy
+    if lines.late is not None and pass_.label_weight is not None:
+        _add_cross_entropy(scores, lines.late, pass_.label_weight, gradient, result)
 
 
 def _run_block(block: Block, student_first: int, teacher_first: int, pass_: _Pass) -> None:
     """Reads a block's rows, calls the formulas, and adds up values and gradients."""
     student, teacher, gradients = pass_.student, pass_.teacher, pass_.gradients
-    dtype, device = pass_.result.value.dtype, student.states.device
+    device = student.states.device
     rows = torch.from_numpy(block.student_rows).to(device, non_blocking=True)
-    scores = student.read(rows, dtype, student_first).scores
+    scores = student.read(rows, _read_dtype(student, pass_.path), student_first).scores
     gradient = None
     in_place = student_first >= 0 and student.weight is None
+    by_kernels = pass_.kernels and _one_row_each(block)
     if gradients is not None:
         # The gradient of logits that follow each other is written where it is to stand.
-        in_place = in_place and gradients.states.dtype == dtype
+        in_place = in_place and gradients.states.dtype == pass_.result.value.dtype
         place = gradients.states[student_first : student_first + len(rows)]
-        gradient = place if in_place else torch.empty_like(scores)
+        gradient = place if in_place else _new_gradient(scores, pass_)
         # The formulas overwrite the rows of level one; levels and cross-entropies are added to what is there.
         gradient[block.level_one if pass_.objective.terms else 0 :] = 0
+    teachers = Rows(scores.new_empty(0, teacher.width, dtype=_read_dtype(teacher, pass_.path)))
     if len(block.teacher_rows):
         others = torch.from_numpy(block.teacher_rows).to(device, non_blocking=True)
-        teachers = teacher.read(others, dtype, teacher_first)
-        _compare_chunks(block, scores, teachers, pass_, gradient)
+        teachers = teacher.read(others, teachers.scores.dtype, teacher_first)
+    if by_kernels:
+        lines = triton.lines_of([block], in_batch=False, labels=pass_.label_weight is not None)
+        _compare_lines(lines, scores, teachers.scores, pass_, gradient)
+    if len(block.teacher_rows):
+        _compare_chunks(block, scores, teachers, pass_, gradient, skips=by_kernels)
         for levels in block.levels:
             _compare_levels(block, levels, scores, teachers, pass_, gradient)
         for further in block.further:
             _compare_further(further, scores, teachers, pass_, gradient)
-    if block.labels is not None and pass_.label_weight is not None:
+    if block.labels is not None and pass_.label_weight is not None and not by_kernels:
         _add_cross_entropy(scores, block.labels, pass_.label_weight, gradient, pass_.result)
     if gradients is not None and gradient is not None and not in_place:
         gradients.add(rows, scores, gradient)
+
+
+def _new_gradient(scores: torch.Tensor, pass_: _Pass) -> torch.Tensor:
+    """Memory for a block's gradient, in the dtype in which formulas are computed; but kernels that alone write it do so
+    in that of the head's products, which read it.
+    """
+    dtype = pass_.result.value.dtype
+    if pass_.kernels and pass_.student.weight is not None and len(pass_.objective.terms) == 1:
+        dtype = scores.dtype
+    return torch.empty_like(scores, dtype=dtype)
 
 
 def _with_leaf(objective: Objective) -> tuple[Objective, torch.Tensor]:
@@ -242,9 +351,15 @@ def _firsts(rows: list[Ids]) -> list[int]:
 
 
 def _compare_chunks(
-    block: Block, scores: torch.Tensor, teachers: Rows, pass_: _Pass, gradient: torch.Tensor | None
+    block: Block,
+    scores: torch.Tensor,
+    teachers: Rows,
+    pass_: _Pass,
+    gradient: torch.Tensor | None,
+    *,
+    skips: bool,
 ) -> None:
-    """Level one of a block: the values of its chunks, and the gradient of their rows."""
+    """Level one of a block: the values of its chunks, and the gradient of their rows; `skips` the first term's."""
     # Terms add up: the first writes its gradient over what was there, further ones add theirs. The first says what
     # could be compared: of H-KL that is the common part, the remainders follow.
     for part in block.parts:
@@ -253,6 +368,8 @@ def _compare_chunks(
         chunks = part.chunks if isinstance(part.chunks, slice) else part.chunks.to(scores.device, non_blocking=True)
         for number, term in enumerate(pass_.objective.terms):
             found = None
+            if number == 0 and skips:
+                continue
             if number == 0:
                 found = _fast(term, student, teacher, pass_, pass_.chunk_weight[chunks], place)
             if found is None:
@@ -297,24 +414,22 @@ def _fast(
 ) -> Compared | None:
     """Outcomes compared in place, where rows are chunks and every outcome is possible; None where this is not so."""
     outcomes, measure = term.table, pass_.objective.measure
-    if pass_.path == "reference" or student.chunk is not None or teacher.log_rest is not None:
+    if pass_.path != "cpu" or student.chunk is not None or teacher.log_rest is not None:
         return None
     if not isinstance(outcomes, Outcomes) or not outcomes.in_place:
         return None
     coefficient = None if place is None else weight
-    options: dict[str, Any] = {"coefficient": coefficient, "out": place}
-    options |= {"left": (student.left, teacher.left), "text": teacher.text}
-    if pass_.path == "cpu":
-        options |= {"measure": measure, "buffers": pass_.buffers}
-        return cpu.compare_outcomes(student.scores, teacher.scores, outcomes, **options)
-    # The kernels step through rows; those of transposed logits lie apart.
-    in_rows = all(one is None or one.stride(1) == 1 for one in (student.scores, teacher.scores, place))
-    few = any(count is not None and count < outcomes.student.count for count in (measure.top_k, measure.student_top_k))
-    if not in_rows or few or measure.effective != "forward":
-        return None
-    pass_.result.by_kernels = True
-    temperature = measure.temperature
-    return triton.compare_outcomes(student.scores, teacher.scores, outcomes, temperature=temperature, **options)
+    return cpu.compare_outcomes(
+        student.scores,
+        teacher.scores,
+        outcomes,
+        buffers=pass_.buffers,
+        measure=measure,
+        coefficient=coefficient,
+        out=place,
+        left=(student.left, teacher.left),
+        text=teacher.text,
+    )
 
 
 def _differentiate(
@@ -330,6 +445,8 @@ def _differentiate(
     """Calls a formula; autograd makes the gradient, which is written to its place or added to what is there."""
     objective, gradients = pass_.objective, pass_.gradients
     options: dict[str, Any] = {"measure": objective.measure, "looks": pass_.path == "cpu"}
+    dtype = pass_.result.value.dtype
+    student, teacher = (replace(side, scores=side.scores.to(dtype)) for side in (student, teacher))
     if place is None or gradients is None:
         return term.formula(student, teacher, term.table, **options)
     # The leaf is the block's rows alone, so that the graph ends here and its memory is free for the next block.
@@ -381,7 +498,7 @@ def _first_weights(block: Block, levels: Levels, teachers: Rows, pass_: _Pass) -
     # Level one's rows stand first in a block, one a chunk.
     own = chunks - block.parts[0].range.start
     rows = torch.from_numpy(own).to(teachers.scores.device, non_blocking=True)
-    scores = teachers.scores.index_select(0, rows)
+    scores = teachers.scores.index_select(0, rows).to(pass_.result.value.dtype)
     left = None if block.left is None else block.left.teacher.among(own).cells(scores.device)
     log_rest = None if teachers.log_rest is None else teachers.log_rest.index_select(0, rows)
     return first_shares(levels, scores if left is None else without(scores, left), log_rest, objective.teacher_silent)
@@ -396,8 +513,8 @@ def _compare_further(
     assert objective.teacher_silent is not None
     outcomes = objective.terms[0].table
     assert isinstance(outcomes, Outcomes)
-    student = Reads(scores, objective.student_silent, wanted=gradient is not None)
-    teacher = Reads(teachers.scores, objective.teacher_silent, teachers.log_rest)
+    student = Reads(scores.to(result.value.dtype), objective.student_silent, wanted=gradient is not None)
+    teacher = Reads(teachers.scores.to(result.value.dtype), objective.teacher_silent, teachers.log_rest)
     chunk = torch.from_numpy(further.chunk).to(scores.device, non_blocking=True)
     with torch.set_grad_enabled(gradient is not None):
         value, found = further.values(student, teacher, outcomes, objective.measure)
@@ -409,7 +526,7 @@ def _compare_further(
         # A chunk's first comparison says what of it is compared.
         first = torch.from_numpy(np.flatnonzero(np.diff(further.chunk, prepend=-1))).to(chunk.device)
         for name in ("agrees", "dropped", "compared"):
-            getattr(result, name).index_copy_(0, chunk[first], getattr(found, name)[first].to(scores.dtype))
+            getattr(result, name).index_copy_(0, chunk[first], getattr(found, name)[first].to(result.value.dtype))
 
 
 def _add_cross_entropy(
@@ -422,7 +539,7 @@ def _add_cross_entropy(
     for start in range(0, len(labelled), at_once):
         own = labelled[start : start + at_once]
         slots, targets = (torch.from_numpy(one).to(scores.device, non_blocking=True) for one in (own, labels[own]))
-        leaf = scores.index_select(0, slots)
+        leaf = scores.index_select(0, slots).to(result.value.dtype)
         with torch.set_grad_enabled(gradient is not None):
             total = torch.nn.functional.cross_entropy(
                 leaf.requires_grad_(gradient is not None), targets, reduction="sum"
@@ -430,7 +547,7 @@ def _add_cross_entropy(
         result.cross_entropy += total.detach()
         if gradient is not None:
             (slope,) = torch.autograd.grad(total, leaf)
-            gradient.index_add_(0, slots, slope.mul_(weight))
+            gradient.index_add_(0, slots, slope.mul_(weight).to(gradient.dtype))
 
 
 class _Attached(torch.autograd.Function):
@@ -467,7 +584,9 @@ class _Attached(torch.autograd.Function):
                 scaled.append(None)
                 continue
             # In its own memory: a gradient can be as large as the logits.
-            if not (slope.device.type == "cpu" and slope.numel() == 1 and float(slope) == 1):
+            if slope.device.type == "cuda" and slope.numel() == 1:
+                triton.multiply(gradient, slope)
+            elif not (slope.device.type == "cpu" and slope.numel() == 1 and float(slope) == 1):
                 gradient.mul_(slope.to(gradient.dtype))
             scaled.append(gradient.to(kept[0]).view(kept[1]))
         return None, None, None, None, *scaled
@@ -525,8 +644,8 @@ def run_batch(
         weight, 0 for misfits.
     """
     dtype, device = compute_dtype(student.states), student.states.device
-    weight = torch.from_numpy(batch.weight).to(device, dtype)
-    chunk_factor, label_factor = chunk_factor.to(device, dtype), label_factor.to(device, dtype)
+    weight = torch.from_numpy(batch.weight).to(device, dtype, non_blocking=True)
+    chunk_factor, label_factor = (one.to(device, dtype, non_blocking=True) for one in (chunk_factor, label_factor))
     inputs = [*student.inputs, link_log_weight]
     wanted = [torch.is_grad_enabled() and one is not None and one.requires_grad for one in inputs]
     labels = any(block.labels is not None for block in batch.blocks)

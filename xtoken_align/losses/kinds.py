@@ -113,7 +113,8 @@ def _exact_pairs(formula: Callable[..., Compared]) -> Callable[[Mapping, LossOpt
     def terms(mapping: Mapping, options: LossOptions) -> tuple[Term, ...]:
         stops = options.stops(mapping)
         pairs = mapping_pairs(mapping, threshold=None, stops=stops)
-        return (Term(formula, pair_outcomes(mapping, pairs, stops=stops, rest="none", indexed=options.indexed)),)
+        table = pair_outcomes(mapping, pairs, stops=stops, rest="none", indexed=options.indexed)
+        return (Term(formula, table, both=formula is simct),)
 
     return terms
 

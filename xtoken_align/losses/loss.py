@@ -189,7 +189,7 @@ class XTokenLoss(torch.nn.Module):
         self.mapping = mapping
         terms = KINDS[options.kind].terms(mapping, options)
         silent = [(~live).nonzero().squeeze(1) for live in live_tokens(mapping)]
-        self._formulas = tuple(term.formula for term in terms)
+        self._formulas = tuple((term.formula, term.both) for term in terms)
         self._tables = tree_map_only(torch.Tensor, self._as_buffer, [tuple(term.table for term in terms), *silent])
         own = KINDS[options.kind]
         self._bins = bins_of(terms[0]) if own.bins else None
@@ -244,7 +244,7 @@ class XTokenLoss(torch.nn.Module):
         """What is compared, with the tables where the module is."""
         tables, *silent = tree_map_only(_Buffer, lambda buffer: getattr(self, buffer.name), self._tables)
         return Objective(
-            tuple(map(Term, self._formulas, tables)),
+            tuple(Term(formula, table, both) for (formula, both), table in zip(self._formulas, tables, strict=True)),
             self.options.measure,
             self.options.implementation,
             student_silent=silent[0],
@@ -360,7 +360,7 @@ class XTokenLoss(torch.nn.Module):
         metrics = {
             "kd": (kd, one * chunks),
             "ce": (ce, one * labels),
-            "scale": (factor.to(kd), one),
+            "scale": (factor.to(kd, non_blocking=True), one),
             **{
                 name: (total(numerator), total(denominator))
                 for name, (numerator, denominator) in _compared(result, weights, misfits).items()
@@ -555,11 +555,12 @@ def _with_values(result: Result, values: torch.Tensor, compared: torch.Tensor) -
 
 def _compared(result: Result, weights: torch.Tensor, misfits: int) -> dict[str, Metric]:
     """What a pass could compare, as numerators and denominators."""
-    used, count = weights.sum(), weights.new_tensor(len(weights))
+    # Numbers of the host are filled in, since a copy of one would be waited for.
+    used, count = weights.sum(), weights.new_full((), len(weights))
     return {
         "agreement": ((result.agrees * weights).sum(), (result.compared * weights).sum()),
         "chunks_used": ((result.compared * (weights > 0)).sum(), count),
-        "misfits": (count.new_tensor(misfits), count),
+        "misfits": (count.new_full((), misfits), count),
         "dropped_mass": ((result.dropped * weights).sum(), used),
         "empty_mass": ((result.empty * weights).sum(), used),
     }
