@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,7 +60,6 @@ def crowded() -> Outcomes:
 
 COMPARISONS = {
     "narrow": CASES["narrow"][0],
-    "one group": CASES["one group"][0],
     "in place": in_place(300, 400, seed=3),
     "crowded": crowded(),
 }
@@ -188,11 +185,12 @@ def world_by_formula(made: World) -> Found:
     sides, lowest = [], torch.tensor(-torch.inf, dtype=torch.float64)
     groupings = made.outcomes.student, made.outcomes.teacher
     for side, cells, grouping in zip((student, teacher), lines.left, groupings, strict=True):
+        scores = side.scores
         if cells is not None:
             row, token = torch.tensor([places[int(line)] for line in cells[0]]), torch.from_numpy(cells[1])
             inside = grouping.group[token] < grouping.count
-            side = replace(side, scores=side.scores.index_put((row[inside], token[inside]), lowest))
-        sides.append(side)
+            scores = scores.index_put((row[inside], token[inside]), lowest)
+        sides.append(Rows(scores))
     sides[1] = replace(sides[1], text=torch.from_numpy(lines.text[own]))
     found = (simct if made.both else outcomes_kl)(*sides, made.outcomes, measure=made.measure, looks=False)
     labelled = np.flatnonzero(lines.label >= 0)
@@ -218,43 +216,41 @@ def fair(made: World) -> World:
     return replace(made, lines=replace(lines, label=label), both=made.both and not made.outcomes.weigh_by_kept)
 
 
+def assert_as_by_formula(made: World, found: Found) -> None:
+    truth = world_by_formula(made)
+    compared = truth[0][4] > 0
+    for field, name in enumerate(("value", "agrees", "dropped", "empty", "compared", "plausible")):
+        if name == "plausible" and made.both:
+            continue
+        # Of chunks that are not compared nobody reads more than that.
+        own = compared if name != "compared" else torch.ones_like(compared)
+        torch.testing.assert_close(found[0][field].double()[own], truth[0][field][own], rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(found[1].double(), truth[1], rtol=2e-5, atol=1e-6)
+    rounding = float(torch.finfo(found[2].dtype).eps) if found[2].dtype != torch.float32 else 0.0
+    size = float(truth[2].abs().max())
+    torch.testing.assert_close(found[2].double(), truth[2], rtol=2e-5 + rounding, atol=2e-5 * size + 1e-7)
+
+
 @pytest.mark.parametrize("first", range(0, WORLDS, TOGETHER))
 def test_random_worlds_are_those_of_the_formula(first: int) -> None:
     for seed in range(first, first + TOGETHER):
         made = fair(world(seed))
-        truth = world_by_formula(made)
-        found = world_by_kernels(made)
-        compared = truth[0][4] > 0
-        for field, name in enumerate(("value", "agrees", "dropped", "empty", "compared", "plausible")):
-            if name == "plausible" and made.both:
-                continue
-            # Of chunks that are not compared nobody reads more than that.
-            own = compared if name != "compared" else torch.ones_like(compared)
-            one, other = found[0][field].double()[own], truth[0][field][own]
-            torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6, msg=lambda text, n=name: f"{seed} {n}: {text}")
-        torch.testing.assert_close(found[1].double(), truth[1], rtol=2e-5, atol=1e-6, msg=f"labels of {seed}")
-        rounding = float(torch.finfo(found[2].dtype).eps) if found[2].dtype != torch.float32 else 0.0
-        size = float(truth[2].abs().max())
-        torch.testing.assert_close(
-            found[2].double(),
-            truth[2],
-            rtol=2e-5 + rounding,
-            atol=2e-5 * size + 1e-7,
-            msg=lambda text: f"{seed}: {text}",
-        )
+        try:
+            assert_as_by_formula(made, world_by_kernels(made))
+        except AssertionError as error:
+            raise AssertionError(f"world {seed}") from error
 
 
 def test_equal_inputs_give_equal_bits() -> None:
-    for seed in range(0, 24, 3):
+    for seed in (0, 19, 37, 64):
         one, other = (world_by_kernels(fair(world(seed))) for _ in range(2))
         for left, right in zip(one, other, strict=True):
             assert torch.equal(left, right)
 
 
 @pytest.mark.parametrize("measure", [Measure(temperature=2.5), Measure("reverse"), Measure("jsd", 0.3)], ids=str)
-@pytest.mark.parametrize("name", COMPARISONS)
-def test_it_is_the_formula_with_autograd(name: str, measure: Measure) -> None:
-    outcomes = moved(COMPARISONS[name])
+def test_columns_of_many_tokens_are_the_formula_with_autograd(measure: Measure) -> None:
+    outcomes = moved(COMPARISONS["crowded"])
     student, teacher = logits(outcomes, 3)
     coefficient = torch.tensor([1.0, 0.0, 2.5], device=DEVICE)
     truth = by_autograd(student, teacher, outcomes, measure=measure, coefficient=coefficient)
@@ -342,7 +338,8 @@ def test_no_rows_are_no_work_and_one_row_is_a_batch() -> None:
 
 @pytest.mark.parametrize("kind", ["partition-kl", "c-kl", "p-kl", "h-kl", "strict", "bpm", "escd", "simct"])
 def test_a_loss_by_kernels_is_the_processors(kind: str) -> None:
-    for seed, dtype in ((3, torch.float32), (4, torch.bfloat16), (5, torch.float16)):
+    dtypes = triton.DTYPES if kind in {"c-kl", "h-kl"} else (torch.float32,)
+    for seed, dtype in enumerate(dtypes, start=3):
         case = case_of(seed, dtype=torch.float32, infinities=0.2 if seed == 4 else 0.0)
         sides = [on_device(side.to(dtype), DEVICE) for side in (case.student_logits, case.teacher_logits)]
         labels, options = possible_labels(case), {"kind": kind, "temperature": 1.5}
@@ -364,9 +361,11 @@ def test_it_is_known_whether_kernels_run(monkeypatch: pytest.MonkeyPatch) -> Non
         ("_divergence", 0, "miss the plain form's numbers"),
     ):
         triton.kernels_work.cache_clear()
-        with monkeypatch.context() as patch, pytest.warns(XTokenWarning, match=words):
+        with monkeypatch.context() as patch:
             patch.setattr(triton._Launch, name, instead)
-            assert not triton.kernels_work(DEVICE)
+            with pytest.warns(XTokenWarning, match=words):
+                works = triton.kernels_work(DEVICE)
+        assert not works
     triton.kernels_work.cache_clear()
 
 

@@ -153,10 +153,10 @@ def run(
     gradients = None
     if any(wanted):
         written = [block.student_rows for block, first in zip(blocks, firsts[0], strict=True) if first >= 0]
-        if lines is not None:
-            written = [lines.student]
-        elif student.states.dtype != dtype:
+        if student.states.dtype != dtype:
+            # Blocks are added up in another dtype.
             written = []
+        written = written if lines is None else [lines.student]
         gradients = new_gradients(student, written, weight=wanted[1], bias=wanted[2], links=links)
     pass_ = _Pass(
         student,
@@ -177,17 +177,14 @@ def run(
         for block, student_first, teacher_first in zip(blocks, *firsts, strict=True):
             _run_block(block, student_first, teacher_first, pass_)
     if gradients is not None:
-        result.gradients = [gradients.states, gradients.weight, gradients.bias, gradients.links]
-        for gradient in result.gradients:
-            if gradient is not None and isinstance(lift, torch.Tensor):
-                gradient.div_(lift)
+        result.gradients = gradients.all_over(lift)
     return result
 
 
 def _path(implementation: str, student: Source, teacher: Source) -> str:
     """The way in which outcomes are compared where they are of the common case: "cpu", "triton" or "reference"."""
     device, dtype = student.states.device, compute_dtype(student.states)
-    read = (device, _read_dtype(student, "triton"), _read_dtype(teacher, "triton"))
+    read = (device, _read_dtype(student, "triton", dtype), _read_dtype(teacher, "triton", dtype))
     if implementation == "auto":
         if device.type == "cuda" and dtype == torch.float32 and triton.kernels_work(*read):
             return "triton"
@@ -201,12 +198,12 @@ def _path(implementation: str, student: Source, teacher: Source) -> str:
     return implementation
 
 
-def _read_dtype(source: Source, path: str) -> torch.dtype:
-    """The dtype of a block's scores: the kernels read logits as they are, all else what is computed in."""
+def _read_dtype(source: Source, path: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a block's scores: the kernels read logits as they are, all else those of `dtype`."""
     plain = source.ids is None and source.scale == 1 and source.softcap is None
     if path == "triton" and plain and source.states.dtype in triton.DTYPES:
         return source.states.dtype
-    return torch.float32 if path == "triton" else compute_dtype(source.states)
+    return dtype
 
 
 def _suits_kernels(objective: Objective, teacher: Source) -> bool:
@@ -278,20 +275,20 @@ def _compare_lines(
 def _run_block(block: Block, student_first: int, teacher_first: int, pass_: _Pass) -> None:
     """Reads a block's rows, calls the formulas, and adds up values and gradients."""
     student, teacher, gradients = pass_.student, pass_.teacher, pass_.gradients
-    device = student.states.device
+    device, dtype = student.states.device, pass_.result.value.dtype
     rows = torch.from_numpy(block.student_rows).to(device, non_blocking=True)
-    scores = student.read(rows, _read_dtype(student, pass_.path), student_first).scores
+    scores = student.read(rows, _read_dtype(student, pass_.path, dtype), student_first).scores
     gradient = None
     in_place = student_first >= 0 and student.weight is None
     by_kernels = pass_.kernels and _one_row_each(block)
     if gradients is not None:
         # The gradient of logits that follow each other is written where it is to stand.
-        in_place = in_place and gradients.states.dtype == pass_.result.value.dtype
+        in_place = in_place and gradients.states.dtype == dtype
         place = gradients.states[student_first : student_first + len(rows)]
         gradient = place if in_place else _new_gradient(scores, pass_)
         # The formulas overwrite the rows of level one; levels and cross-entropies are added to what is there.
         gradient[block.level_one if pass_.objective.terms else 0 :] = 0
-    teachers = Rows(scores.new_empty(0, teacher.width, dtype=_read_dtype(teacher, pass_.path)))
+    teachers = Rows(scores.new_empty(0, teacher.width, dtype=_read_dtype(teacher, pass_.path, dtype)))
     if len(block.teacher_rows):
         others = torch.from_numpy(block.teacher_rows).to(device, non_blocking=True)
         teachers = teacher.read(others, teachers.scores.dtype, teacher_first)

@@ -13,7 +13,7 @@ Source: online softmax, Milakov and Gimelshein (2018).
 # Arguments are pointers and numbers of Triton's own, for which there are no types; those that it compiles for are in
 # capitals, as is usual there.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-not-found, import-untyped"
-# ruff: noqa: ANN001, ANN201, ANN202, N803
+# ruff: noqa: ANN001, ANN201, ANN202, N803, PLR0915 - a kernel may pass a screen
 
 import triton
 import triton.language as tl
@@ -295,7 +295,7 @@ def sums(
     lost_top = tl.full((ROWS,), LOWEST, tl.float32)
     lost_sum = tl.full((ROWS,), 0.0, tl.float32)
     if tl.max(tl.max(lost.to(tl.int32), 1), 0) > 0:
-        lost_top, lost_sum, _, _, _ = _block_sum(theirs, lost, inverse, False)
+        lost_top, lost_sum, _, _, _ = _block_sum(theirs, lost, inverse, TEMPERED=False)
     tl.store(place + LOST_TOP * step, lost_top, mask=real)
     tl.store(place + LOST_SUM * step, lost_sum, mask=real)
     if DIVERGENCE == REVERSE:
@@ -309,7 +309,7 @@ def sums(
         tl.store(place + APART_SUM * step, apart_sum, mask=real)
         tl.store(place + APART_TEMPERED * step, apart_tempered, mask=real)
     if LABELS:
-        all_top, all_sum, _, _, _ = _block_sum(logits, logits != float("-inf"), inverse, False)
+        all_top, all_sum, _, _, _ = _block_sum(logits, logits != float("-inf"), inverse, TEMPERED=False)
         tl.store(place + ALL_TOP * step, all_top, mask=real)
         tl.store(place + ALL_SUM * step, all_sum, mask=real)
 
@@ -553,7 +553,10 @@ def mixtures(
 
 @triton.jit(do_not_specialize=["rows", "blocks"])
 def close_mixtures(found, lists, kept, numbers, rows, blocks, beta, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Adds up what `mixtures` found: the values of chunks, and the mean that the gradient needs. Grid (tiles of rows,)."""
+    """Adds up what `mixtures` found: the values of chunks, and the mean that the gradient needs.
+
+    Grid (tiles of rows,).
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     real = row < rows
     lane = tl.arange(0, BLOCK)
