@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,20 @@ pytestmark = [
 ]
 
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter prepares Triton's language anew for each function that a kernel calls, which takes half of the
+    time and changes nothing.
+    """
+    if not ON_GPU:
+        interpreter = importlib.import_module("triton.runtime.interpreter")
+        monkeypatch.setattr(
+            interpreter.InterpretedFunction, "__call__", lambda self, *args, **options: self.rewrite()(*args, **options)
+        )
+
+
 WORLDS = 200
 """So many random comparisons are held against the formula in float64."""
 TOGETHER = 20

@@ -137,7 +137,9 @@ def run(
     """
     dtype, device = compute_dtype(student.states), student.states.device
     numbers = torch.zeros(6, len(chunk_weight), dtype=dtype, device=device)
-    result = Result(*numbers, torch.zeros((), dtype=dtype, device=device), gradients=[None] * 4)
+    value, agrees, dropped, empty, compared_, plausible = numbers
+    entropy = torch.zeros((), dtype=dtype, device=device)
+    result = Result(value, agrees, dropped, empty, compared_, plausible, entropy, gradients=[None] * 4)
     compared, links = _with_leaf(objective) if wanted[3] else (objective, None)
     lift = _lift(student, chunk_weight, label_weight)
     path = _path(objective.implementation, student, teacher)
@@ -241,19 +243,24 @@ def _without_rows(blocks: Sequence[Block]) -> Iterator[Block]:
     become 0 and 1.
     """
     for block in blocks:
-        beside = (*block.levels, *block.further)
+        beside: tuple[Levels | Further, ...] = (*block.levels, *block.further)
         if not beside:
             continue
-        read = [np.unique(np.concatenate(side)) for side in zip(*(one.rows() for one in beside), strict=True)]
-        places = [partial(np.searchsorted, side) for side in read]
+        ours, theirs = (np.unique(np.concatenate(side)) for side in zip(*(one.rows() for one in beside), strict=True))
+        places = partial(_place_among, ours), partial(_place_among, theirs)
         yield Block(
-            block.student_rows[read[0]],
-            block.teacher_rows[read[1]],
+            block.student_rows[ours],
+            block.teacher_rows[theirs],
             (),
             0,
             tuple(one.placed(*places) for one in block.levels),
             tuple(one.placed(*places) for one in block.further),
         )
+
+
+def _place_among(rows: Ids, read: Ids) -> Ids:
+    """Where rows stand among others, which are in order."""
+    return np.asarray(np.searchsorted(rows, read))
 
 
 def _compare_lines(

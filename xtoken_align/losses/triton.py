@@ -219,8 +219,10 @@ class Lines:
             own = np.zeros(0, dtype=np.int64) if places is None else places[0]
             own = np.flatnonzero((own >= first) & (own < last))
             left.append(None if places is None or not len(own) else (places[0][own] - first, places[1][own]))
-        arrays = (getattr(self, name)[first:last] for name in ("student", "teacher", "chunk", "label", "text"))
-        return Lines(*arrays, left=(left[0], left[1]))
+        student, teacher, chunk, label, text = (
+            getattr(self, name)[first:last] for name in ("student", "teacher", "chunk", "label", "text")
+        )
+        return Lines(student, teacher, chunk, label, text, (left[0], left[1]))
 
 
 def lines_of(blocks: Sequence[Block], *, in_batch: bool, labels: bool) -> Lines:
@@ -243,11 +245,11 @@ def lines_of(blocks: Sequence[Block], *, in_batch: bool, labels: bool) -> Lines:
         for part in block.parts:
             places = [np.arange(side.start, side.stop) for side in (part.student, part.teacher)]
             sides = [own[place] for own, place in zip(rows, places, strict=True)] if in_batch else places
-            chunk = part.chunks
-            chunk = np.arange(chunk.start, chunk.stop) if isinstance(chunk, slice) else chunk.numpy()
-            text = np.full(len(chunk), -1) if part.text is None else part.text
-            parts.append((sides[0], sides[1], chunk, text))
-            count += len(chunk)
+            own = part.chunks
+            numbers = np.arange(own.start, own.stop) if isinstance(own, slice) else own.numpy()
+            outcome = np.full(len(numbers), -1) if part.text is None else part.text
+            parts.append((sides[0], sides[1], numbers, outcome))
+            count += len(numbers)
     student, teacher, chunk, text = (_concatenated([part[field] for part in parts]) for field in range(4))
     sides_left = [(_concatenated(left[side]), _concatenated(left[side + 1])) for side in (0, 2)]
     ours, theirs = (places if len(places[0]) else None for places in sides_left)
@@ -559,7 +561,8 @@ _CLOSE = 1e-4
 def _error(device: torch.device, student: torch.dtype, teacher: torch.dtype, measure: Measure) -> float:
     """By how much the kernels miss a plain form, for three rows of seven and five tokens; infinity for NaN."""
     sides = torch.tensor([0, 1, 1, 2, -1, 2, 2]), torch.tensor([1, 0, 2, 2, -1])
-    outcomes = Outcomes(*(make_grouping(side.to(device), 3) for side in sides), None, weigh_by_kept=False)
+    ours, theirs = (make_grouping(side.to(device), 3) for side in sides)
+    outcomes = Outcomes(ours, theirs, None, weigh_by_kept=False)
     logits = [
         (torch.arange(3 * len(side)).view(3, -1) * step % 5.5 - 2).to(device, dtype)
         for side, step, dtype in zip(sides, (1.7, 2.3), (student, teacher), strict=True)
@@ -567,14 +570,14 @@ def _error(device: torch.device, student: torch.dtype, teacher: torch.dtype, mea
     # Gradients of float16 are kept in float32, since a weight makes them small.
     out = torch.empty_like(logits[0], dtype=torch.float32 if student == torch.float16 else student)
     ones = torch.ones(3, device=device)
-    made = compare_outcomes(*logits, outcomes, measure=measure, coefficient=ones, out=out)
+    made = compare_outcomes(logits[0], logits[1], outcomes, measure=measure, coefficient=ones, out=out)
     leaf = logits[0].double().requires_grad_()
     with torch.enable_grad():
-        ours, theirs = (
+        log_student, log_teacher = (
             normalised(log_masses(one, grouping), looks=False)
             for one, grouping in ((leaf, outcomes.student), (logits[1].double(), outcomes.teacher))
         )
-        value = compare(theirs, ours, measure=measure, looks=False).value
+        value = compare(log_teacher, log_student, measure=measure, looks=False).value
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
     errors = (made.value.double() - value.detach()).abs().amax(), (out.double() - gradient).abs().amax()
     # A gradient is rounded to its dtype.
