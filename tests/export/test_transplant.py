@@ -177,20 +177,14 @@ def test_the_dtype_stays(dtype: str, mapping: Mapping, width: int) -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_split_tokens_input_row_is_the_weighted_sum_of_its_pieces(kind: str, mapping: Mapping, width: int) -> None:
+def test_a_split_tokens_rows_are_the_mean_of_its_pieces(kind: str, mapping: Mapping, width: int) -> None:
     model = MODELS[kind](width)
     moved = transplant(model, mapping)
     row = mapping.row("201")
     assert [link.surface for link in row.links] == [b"2", b"0", b"1"]
     assert row.rule == "digits"
-    before, head = rows_of(model)
-    expected = sum(link.weight * before[link.teacher_id] for link in row.links)
-    made, made_head = rows_of(moved.model)
-    torch.testing.assert_close(made[row.id], expected)
-    if moved.tied:
-        torch.testing.assert_close(made_head[row.id], expected)
-    else:
-        assert torch.equal(made_head[row.id], head[row.links[0].teacher_id])
+    for before, after in zip(rows_of(model), rows_of(moved.model), strict=True):
+        torch.testing.assert_close(after[row.id], before[[link.teacher_id for link in row.links]].mean(0))
 
 
 @given(vocabs("model"), vocabs("new"))
@@ -200,7 +194,7 @@ def test_rows_are_those_of_the_plain_definition(model: Any, new: Any) -> None:
     old = torch.randn(len(model), 5, generator=torch.Generator().manual_seed(1))
     trained = np.flatnonzero(model.kinds <= Kind.BYTE)
     assume(len(trained) > 1)  # one row has no deviation to draw noise by
-    made = make_rows(old, plan, trained, torch.Generator(), first_piece=False)
+    made = make_rows(old, plan, trained, torch.Generator())
     same = mapping.student.fingerprint == mapping.teacher.fingerprint
     for token_id in range(len(new)):
         links = mapping.row(token_id).links
@@ -213,8 +207,7 @@ def test_rows_are_those_of_the_plain_definition(model: Any, new: Any) -> None:
         if not links:
             assert way == "mean"
             continue
-        total = sum(link.weight for link in links)
-        expected = sum(link.weight / total * old[link.teacher_id] for link in links)
+        expected = sum(old[link.teacher_id] for link in links) / len(links)
         if plan.apart[token_id]:
             assert way in {"special", "near"}
             assert not torch.equal(made[token_id], expected)
@@ -261,7 +254,7 @@ def test_a_bias_is_made_as_the_head_is(mapping: Mapping, width: int) -> None:
     moved = transplant(model, mapping)
     bias, row = moved.model.lm_head.bias, mapping.row("201")
     assert bias.shape == (mapping.student.sizes.logits,)
-    assert bias[row.id] == model.lm_head.bias[row.links[0].teacher_id]
+    torch.testing.assert_close(bias[row.id], model.lm_head.bias[[link.teacher_id for link in row.links]].mean())
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -423,12 +416,51 @@ def test_a_saved_model_loads_with_its_tokenizer(folder: Path, mapping: Mapping, 
     assert (out / "tokenizer.json").read_bytes() == (new / "tokenizer.json").read_bytes()
 
 
+def write_gguf(file: Path, width: int) -> None:
+    """A Llama of one layer, without a tokenizer."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(width)
+    random = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (width, 32), "output": (width, 32), "output_norm": (32,)}
+    shapes |= {f"blk.0.{name}": (32,) for name in ("attn_norm", "ffn_norm")}
+    matrices = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    shapes |= {f"blk.0.{name}": (32, 32) for name in matrices}
+    for name, shape in shapes.items():
+        tensor = random.standard_normal(shape).astype(np.float32)
+        matrix = len(shape) == 2
+        writer.add_tensor(
+            f"{name}.weight",
+            gguf.quantize(tensor, gguf.GGMLQuantizationType.Q8_0) if matrix else tensor,
+            raw_dtype=gguf.GGMLQuantizationType.Q8_0 if matrix else None,
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_model_of_a_gguf_file_can_be_written(mapping: Mapping, new: Path, width: int, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf", width)
+    moved = transplant(str(tmp_path / "model.gguf"), mapping)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(moved.save(tmp_path / "out", tokenizer=new))
+    assert torch.equal(logits(loaded, width), logits(moved.model, width))
+    assert {weight.dtype for weight in rows_of(loaded)} == {torch.float32}
+
+
 def test_the_card_says_what_was_done(folder: Path, mapping: Mapping, new: Path, tmp_path: Path) -> None:
     moved = transplant(str(folder), mapping)
     card = (moved.save(tmp_path / "out", tokenizer=str(new)) / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert "# model with the tokenizer packs\n" in card
-    assert f"| split | {moved.rows['split']:,} | the rows of its pieces, weighted |" in card
+    assert f"| split | {moved.rows['split']:,} | the mean of the rows of its pieces |" in card
     assert f"- mapping: {mapping.version}\n" in card
     assert "pad_token_id" in card
     assert str(tmp_path) not in card

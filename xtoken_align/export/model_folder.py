@@ -47,13 +47,27 @@ def load_model(name: str) -> Any:
         folder, _, revision = name.partition("@")
         options["revision"] = revision
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise SourceError(
             f"cannot load the model {name} ({reason}): give a folder, a GGUF file or a Hub id with a causal language "
             "model"
         ) from error
+    if "gguf_file" in options:
+        _forget_gguf(model)
+    return model
+
+
+def _forget_gguf(model: Any) -> None:
+    """Its weights are plain float32 by now, but transformers refuses to save a model that it holds to be quantised."""
+    model.hf_quantizer = None
+    for config in (model.config, model.config.get_text_config()):
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+    for flag in ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if getattr(model, flag, False):
+            setattr(model, flag, False)
 
 
 def write_tokenizer(source: Any, folder: Path, side: Side) -> None:

@@ -37,7 +37,7 @@ MADE = {
     "exact": "the row of the same token, copied",
     "special": "the row of the token with the same role or name, copied",
     "near": "the row of the nearest token, copied",
-    "split": "the rows of its pieces, weighted",
+    "split": "the mean of the rows of its pieces",
     "unused": "the row of the same id, copied: padding and holes of one tokenizer",
     "mean": "the mean of the model's rows and a little noise",
 }
@@ -104,8 +104,12 @@ def plan_rows(mapping: Mapping) -> RowPlan:
     kept = np.zeros(width, dtype=np.bool_)
     if mapping.student.fingerprint == mapping.teacher.fingerprint:
         kept[_keep_own_rows(mapping, way, source)] = True
+    # W's weights say how likely each piece is where the token is written, 0.9 for the first. As rows their plain mean
+    # serves better, but what the user weighed stays weighed.
+    by_user = matrix.owner[rows] == RULE_NUMBER["override"]
+    weights_of_links = np.where(by_user, matrix.data[used], np.float32(1))
     split, pieces, weights = _padded(
-        rows[~single], columns[~single], matrix.data[used][~single], matrix.position[used][~single]
+        rows[~single], columns[~single], weights_of_links[~single], matrix.position[used][~single]
     )
     return RowPlan(way, source, _repeated_specials(mapping, source, kept), split, pieces, weights)
 
@@ -168,9 +172,7 @@ def _padded(
     return split.astype(np.int64), pieces, weights
 
 
-def make_rows(
-    old: torch.Tensor, plan: RowPlan, trained: NDArray[np.int64], generator: torch.Generator, *, first_piece: bool
-) -> torch.Tensor:
+def make_rows(old: torch.Tensor, plan: RowPlan, trained: NDArray[np.int64], generator: torch.Generator) -> torch.Tensor:
     """New rows from old ones.
 
     Args:
@@ -178,7 +180,6 @@ def make_rows(
         plan: how each row is made.
         trained: int64, old ids that stand for tokens: the mean is theirs.
         generator: a CPU generator of the noise.
-        first_piece: whether a split row is its first piece's row instead of the weighted sum.
 
     Returns:
         (new width, columns) in the dtype and on the device of `old`; sums are float32.
@@ -196,9 +197,6 @@ def make_rows(
     for start in range(0, len(plan.split), _BLOCK):
         block = slice(start, start + _BLOCK)
         pieces, weights = ids(plan.pieces[block]), ids(plan.weights[block])
-        if first_piece:
-            new[ids(plan.split[block])] = old[pieces[:, 0]]
-            continue
         total = torch.zeros((len(pieces), columns), device=device)
         # Piece by piece, so that the sum has one order on every machine.
         for place in range(pieces.shape[1]):
@@ -359,10 +357,8 @@ def transplant(
 
     - a token that the model has under another id (exact), a special token of a role or name that it has (special), or
       one that differs in a leading space, in case or as an override says (near): its row, copied bit for bit;
-    - a token that its tokenizer would split (split): the sum of its pieces' rows by the weights of W. An output head
-      with a matrix of its own gets the first piece's row: a token is as likely to follow as its beginning is, up to
-      what comes after, and the logits of the further pieces at this place say nothing of that. A tied head has one
-      matrix for both, so it gets the sum;
+    - a token that its tokenizer would split (split): the mean of its pieces' rows, in the embedding and in the head;
+      of a row that the user wrote, the sum by its weights;
     - anything else (mean): the mean of all rows that stand for tokens, with a little noise by `seed`.
 
     Several special tokens with one row get noise too, so that training can tell them apart. A head's bias is made as
@@ -382,7 +378,7 @@ def transplant(
         MismatchError: the mapping's teacher is not the model's tokenizer.
         OptionError: the model has no embedding or head of a kind that can be remade.
 
-    Source: weighted rows after FVT (Gee et al., 2022), which takes the pieces' plain mean.
+    Source: the pieces' mean is FVT's (Gee et al., 2022); `docs/transplant.md` has what else was measured.
     """
     if not isinstance(mapping, Mapping):
         mapping = load(mapping)
@@ -443,12 +439,11 @@ def _replace_weights(model: Any, mapping: Mapping, plan: RowPlan, seed: int) -> 
     width = len(plan.way)
     with torch.no_grad():
         for weight in old:
-            first_piece = weight is not embedding.weight
-            rows = make_rows(weight.detach(), plan, trained, generator, first_piece=first_piece)
+            rows = make_rows(weight.detach(), plan, trained, generator)
             _share(model, "weight", weight, torch.nn.Parameter(rows, requires_grad=weight.requires_grad))
         bias = getattr(head, "bias", None)
         if bias is not None:
-            rows = make_rows(bias.detach()[:, None], plan, trained, generator, first_piece=True)
+            rows = make_rows(bias.detach()[:, None], plan, trained, generator)
             _share(model, "bias", bias, torch.nn.Parameter(rows[:, 0].contiguous(), requires_grad=bias.requires_grad))
     embedding.num_embeddings = head.out_features = width
     return tied

@@ -1,0 +1,374 @@
+"""Trains a student by one loss, and measures it in bits per byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from material import Passage, drawn, model_file, passages
+
+import xtoken_align
+from xtoken_align.export.model_folder import load_model
+from xtoken_align.losses import Hidden, XTokenLoss
+
+PAIRS = {
+    "transfer": "SmolLM2-135M with Llama-3's tokenizer, from SmolLM2-135M as it was",
+    "families": "SmolLM2-135M, from Gemma-3-270m",
+}
+HELD_OUT_SEED = 9_000_001
+MEASURED = 1
+"""To be raised where a change of the code changes numbers: what was measured before is then measured again."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sizes.
+
+    Attributes:
+        size: least bytes of a passage.
+        rows: passages in a batch.
+        steps: of the optimiser.
+        rate: the highest learning rate.
+        warm: steps until it is reached; then it falls in a line.
+        last: the share of it at the end.
+        held_out: passages of prose and of code, together, that models are measured on.
+        numerals: further passages for it, those with the most digits.
+    """
+
+    size: int = 600
+    rows: int = 1
+    steps: int = 40
+    rate: float = 2e-4
+    warm: int = 4
+    last: float = 0.1
+    held_out: int = 16
+    numerals: int = 8
+
+
+FULL = Settings()
+QUICK = Settings(rows=1, steps=2, warm=1, held_out=2, numerals=1)
+GPU = Settings(rows=48, steps=150, warm=8, held_out=256, numerals=64)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train a student.
+
+    Attributes:
+        name: of the loss, as reports have it.
+        kind: of `XTokenLoss`, None without a teacher.
+        options: of `XTokenLoss`.
+        ce: the weight of the cross-entropy.
+    """
+
+    name: str
+    kind: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    ce: float = 1.0
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("CE"),
+        Arm("CE + C-KL", "c-kl"),
+        Arm("CE + GOLD", "gold"),
+        Arm("CE + P-KL", "p-kl"),
+        Arm("CE + ALM", "alm", {"kd_weight": 100.0}),
+        Arm("CE + H-KL", "h-kl"),
+        Arm("C-KL alone", "c-kl", ce=0.0),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things are kept, by digests of what decides them.
+
+    Attributes:
+        folder: of downloads and all that is kept.
+        settings: the sizes.
+        device: that models are on.
+    """
+
+    folder: Path
+    settings: Settings
+    device: str = "cpu"
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the sizes, and of what these files and the library measured when it was last raised."""
+        return hashlib.sha256(repr((MEASURED, self.settings)).encode()).hexdigest()[:12]
+
+    def bounds(self, pair: str) -> Path:
+        """What teacher and student are before any arm."""
+        return self.folder / "results" / self.digest / f"{pair}.bounds.json"
+
+    def result(self, pair: str, arm: Arm, seed: int) -> Path:
+        """An arm's result, named by what the arm is."""
+        own = hashlib.sha256(repr(sorted(asdict(arm).items())).encode()).hexdigest()[:8]
+        name = arm.name.replace(" ", "").lower()
+        return self.folder / "results" / self.digest / f"{pair}.{name}.{seed}.{own}.json"
+
+
+def learning_rate(settings: Settings, step: int) -> float:
+    """Of a step, from 0: it rises to the highest, then falls in a line.
+
+    >>> [round(learning_rate(Settings(steps=6, warm=2, rate=1.0, last=0.0), step), 2) for step in range(6)]
+    [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
+    """
+    if step < settings.warm:
+        return settings.rate * (step + 1) / settings.warm
+    done = (step - settings.warm + 1) / (settings.steps - settings.warm + 1)
+    return settings.rate * (1 - (1 - settings.last) * done)
+
+
+class World:
+    """The models of a pair, the texts, and what the teacher says of them."""
+
+    def __init__(self, place: Place, pair: str) -> None:
+        self.place, self.pair, self.settings = place, pair, place.settings
+        self.train, self.held_out_pool = passages(place.folder, place.settings.size)
+        smollm2 = model_file("smollm2", place.folder)
+        own = xtoken_align.read_vocab(smollm2)
+        if pair == "transfer":
+            self.student_name, self.student_vocab = "transfer", xtoken_align.read_vocab("llama-3")
+            self.teacher_name, self.teacher_vocab = "smollm2", own
+        else:
+            gemma = model_file("gemma-3", place.folder)
+            self.student_name, self.student_vocab = "smollm2", own
+            self.teacher_name, self.teacher_vocab = "gemma-3", xtoken_align.read_vocab(gemma)
+        self.mapping = xtoken_align.build(student=self.student_vocab, teacher=self.teacher_vocab)
+        self.collate = xtoken_align.SpanCollator(
+            student=self.student_vocab, teacher=self.teacher_vocab, bos=True, eos=False
+        )
+
+    @cached_property
+    def held_out(self) -> list[Passage]:
+        """Prose and code in turn, then what has the most digits."""
+        chosen = drawn(self.held_out_pool, self.settings.held_out, HELD_OUT_SEED)
+        rest = [one for one in self.held_out_pool if one not in set(chosen)]
+        digits = sorted(rest, key=lambda one: (-sum(map(str.isdigit, one.text)), one.text))
+        return [*chosen, *digits[: self.settings.numerals]]
+
+    def model(self, name: str) -> Any:
+        """A model in float32: one that was downloaded, or `transfer`, SmolLM2 with another tokenizer.
+
+        It is kept in the form that loads fastest: a GGUF file takes 20 seconds.
+        """
+        import transformers
+
+        kept = self.place.folder / "models" / name
+        if not kept.exists():
+            made: Any
+            if name == "transfer":
+                made = xtoken_align.transplant(self.model("smollm2"), self.mapping).model
+            else:
+                made = load_model(str(model_file(name, self.place.folder)))
+            beside = kept.with_name(f"{name}.{os.getpid()}")
+            made.save_pretrained(beside)
+            if not kept.exists():
+                beside.rename(kept)
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(kept, dtype=torch.float32)
+        return loaded.to(self.place.device)
+
+    def batches(self, seed: int) -> Iterator[dict[str, Any]]:
+        """The batches of a seed, the same for every arm."""
+        rows = drawn(self.train, self.settings.rows * self.settings.steps, seed)
+        for start in range(0, len(rows), self.settings.rows):
+            yield self.collate([{"text": one.text} for one in rows[start : start + self.settings.rows]])
+
+    def teacher(self, seed: int) -> Iterator[Hidden]:
+        """What the teacher says of a seed's batches: its last hidden states, kept on the disk, and its head.
+
+        Hidden states are the smallest thing that says everything: 576 numbers a position, where the logits are 49,152.
+        On a GPU nothing is kept, since the teacher is faster than the disk.
+        """
+        kept = self.place.folder / "teachers" / self.place.digest / f"{self.pair}.{seed}.pt"
+        teacher = self.model(self.teacher_name).eval().requires_grad_(False)  # noqa: FBT003 - torch's signature
+        head = teacher.get_output_embeddings().weight
+        if self.place.device != "cpu":
+            for batch in self.batches(seed):
+                yield Hidden(states_of(teacher, _side(batch, "teacher", self.place.device)).float(), head)
+            return
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            states = [states_of(teacher, _side(batch, "teacher", "cpu")) for batch in self.batches(seed)]
+            torch.save(states, kept.with_suffix(f".{os.getpid()}"))
+            kept.with_suffix(f".{os.getpid()}").replace(kept)
+        del teacher
+        for states in torch.load(kept):
+            yield Hidden(states, head)
+
+
+def _side(batch: dict[str, Any], side: str, device: str) -> dict[str, Any]:
+    return {name: batch[f"{side}_{name}"].to(device) for name in ("input_ids", "attention_mask")}
+
+
+def states_of(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """The last hidden states (B, T, D) in float32; products are in bfloat16."""
+    with torch.autocast(model.device.type, torch.bfloat16):
+        states: torch.Tensor = model.model(**inputs, use_cache=False).last_hidden_state
+    return states.float()
+
+
+@torch.no_grad()
+def measure(model: Any, vocab: Any, texts: list[Passage], made: np.ndarray | None = None) -> dict[str, Any]:
+    """Bits and bytes of some passages, by class.
+
+    A byte's class is prose or code by its passage, or numerals if its token is made of digits alone. Of a student with
+    another tokenizer bits are also summed by how the token's row was made.
+
+    Args:
+        model: that is measured.
+        vocab: its vocabulary.
+        texts: the passages.
+        made: bool (vocabulary,), the tokens whose rows were made of several.
+    """
+    model.eval()
+    head = model.get_output_embeddings().weight
+    digits = np.array([surface.isdigit() for surface in vocab.surfaces])
+    length = np.array([len(surface) for surface in vocab.surfaces])
+    bits: dict[str, float] = {}
+    size: dict[str, int] = {}
+    tokens: dict[str, int] = {}
+    start = vocab.roles["bos"][0]
+    for begin in range(0, len(texts), 4):
+        some = texts[begin : begin + 4]
+        coded = vocab.encode_batch([one.text for one in some])
+        width = max(map(len, coded)) + 1
+        ids = torch.tensor([[start, *row, *[start] * (width - 1 - len(row))] for row in coded])
+        mask = torch.tensor([[1] * (len(row) + 1) + [0] * (width - 1 - len(row)) for row in coded])
+        inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+        states = states_of(model, inputs)
+        for one, row, state in zip(some, coded, states, strict=True):
+            scores = (state[: len(row)] @ head.T.to(state.dtype)).log_softmax(-1)
+            targets = torch.tensor(row, device=scores.device)
+            spent = (-scores.gather(1, targets[:, None])[:, 0].double() / math.log(2)).cpu().numpy()
+            chosen = np.array(row)
+            if int(length[chosen].sum()) != len(one.text.encode()):
+                raise ValueError("tokens and text differ in bytes, so bits per byte would be wrong")
+            names = [("numerals" if is_digit else one.kind) for is_digit in digits[chosen]]
+            if made is not None:
+                names = [
+                    f"{name}, {'split' if is_made else 'exact'}"
+                    for name, is_made in zip(names, made[chosen], strict=True)
+                ]
+            for name, bit, token in zip(names, spent.tolist(), row, strict=True):
+                bits[name] = bits.get(name, 0.0) + bit
+                size[name] = size.get(name, 0) + int(length[token])
+                tokens[name] = tokens.get(name, 0) + 1
+    return {"bits": bits, "bytes": size, "tokens": tokens}
+
+
+def evaluated(world: World, model: Any, vocab: Any, made: np.ndarray | None = None) -> dict[str, Any]:
+    """What is measured of a model: `text`, the drawn passages, and `numerals`, those with the most digits."""
+    count = world.settings.held_out
+    return {
+        "text": measure(model, vocab, world.held_out[:count], made),
+        "numerals": measure(model, vocab, world.held_out[count:], made),
+    }
+
+
+def made_rows(world: World) -> np.ndarray | None:
+    """Which of the student's tokens have rows that were made of several."""
+    from xtoken_align.export.transplant import plan_rows
+
+    if world.pair != "transfer":
+        return None
+    made = np.zeros(len(world.student_vocab), dtype=np.bool_)
+    made[plan_rows(world.mapping).split] = True
+    return made
+
+
+@cache
+def world_of(place: Place, pair: str) -> World:
+    """The world of a pair, read once in a process."""
+    return World(place, pair)
+
+
+def run_arm(place: Place, pair: str, arm: Arm, seed: int) -> Path:
+    """Trains an arm and writes its result."""
+    world = world_of(place, pair)
+    torch.manual_seed(seed)
+    student = world.model(world.student_name).train()
+    steps = list(_steps(world, student, arm, seed))
+    result = {
+        "pair": pair,
+        "arm": arm.name,
+        "options": arm.options,
+        "seed": seed,
+        "tokens": sum(step["tokens"] for step in steps),
+        **evaluated(world, student, world.student_vocab, made_rows(world)),
+        "processor_seconds_a_step": float(np.median([step["processor_seconds"] for step in steps])),
+        "wall_seconds_a_step": float(np.median([step["wall_seconds"] for step in steps])),
+        "steps": steps,
+    }
+    return _write(place.result(pair, arm, seed), result)
+
+
+def _steps(world: World, student: Any, arm: Arm, seed: int) -> Iterator[dict[str, float]]:
+    """Trains the student step by step, and says what was seen: `bits` on text that it had not read before."""
+    settings, device = world.settings, world.place.device
+    head = student.get_output_embeddings().weight
+    optimiser = torch.optim.AdamW(student.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    loss = XTokenLoss(world.mapping, arm.kind, ce_weight=arm.ce, **arm.options).to(device) if arm.kind else None
+    teacher = world.teacher(seed) if loss else None
+    for step, batch in enumerate(world.batches(seed)):
+        said = next(teacher) if teacher else None
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(settings, step)
+        labels = batch["labels"].to(device)
+        count = int((labels >= 0).sum())
+        begun, begun_wall = time.process_time(), time.perf_counter()
+        states = states_of(student, _side(batch, "student", device))
+        noted = {}
+        if loss is None:
+            value = noted["ce"] = cross_entropy(states, head, labels)
+        else:
+            assert said is not None
+            out = loss(Hidden(states, head), said, batch["spans"], labels=labels if arm.ce else None)
+            value, noted["kd"] = out.loss, out.kd
+            if arm.ce:
+                noted["ce"] = out.ce
+        value.backward()
+        noted["norm"] = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        spent = {"processor_seconds": time.process_time() - begun, "wall_seconds": time.perf_counter() - begun_wall}
+        yield {"tokens": count, **{name: float(tensor) for name, tensor in noted.items()}, **spent}
+
+
+def cross_entropy(states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The plain cross-entropy of a student, as training without this library computes it."""
+    logits = states[:, :-1].flatten(0, 1) @ weight.T
+    return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())
+
+
+def _write(place: Path, result: dict[str, Any]) -> Path:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return temporary.replace(place)
+
+
+def run_bounds(place: Place, pair: str) -> Path:
+    """Measures the teacher, the ceiling, and the student before any arm, the floor."""
+    world = world_of(place, pair)
+    student, teacher = world.model(world.student_name), world.model(world.teacher_name)
+    result = {
+        "pair": pair,
+        "teacher": evaluated(world, teacher, world.teacher_vocab),
+        "student": evaluated(world, student, world.student_vocab, made_rows(world)),
+    }
+    return _write(place.bounds(pair), result)
