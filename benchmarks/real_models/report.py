@@ -1,0 +1,233 @@
+"""The tables and the figure of `results.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+CLASSES = ("all", "prose", "code", "numerals")
+TITLES = {
+    "transfer": "SmolLM2-135M gets Llama-3's tokenizer; the teacher is SmolLM2-135M as it was",
+    "families": "SmolLM2-135M learns from Gemma-3-270m",
+}
+
+
+def bits_per_byte(measured: dict[str, Any], name: str, rows: str | None = None) -> float:
+    """Bits per byte of a class.
+
+    Args:
+        measured: of a model, as `evaluated` returns it.
+        name: "all" or "prose" or "code", of the drawn passages, or "numerals", wherever they stand.
+        rows: of a student with another tokenizer, "split" or "exact": tokens whose rows were made so alone.
+    """
+    parts = ("text", "numerals") if name == "numerals" else ("text",)
+    bits = size = 0.0
+    for part in parts:
+        for full, spent in measured[part]["bits"].items():
+            kind, _, way = full.partition(", ")
+            if name in {"all", kind} and rows in {None, way}:
+                bits, size = bits + spent, size + measured[part]["bytes"][full]
+    return bits / size if size else math.nan
+
+
+@dataclass(frozen=True)
+class Line:
+    """An arm's line: means over its seeds.
+
+    Attributes:
+        name: of the arm.
+        seeds: that it has.
+        bits: class -> bits per byte.
+        by_seed: seed -> bits per byte of all text.
+        closed: the share of the way from the student before any arm to the teacher.
+        step: processor seconds a step, as a multiple of those of plain cross-entropy with the same seeds.
+        tokens: that it was trained on.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    bits: dict[str, float]
+    by_seed: dict[int, float]
+    closed: float
+    step: float
+    tokens: int
+
+
+def lines(results: dict[str, Any], pair: str) -> list[Line]:
+    """A pair's arms, the best first."""
+    arms = [one for one in results["arms"] if one["pair"] == pair]
+    floor, ceiling = (bits_per_byte(results["bounds"][pair][side], "all") for side in ("student", "teacher"))
+    plain = {one["seed"]: one["processor_seconds_a_step"] for one in arms if one["arm"] == "CE"}
+    made = []
+    for name in dict.fromkeys(one["arm"] for one in arms):
+        own = [one for one in arms if one["arm"] == name]
+        bits = {each: mean(bits_per_byte(one, each) for one in own) for each in CLASSES}
+        ratios = [one["processor_seconds_a_step"] / plain[one["seed"]] for one in own if one["seed"] in plain]
+        made.append(
+            Line(
+                name,
+                tuple(one["seed"] for one in own),
+                bits,
+                {one["seed"]: bits_per_byte(one, "all") for one in own},
+                (floor - bits["all"]) / (floor - ceiling),
+                mean(ratios) if ratios else math.nan,
+                round(mean(one["tokens"] for one in own)),
+            )
+        )
+    return sorted(made, key=lambda line: line.bits["all"])
+
+
+def table(results: dict[str, Any], pair: str) -> list[str]:
+    """A pair's table in Markdown."""
+    bounds = results["bounds"][pair]
+    rows = [
+        "| | seeds | all | prose | code | numerals | way closed | step |",
+        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
+        _bound("teacher, the ceiling", bounds["teacher"]),
+    ]
+    for line in lines(results, pair):
+        classes = " | ".join(f"{line.bits[each]:.3f}" for each in CLASSES)
+        rows.append(f"| {line.name} | {len(line.seeds)} | {classes} | {line.closed:.0%} | {line.step:.2f} |")
+    return [*rows, _bound("student before, the floor", bounds["student"])]
+
+
+def _bound(name: str, measured: dict[str, Any]) -> str:
+    classes = " | ".join(f"{bits_per_byte(measured, each):.3f}" for each in CLASSES)
+    return f"| *{name}* | | {classes} | | |"
+
+
+def differences(results: dict[str, Any], pair: str, name: str = "CE + C-KL") -> list[str]:
+    """How far another arm is from the default loss beside a cross-entropy, over the seeds that both have."""
+    own = {line.name: line for line in lines(results, pair)}
+    if name not in own:
+        return []
+    said = []
+    for other in own.values():
+        shared = sorted(set(own[name].seeds) & set(other.seeds))
+        if other.name == name or not shared:
+            continue
+        apart = [other.by_seed[seed] - own[name].by_seed[seed] for seed in shared]
+        listed = ", ".join(f"{each:+.3f}" for each in apart)
+        word = "more" if min(apart) > 0 else "fewer" if max(apart) < 0 else "more in some seeds, fewer in others"
+        said.append(f"- {other.name} needs {word} bits per byte than {name}: {listed}.")
+    return said
+
+
+def by_rows(results: dict[str, Any], pair: str) -> list[str]:
+    """Where bits are won: bits per byte of tokens that the teacher has and of those it splits, seed 0."""
+    arms = [one for one in results["arms"] if one["pair"] == pair and one["seed"] == 0]
+    rows = ["| | copied rows | made rows |", "| :-- | --: | --: |"]
+    for one in [{"arm": "*student before*", **results["bounds"][pair]["student"]}, *arms]:
+        copied, made = (bits_per_byte(one, "all", way) for way in ("exact", "split"))
+        rows.append(f"| {one['arm']} | {copied:.3f} | {made:.3f} |")
+    return rows
+
+
+def curve(arm: dict[str, Any], window: int = 6) -> tuple[list[int], list[float]]:
+    """Tokens read, and bits a token on text not read before, as means over some steps."""
+    seen, spent, tokens = [], [], 0
+    steps = [step for step in arm["steps"] if "ce" in step]
+    for first in range(0, len(steps), window):
+        some = steps[first : first + window]
+        count = sum(step["tokens"] for step in some)
+        tokens += count
+        seen.append(tokens - count // 2)
+        spent.append(sum(step["ce"] * step["tokens"] for step in some) / count / math.log(2))
+    return seen, spent
+
+
+def write_report(folder: Path) -> None:
+    """Writes `RESULTS.md` and the figure beside `results.json`."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    pairs = [pair for pair in TITLES if any(one["pair"] == pair for one in results["arms"])]
+    if not pairs or any(pair not in results["bounds"] for pair in pairs):
+        return
+    settings = results["settings"]
+    text = [
+        "# A real model with another tokenizer",
+        "",
+        "Made by `python benchmarks/real_models/run.py`. Do not edit.",
+        "",
+        *_method(settings, results["device"]),
+        "",
+        "![bits per byte by loss](results.png)",
+    ]
+    for pair in pairs:
+        text += ["", f"## {TITLES[pair]}", "", *table(results, pair), "", *differences(results, pair)]
+        if pair == "transfer":
+            text += [
+                "",
+                "Bits per byte by how the row of the token was made, with seed 0:",
+                "",
+                *by_rows(results, pair),
+            ]
+    (folder / "RESULTS.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    figure(results, pairs, folder)
+
+
+def _method(settings: dict[str, Any], device: str) -> Iterable[str]:
+    yield (
+        f"Every arm reads the same {settings['steps']} batches of {settings['rows']} passages of about "
+        f"{settings['size']} bytes from the documentation (prose) and the package (code) of Django's source "
+        f"distribution. Files are split into training and held-out ones. {settings['held_out']} held-out passages and "
+        f"the {settings['numerals']} with the most digits are measured. AdamW with a learning rate of "
+        f"{settings['rate']:g}; products in bfloat16. Each seed draws other passages. Measured on {device}."
+    )
+    yield ""
+    yield (
+        "*All*, *prose*, *code* and *numerals* are bits per byte of held-out text, the fewer the better; they compare "
+        "across tokenizers. *Way closed* is the share of the way from the student before any training to the teacher. "
+        "*Step* is the processor time of a whole step, without the teacher's forward pass, as a multiple of that of "
+        "plain cross-entropy; the machine was shared, so it is rough."
+    )
+
+
+def figure(results: dict[str, Any], pairs: list[str], folder: Path) -> None:
+    """Draws `results.png` and `results.svg`: bits per byte by arm, and the curves of `transfer`."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "real-models"}
+    with mpl.rc_context({**style, "savefig.dpi": 130, "figure.facecolor": "white"}):
+        drawn, axes = plt.subplots(1, len(pairs) + 1, figsize=(4.6 * (len(pairs) + 1), 3.6), layout="constrained")
+        for axis, pair in zip(axes, pairs, strict=False):
+            _bars(axis, results, pair)
+        _curves(axes[-1], results, pairs[0])
+        drawn.savefig(folder / "results.png")
+        drawn.savefig(folder / "results.svg", metadata={"Date": None})
+        plt.close(drawn)
+
+
+def _bars(axis: Any, results: dict[str, Any], pair: str) -> None:
+    shown = lines(results, pair)[::-1]
+    for place, line in enumerate(shown):
+        color = "tab:blue" if "C-KL" in line.name else "tab:gray"
+        axis.barh(place, line.bits["all"], color=color, alpha=0.75)
+        axis.plot(list(line.by_seed.values()), [place] * len(line.by_seed), "k.", markersize=4)
+        axis.annotate(f" {line.bits['all']:.3f}", (max(line.by_seed.values()), place), va="center")
+    ceiling = bits_per_byte(results["bounds"][pair]["teacher"], "all")
+    axis.axvline(ceiling, color="tab:green", linestyle="--", label=f"teacher {ceiling:.3f}")
+    highest = max(value for line in shown for value in line.by_seed.values())
+    axis.set_xlim(ceiling - 0.1 * (highest - ceiling) - 0.01, highest + 0.25 * (highest - ceiling) + 0.01)
+    axis.set_yticks(range(len(shown)), [line.name for line in shown])
+    axis.set_xlabel("bits per byte of held-out text")
+    axis.set_title(TITLES[pair].replace("; ", ";\n"), fontsize=9)
+    axis.legend(loc="lower right", frameon=False)
+
+
+def _curves(axis: Any, results: dict[str, Any], pair: str) -> None:
+    for arm in results["arms"]:
+        if arm["pair"] == pair and arm["seed"] == 0 and any("ce" in step for step in arm["steps"]):
+            tokens, bits = curve(arm)
+            axis.plot(tokens, bits, marker=".", label=arm["arm"])
+    axis.set_xlabel("tokens read")
+    axis.set_ylabel("bits a token, on text not read before")
+    axis.set_title("on the way, seed 0", fontsize=9)
+    axis.legend(frameon=False, fontsize=8)
