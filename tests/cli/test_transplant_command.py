@@ -44,7 +44,7 @@ def test_it_prints_how_rows_were_made_and_what_to_do_next(
     counts = {line.split()[0]: int(line.split()[1]) for line in table[1:] if line[:1].isalpha()}
     assert sum(counts.values()) == 300
     assert all(len(line) <= columns for line in table)
-    assert any(line.startswith("split ") and "the rows of its pieces, weighted" in line for line in table)
+    assert any(line.startswith("split ") and "the mean of the rows of its pieces" in line for line in table)
     assert "Ids: bos 0, eos 1, pad none, stops 1" in lines
     assert "Written to moved" in lines
     assert "  student: {model: moved}" in lines
