@@ -149,15 +149,11 @@ def run(
         lines = triton.lines_of(blocks, in_batch=True, labels=label_weight is not None)
         blocks = tuple(_without_rows(blocks))
     firsts = _firsts([block.student_rows for block in blocks]), _firsts([block.teacher_rows for block in blocks])
-    if lines is not None:
-        # What is left is added to what level one has written.
-        firsts = [-1] * len(blocks), firsts[1]
+    # What is added to what level one has written, or in another dtype than the logits', is added up in blocks apart.
+    firsts = [-1] * len(blocks) if lines is not None or student.states.dtype != dtype else firsts[0], firsts[1]
     gradients = None
     if any(wanted):
         written = [block.student_rows for block, first in zip(blocks, firsts[0], strict=True) if first >= 0]
-        if student.states.dtype != dtype:
-            # Blocks are added up in another dtype.
-            written = []
         written = written if lines is None else [lines.student]
         gradients = new_gradients(student, written, weight=wanted[1], bias=wanted[2], links=links)
     pass_ = _Pass(
@@ -179,33 +175,39 @@ def run(
         for block, student_first, teacher_first in zip(blocks, *firsts, strict=True):
             _run_block(block, student_first, teacher_first, pass_)
     if gradients is not None:
-        result.gradients = gradients.all_over(lift)
+        result.gradients = [gradients.states, gradients.weight, gradients.bias, gradients.links]
+        for gradient in result.gradients:
+            if gradient is not None and isinstance(lift, torch.Tensor):
+                gradient.div_(lift)
     return result
 
 
 def _path(implementation: str, student: Source, teacher: Source) -> str:
     """The way in which outcomes are compared where they are of the common case: "cpu", "triton" or "reference"."""
     device, dtype = student.states.device, compute_dtype(student.states)
-    read = (device, _read_dtype(student, "triton", dtype), _read_dtype(teacher, "triton", dtype))
     if implementation == "auto":
-        if device.type == "cuda" and dtype == torch.float32 and triton.kernels_work(*read):
-            return "triton"
-        return "cpu" if device.type == "cpu" else "reference"
+        if device.type == "cpu":
+            return "cpu"
+        works = device.type == "cuda" and dtype == torch.float32
+        return "triton" if works and _kernels_work(student, teacher) else "reference"
     if implementation == "cpu" and device.type != "cpu":
         raise OptionError(f"implementation='cpu' needs logits on the CPU, but they are on {device}; use 'auto'")
     if implementation == "triton" and dtype != torch.float32:
         return "reference"
-    if implementation == "triton" and not triton.kernels_work(*read):
+    if implementation == "triton" and not _kernels_work(student, teacher):
         raise OptionError(f"implementation='triton' needs Triton and a GPU, but the logits are on {device}; use 'auto'")
     return implementation
 
 
-def _read_dtype(source: Source, path: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a block's scores: the kernels read logits as they are, all else those of `dtype`."""
+def _kernels_work(student: Source, teacher: Source) -> bool:
+    dtypes = (_native(side, torch.float32) for side in (student, teacher))
+    return triton.kernels_work(student.states.device, *dtypes)
+
+
+def _native(source: Source, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a block's scores where kernels read logits as they are; `dtype` of those that are worked upon."""
     plain = source.ids is None and source.scale == 1 and source.softcap is None
-    if path == "triton" and plain and source.states.dtype in triton.DTYPES:
-        return source.states.dtype
-    return dtype
+    return source.states.dtype if plain and source.states.dtype in triton.DTYPES else dtype
 
 
 def _suits_kernels(objective: Objective, teacher: Source) -> bool:
@@ -216,7 +218,7 @@ def _suits_kernels(objective: Objective, teacher: Source) -> bool:
     table = objective.terms[0].table
     if not isinstance(table, Outcomes) or not table.in_place or table.student.index is None:
         return False
-    return not measure.chooses(table.student.count)
+    return not any(most is not None and most < table.student.count for most in (measure.top_k, measure.student_top_k))
 
 
 def _whole(objective: Objective, student: Source, teacher: Source, blocks: Sequence[Block]) -> bool:
@@ -284,21 +286,22 @@ def _run_block(block: Block, student_first: int, teacher_first: int, pass_: _Pas
     student, teacher, gradients = pass_.student, pass_.teacher, pass_.gradients
     device, dtype = student.states.device, pass_.result.value.dtype
     rows = torch.from_numpy(block.student_rows).to(device, non_blocking=True)
-    scores = student.read(rows, _read_dtype(student, pass_.path, dtype), student_first).scores
+    read = [_native(side, dtype) if pass_.path == "triton" else dtype for side in (student, teacher)]
+    scores = student.read(rows, read[0], student_first).scores
     gradient = None
     in_place = student_first >= 0 and student.weight is None
     by_kernels = pass_.kernels and _one_row_each(block)
     if gradients is not None:
         # The gradient of logits that follow each other is written where it is to stand.
-        in_place = in_place and gradients.states.dtype == dtype
         place = gradients.states[student_first : student_first + len(rows)]
-        gradient = place if in_place else _new_gradient(scores, pass_)
+        own = _dtype_of_gradient(scores, pass_) if by_kernels else dtype
+        gradient = place if in_place else torch.empty_like(scores, dtype=own)
         # The formulas overwrite the rows of level one; levels and cross-entropies are added to what is there.
         gradient[block.level_one if pass_.objective.terms else 0 :] = 0
-    teachers = Rows(scores.new_empty(0, teacher.width, dtype=_read_dtype(teacher, pass_.path, dtype)))
+    teachers = Rows(scores.new_empty(0, teacher.width, dtype=read[1]))
     if len(block.teacher_rows):
         others = torch.from_numpy(block.teacher_rows).to(device, non_blocking=True)
-        teachers = teacher.read(others, teachers.scores.dtype, teacher_first)
+        teachers = teacher.read(others, read[1], teacher_first)
     if by_kernels:
         lines = triton.lines_of([block], in_batch=False, labels=pass_.label_weight is not None)
         _compare_lines(lines, scores, teachers.scores, pass_, gradient)
@@ -314,14 +317,12 @@ def _run_block(block: Block, student_first: int, teacher_first: int, pass_: _Pas
         gradients.add(rows, scores, gradient)
 
 
-def _new_gradient(scores: torch.Tensor, pass_: _Pass) -> torch.Tensor:
-    """Memory for a block's gradient, in the dtype in which formulas are computed; but kernels that alone write it do so
-    in that of the head's products, which read it.
+def _dtype_of_gradient(scores: torch.Tensor, pass_: _Pass) -> torch.dtype:
+    """That in which formulas are computed; but kernels that alone write a block's do so in that of the head's products,
+    which read it.
     """
-    dtype = pass_.result.value.dtype
-    if pass_.kernels and pass_.student.weight is not None and len(pass_.objective.terms) == 1:
-        dtype = scores.dtype
-    return torch.empty_like(scores, dtype=dtype)
+    alone = pass_.student.weight is not None and len(pass_.objective.terms) == 1
+    return scores.dtype if alone else pass_.result.value.dtype
 
 
 def _with_leaf(objective: Objective) -> tuple[Objective, torch.Tensor]:

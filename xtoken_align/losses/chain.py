@@ -206,19 +206,13 @@ class Left:
         sides = (entries.between(first, last) for entries in (self.student, self.teacher, self.unmatched))
         return Left(*(Entries(side.chunk - moved, side.token) for side in sides))
 
-    @property
-    def sides(self) -> tuple[Entries, Entries]:
-        """What level one leaves out of the student's chunks and of the teacher's."""
+    def cells(self, device: torch.device) -> tuple[Cells | None, Cells | None]:
+        """What level one leaves out of the student's rows and of the teacher's, of which the chunks are the rows."""
         teacher = Entries(
             np.concatenate([self.teacher.chunk, self.unmatched.chunk]),
             np.concatenate([self.teacher.token, self.unmatched.token]),
         )
-        return self.student, teacher
-
-    def cells(self, device: torch.device) -> tuple[Cells | None, Cells | None]:
-        """The same on a device, where the chunks are rows."""
-        student, teacher = self.sides
-        return student.cells(device), teacher.cells(device)
+        return self.student.cells(device), teacher.cells(device)
 
     def __bool__(self) -> bool:
         return len(self.student.chunk) + len(self.teacher.chunk) > 0
@@ -508,22 +502,22 @@ class Reads:
     _picked: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     _whole: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What is read is computed in it."""
-        return compute_dtype(self.scores)
-
     def at(self, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """The numbers of some rows and tokens."""
         # Where it stands in the flattened gradient, which is shaped like the scores.
         place = row * self.scores.shape[1] + token
-        values = self.scores.detach()[row, token].to(self.dtype).requires_grad_(self.wanted)
+        values = self.scores.detach()[row, token].to(compute_dtype(self.scores)).requires_grad_(self.wanted)
         self._picked.append((values, place))
         return values
 
     def all_but(self, rows: torch.Tensor, number: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """Log of the sum over whole rows, without the silent tokens and without `token` in row `rows[number]`."""
-        others = self.scores.detach().index_select(0, rows).to(self.dtype).index_fill_(1, self.silent, -math.inf)
+        others = (
+            self.scores.detach()
+            .index_select(0, rows)
+            .to(compute_dtype(self.scores))
+            .index_fill_(1, self.silent, -math.inf)
+        )
         others[number, token] = -math.inf
         others.requires_grad_(self.wanted)
         self._whole.append((others, rows))
@@ -531,7 +525,12 @@ class Reads:
 
     def whole(self, rows: torch.Tensor) -> torch.Tensor:
         """Whole rows (n, V), the silent tokens at -inf."""
-        values = self.scores.detach().index_select(0, rows).to(self.dtype).index_fill_(1, self.silent, -math.inf)
+        values = (
+            self.scores.detach()
+            .index_select(0, rows)
+            .to(compute_dtype(self.scores))
+            .index_fill_(1, self.silent, -math.inf)
+        )
         values.requires_grad_(self.wanted)
         self._whole.append((values, rows))
         return values
@@ -539,7 +538,7 @@ class Reads:
     def log_whole(self, rows: torch.Tensor) -> torch.Tensor:
         """Log of the sum over whole rows (n,), which makes log-probabilities of scores; a cached teacher's are such."""
         if self.log_rest is not None:
-            return self.scores.new_zeros(len(rows), dtype=self.dtype)
+            return self.scores.new_zeros(len(rows), dtype=compute_dtype(self.scores))
         own, place = torch.unique(rows, return_inverse=True)
         return log_sum(self.whole(own))[place]
 
@@ -547,23 +546,17 @@ class Reads:
         """Adds the gradient of a scalar that was made of what was read."""
         leaves = [leaf for leaf, _ in (*self._picked, *self._whole)]
         slopes = iter(torch.autograd.grad(total, leaves, allow_unused=True))
-        for _, place in self._picked:
+        targets = [(gradient.view(-1), place) for _, place in self._picked]
+        for target, place in [*targets, *((gradient, rows) for _, rows in self._whole)]:
             slope = next(slopes)
-            if slope is not None:
-                _add_at(gradient.view(-1), place, slope.to(gradient.dtype))
-        for _, rows in self._whole:
-            slope = next(slopes)
-            if slope is not None:
-                _add_at(gradient, rows, slope.to(gradient.dtype))
-
-
-def _add_at(target: torch.Tensor, place: torch.Tensor, values: torch.Tensor) -> None:
-    """Adds values at places of which some may be one, in an order that is always the same."""
-    if target.device.type == "cpu":
-        target.index_add_(0, place, values)
-    else:
-        # It sorts the places, where `index_add_` adds in whatever order the device comes to them.
-        target.index_put_((place,), values, accumulate=True)
+            if slope is None:
+                continue
+            slope = slope.to(gradient.dtype)
+            if gradient.device.type == "cpu":
+                target.index_add_(0, place, slope)
+            else:
+                # It sorts places of which some are one; `index_add_` adds in whatever order the device comes to them.
+                target.index_put_((place,), slope, accumulate=True)
 
 
 def level_values(

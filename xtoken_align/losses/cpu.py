@@ -92,7 +92,7 @@ def compare_outcomes(
         left: the tokens that the rows leave out, the student's and the teacher's.
         text: int64 (n,), the outcome that the text has, or None.
     """
-    few = measure.chooses(outcomes.student.count)
+    few = any(count is not None and count < outcomes.student.count for count in (measure.top_k, measure.student_top_k))
     # A few outcomes are chosen before the temperature is applied.
     temperature = 1.0 if few else measure.temperature
     ours = _masses(student, outcomes.student, buffers, "student", temperature, left[0])

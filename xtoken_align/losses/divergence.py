@@ -76,10 +76,6 @@ class Measure:
             return "reverse" if self.beta else "forward"
         return self.divergence
 
-    def chooses(self, count: int) -> bool:
-        """Whether some of so many outcomes are compared, not all."""
-        return any(most is not None and most < count for most in (self.top_k, self.student_top_k))
-
     def terms(self, log_teacher: torch.Tensor, log_student: torch.Tensor) -> torch.Tensor:
         """What each outcome adds to the divergence, before T^2.
 

@@ -331,14 +331,6 @@ class Gradients:
     link_leaf: torch.Tensor | None = None
     links: torch.Tensor | None = None
 
-    def all_over(self, lift: float | torch.Tensor) -> list[torch.Tensor | None]:
-        """Those of states, head, bias and links, in their place divided by a tensor that they were multiplied by."""
-        made = [self.states, self.weight, self.bias, self.links]
-        for gradient in made:
-            if gradient is not None and isinstance(lift, torch.Tensor):
-                gradient.div_(lift)
-        return made
-
     def add(self, rows: torch.Tensor, logits: torch.Tensor, gradient: torch.Tensor) -> None:
         """Adds the gradient of the logits (n, V) of some rows, which `read` returned; overwrites it."""
         source = self.source

@@ -239,7 +239,7 @@ def lines_of(blocks: Sequence[Block], *, in_batch: bool, labels: bool) -> Lines:
     for block in blocks:
         rows = (block.student_rows, block.teacher_rows)
         if block.left is not None:
-            for side, entries in enumerate(block.left.sides):
+            for side, entries in ((0, block.left.student), (1, block.left.teacher), (1, block.left.unmatched)):
                 left[2 * side].append(entries.chunk + count)
                 left[2 * side + 1].append(entries.token)
         for part in block.parts:
