@@ -119,6 +119,8 @@ COMMANDS = {
     "import": ("import_file", "Make a mapping of NeMo-RL's file, and say what is odd there."),
     "inspect": ("inspect", "Report what a mapping covers and what it loses."),
     "list": ("list_mappings", "List the mappings in the store."),
+    "pull": ("pull", "Take a mapping from the Hub into the store."),
+    "push": ("push", "Write a mapping to the Hub, with a card."),
     "show": ("show", "Show the rows of tokens: rule, pieces and weights."),
     "transplant": ("transplant", "Give a model another tokenizer, by way of a mapping."),
     "verify": ("verify", "Check mapping files from end to end."),

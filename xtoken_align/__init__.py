@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .compare.diff import Diff, diff
     from .coverage.coverage import Coverage
     from .errors import XTokenError, XTokenWarning
+    from .export.hub_repository import Pushed, push_mapping
     from .export.imported import Imported, import_mapping
     from .export.transplant import Transplant, transplant
     from .losses import Hidden, MultiTeacherLoss, TopK, XTokenLoss, fuse_head
@@ -43,6 +44,7 @@ _HOMES = {
     "Imported": "export.imported",
     "Mapping": "mapping.mapping",
     "MultiTeacherLoss": "losses",
+    "Pushed": "export.hub_repository",
     "SpanCollator": "spans.batch",
     "Spans": "spans.spans",
     "Store": "store.store",
@@ -67,6 +69,7 @@ _HOMES = {
     "get_or_build": "store.load",
     "import_mapping": "export.imported",
     "load": "store.load",
+    "push_mapping": "export.hub_repository",
     "read_vocab": "read",
     "transplant": "export.transplant",
 }
@@ -82,6 +85,7 @@ __all__ = [
     "Imported",
     "Mapping",
     "MultiTeacherLoss",
+    "Pushed",
     "SpanCollator",
     "Spans",
     "Store",
@@ -107,6 +111,7 @@ __all__ = [
     "get_or_build",
     "import_mapping",
     "load",
+    "push_mapping",
     "read_vocab",
     "transplant",
 ]

@@ -78,10 +78,10 @@ def test_a_version_asked_for_is_the_one_that_is_loaded(mapping: Mapping, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "address", ["hf://", "hf://user", "hf://user/repo", "hf://user//file", "hf:///repo/file", "hf://a/b/../../x"]
+    "address", ["hf://", "hf://user", "hf://user/repo/", "hf://user//file", "hf:///repo/file", "hf://a/b/../../x"]
 )
-def test_a_hub_address_has_user_repository_and_file(address: str) -> None:
-    with pytest.raises(StoreError, match="expected hf://user/repository/file"):
+def test_a_hub_address_has_user_and_repository(address: str) -> None:
+    with pytest.raises(StoreError, match="expected hf://user/repository or hf://user/repository/file"):
         locate_mapping(address)
 
 
@@ -97,7 +97,16 @@ def test_a_hub_address_is_downloaded_at_its_revision(saved: Path, monkeypatch: p
     monkeypatch.setattr(hub, "download", download)
     load("hf://user/repo@main/deep/mapping.npz")
     load("hf://user/repo/mapping.npz")
-    assert asked == [("user/repo", "deep/mapping.npz", "main"), ("user/repo", "mapping.npz", None)]
+    load("hf://user/repo@v1.0")
+    load("user/repo")
+    load("user/repo@main")
+    assert asked == [
+        ("user/repo", "deep/mapping.npz", "main"),
+        ("user/repo", "mapping.npz", None),
+        ("user/repo", "mapping.npz", "v1.0"),
+        ("user/repo", "mapping.npz", None),
+        ("user/repo", "mapping.npz", "main"),
+    ]
 
 
 def test_the_tokenizers_that_it_was_built_for_fit_without_a_word(saved: Path) -> None:

@@ -1,10 +1,13 @@
-"""Tokenizer files of a Hub repository: fetched, or taken from the local cache; never weights, never code."""
+"""The Hub: tokenizer files and mappings are fetched, or taken from the local cache; never weights, never code.
+
+Only `upload` writes there, and only with the user's own token.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -116,7 +119,8 @@ def _one_sentence(repo_id: str, revision: str | None, *, local_files_only: bool)
     transport: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
     at = f" at revision {revision!r}" if revision else ""
     try:
-        yield
+        with _quiet(bars=True):
+            yield
     except errors.LocalEntryNotFoundError as error:
         raise SourceError(
             f"{repo_id}{at} is not in the local Hub cache, and the Hub cannot be reached"
@@ -134,10 +138,10 @@ def _one_sentence(repo_id: str, revision: str | None, *, local_files_only: bool)
         ) from error
     except errors.RevisionNotFoundError as error:
         raise SourceError(
-            f"{repo_id} has no revision {revision!r}: name a branch, a tag or a full commit hash"
+            f"{repo_id} has no revision {revision or 'main'!r}: name a branch, a tag or a full commit hash"
         ) from error
     except errors.HFValidationError as error:
-        raise SourceError(f"{repo_id!r} is not a Hub id: expected user/repo") from error
+        raise SourceError(f"{repo_id!r} is not a Hub id: expected user/repo, without -- or .. in it") from error
     except ValueError as error:
         # An answer that is no JSON: a network that asks for a login first answers every request with a page of its own.
         raise SourceError(
@@ -145,10 +149,61 @@ def _one_sentence(repo_id: str, revision: str | None, *, local_files_only: bool)
             "check that this network lets you through, or give a path to its files"
         ) from error
     except (transport, OSError) as error:
+        if _status(error) in _NO_ACCESS:
+            raise SourceError(_TOKEN_REFUSED.format(repo_id)) from error
         raise SourceError(
             f"{repo_id}{at} could not be fetched from the Hub ({type(error).__name__}): try again, or give a path"
             " to its files"
         ) from error
+
+
+_NO_ACCESS = (401, 403)
+_TOKEN_REFUSED = "the Hub does not accept your token for {}: run `hf auth login` with one that may do this"  # noqa: S105
+
+
+def _status(error: BaseException) -> int | None:
+    """The status of the Hub's answer, where an error has one."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def upload(repo_id: str, files: Mapping[str, bytes], *, private: bool, message: str, token: str | None) -> str:
+    """Writes files into a repository in one commit; the repository is made if it is missing.
+
+    Args:
+        repo_id: `user/repo`.
+        files: name in the repository -> content.
+        private: whether a repository that is made is private.
+        message: of the commit.
+        token: the user's; by default that of `hf auth login` or `$HF_TOKEN`.
+
+    Returns:
+        The hash of the commit.
+
+    Raises:
+        SourceError: there is no token, it is refused, the id is none, or the Hub cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, errors, get_token
+
+    transport: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
+    if _offline():
+        raise SourceError(f"{repo_id} is not written, since HF_HUB_OFFLINE is set: unset it")
+    token = token or os.environ.get("HF_TOKEN") or get_token()
+    if not token:
+        raise SourceError(f"{repo_id} is not written without a token: run `hf auth login`, or set HF_TOKEN")
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
+    try:
+        with _quiet(bars=False):
+            api = HfApi(endpoint=_endpoint(), token=token)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(api.create_commit(repo_id, operations, commit_message=message).oid)
+    except errors.HFValidationError as error:
+        raise SourceError(f"{repo_id!r} is not a Hub id: expected user/repo, without -- or .. in it") from error
+    except (transport, OSError, ValueError) as error:
+        if _status(error) in _NO_ACCESS:
+            raise SourceError(_TOKEN_REFUSED.format(repo_id)) from error
+        reason = f"it answered {_status(error)}" if _status(error) else type(error).__name__
+        raise SourceError(f"{repo_id} could not be written to the Hub ({reason}): try again") from error
 
 
 def _download(repo_id: str, revision: str | None, local_files_only: bool) -> str:
@@ -158,6 +213,7 @@ def _download(repo_id: str, revision: str | None, local_files_only: bool) -> str
     return snapshot_download(
         repo_id,
         revision=revision,
+        endpoint=_endpoint(),
         cache_dir=_cache_directory(),
         local_files_only=local_files_only,
         allow_patterns=[*VOCABULARY_FILES, *CONFIGURATION_FILES],
@@ -169,12 +225,43 @@ def _download_file(repo_id: str, filename: str, revision: str | None, local_file
     from huggingface_hub import hf_hub_download
 
     return hf_hub_download(
-        repo_id, filename, revision=revision, cache_dir=_cache_directory(), local_files_only=local_files_only
+        repo_id,
+        filename,
+        revision=revision,
+        endpoint=_endpoint(),
+        cache_dir=_cache_directory(),
+        local_files_only=local_files_only,
     )
 
 
 def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+@contextmanager
+def _quiet(*, bars: bool) -> Iterator[None]:
+    """Lets huggingface_hub try again without a word: what it could not do is said in one sentence at the end.
+
+    Args:
+        bars: whether it may show its progress bars.
+    """
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+
+    verbosity, shown = logging.get_verbosity(), not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    if not bars:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown and not bars:
+            enable_progress_bars()
+
+
+def _endpoint() -> str | None:
+    """The address of the Hub, where the environment names another than the public one."""
+    return os.environ.get("HF_ENDPOINT") or None
 
 
 def _cache_directory() -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Mapping as Table
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from ..builder import build, plain_options
 from ..compare.compat import compat
 from ..compare.parts import PartsMatch, earlier_note
-from ..errors import ArtifactError, MappingError, MismatchError, StoreError, XTokenWarning
+from ..errors import ArtifactError, MappingError, MismatchError, SourceError, StoreError, XTokenWarning
 from ..mapping.file import read_metadata
 from ..mapping.mapping import Mapping, Side, check_counts, load_mapping
 from ..read import as_vocab
@@ -23,6 +24,13 @@ from ..vocab.vocab import Vocab
 from .store import Store, checked_name, locked
 
 _HUB = "hf://"
+_REPOSITORY = re.compile(
+    r"(?P<id>[a-z0-9][\w.-]{0,95}/[a-z0-9][\w.-]{0,95})(@(?P<revision>[\w.-]{1,200}))?(/(?P<file>.+))?",
+    re.ASCII | re.IGNORECASE,
+)
+
+MAPPING_FILE = "mapping.npz"
+"""The name of a mapping's file in a repository of the Hub."""
 
 
 def load(
@@ -35,8 +43,8 @@ def load(
     """Loads and checks a mapping.
 
     Args:
-        name_or_path: a file, a name in the store (`llama-3--qwen3`, `llama-3--qwen3@latest`, `...@version`), or
-            `hf://user/repository/file`.
+        name_or_path: a file, a name in the store (`llama-3--qwen3`, `llama-3--qwen3@latest`, `...@version`), or a
+            repository of the Hub (`user/repository`, `user/repository@revision`, `hf://user/repository/file`).
         student: the student tokenizer in hand, if the mapping must fit it.
         teacher: the teacher tokenizer in hand, likewise.
         store: the store's folder.
@@ -97,6 +105,12 @@ def locate_mapping(name_or_path: str | os.PathLike[str], *, store: str | os.Path
     if os.path.isfile(text):  # noqa: PTH113
         return path
     is_folder = os.path.isdir(text)  # noqa: PTH112
+    repository = _REPOSITORY.fullmatch(text)
+    if repository and not repository["file"] and not is_folder and path.suffix != ".npz":
+        try:
+            return _download(repository)
+        except SourceError as error:
+            raise StoreError(f"{text} is no file here, and as a repository of the Hub: {error}") from error
     if path.suffix == ".npz" or len(path.parts) > 1:
         problem = "is a folder, not a mapping file" if is_folder else "is no file"
         raise StoreError(f"{text} {problem}: name a mapping file, or a mapping in the store")
@@ -107,14 +121,26 @@ def locate_mapping(name_or_path: str | os.PathLike[str], *, store: str | os.Path
         raise StoreError(f"{text} is a folder, and {error}" if is_folder else str(error)) from error
 
 
+def is_repository(text: str) -> bool:
+    """Whether a text is a Hub id of the form `user/repo`, without a revision or a file.
+
+    The Hub takes neither two hyphens nor two dots, so a mapping's own name, `llama-3--qwen3`, is none.
+    """
+    repository = _REPOSITORY.fullmatch(text)
+    return repository is not None and repository["id"] == text and "--" not in text and ".." not in text
+
+
 def _from_hub(address: str) -> Path:
-    parts = address.removeprefix(_HUB).split("/")
-    if len(parts) < 3 or not all(parts) or {".", ".."} & set(parts):
-        raise StoreError(f"{address} is no Hub address: expected hf://user/repository/file")
+    repository = _REPOSITORY.fullmatch(address.removeprefix(_HUB))
+    if repository is None or {"", ".", ".."} & set((repository["file"] or MAPPING_FILE).split("/")):
+        raise StoreError(f"{address} is no Hub address: expected hf://user/repository or hf://user/repository/file")
+    return _download(repository)
+
+
+def _download(repository: re.Match[str]) -> Path:
     from ..sources.hub import download
 
-    repo, _, revision = parts[1].partition("@")
-    return download(f"{parts[0]}/{repo}", "/".join(parts[2:]), revision or None)
+    return download(repository["id"], repository["file"] or MAPPING_FILE, repository["revision"])
 
 
 def check_fits(side: Side, vocab: Vocab, role: str) -> None:
