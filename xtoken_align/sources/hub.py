@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import SourceError
 
@@ -245,18 +246,20 @@ def _quiet(*, bars: bool) -> Iterator[None]:
     Args:
         bars: whether it may show its progress bars.
     """
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+    from huggingface_hub import utils
 
-    verbosity, shown = logging.get_verbosity(), not are_progress_bars_disabled()
-    logging.set_verbosity_error()
+    # Type checkers take its functions for no exports.
+    public: Any = utils
+    verbosity, shown = public.logging.get_verbosity(), not public.are_progress_bars_disabled()
+    public.logging.set_verbosity_error()
     if not bars:
-        disable_progress_bars()
+        public.disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        public.logging.set_verbosity(verbosity)
         if shown and not bars:
-            enable_progress_bars()
+            public.enable_progress_bars()
 
 
 def _endpoint() -> str | None:
