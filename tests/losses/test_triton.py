@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ import torch
 pytest.importorskip("triton")
 
 from gpu import on_device
-from loss_calls import Outcome, by_autograd, case_of, fast, possible_labels
+from loss_calls import Outcome, by_autograd, case_of, fast, name_of, possible_labels
 from loss_calls import assert_same as assert_same_call
 from test_cpu import CASES, in_place, left_in, outcomes_of
 
@@ -351,17 +354,38 @@ def test_no_rows_are_no_work_and_one_row_is_a_batch() -> None:
     assert_same(made, truth)
 
 
-@pytest.mark.parametrize("kind", ["partition-kl", "c-kl", "p-kl", "h-kl", "strict", "bpm", "escd", "simct"])
-def test_a_loss_by_kernels_is_the_processors(kind: str) -> None:
-    dtypes = triton.DTYPES if kind in {"c-kl", "h-kl"} else (torch.float32,)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"kind": kind} for kind in ("partition-kl", "c-kl", "p-kl", "h-kl", "strict", "bpm", "escd", "simct")),
+        {"kind": "p-kl", "top_k": 2},
+        {"kind": "partition-kl", "merge": "mean"},
+    ],
+    ids=name_of,
+)
+def test_a_loss_by_kernels_is_the_processors(options: dict[str, Any]) -> None:
+    options = {**options, "temperature": 1.5}
+    dtypes = triton.DTYPES if options["kind"] in {"c-kl", "h-kl"} else (torch.float32, torch.bfloat16)
+    dtypes = dtypes if len(options) > 2 or len(dtypes) > 2 else dtypes[:1]
     for seed, dtype in enumerate(dtypes, start=3):
         case = case_of(seed, dtype=torch.float32, infinities=0.2 if seed == 4 else 0.0)
         sides = [on_device(side.to(dtype), DEVICE) for side in (case.student_logits, case.teacher_logits)]
-        labels, options = possible_labels(case), {"kind": kind, "temperature": 1.5}
+        labels = possible_labels(case)
         made = fast(case, *sides, labels=on_device(labels, DEVICE), implementation="triton", **options)
         truth = fast(case, *(side.cpu().double() for side in sides), labels=labels, **options)
         rtol = 2e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
         assert_same_call(made, truth, rtol=rtol, atol=2e-6)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton's assembler comes with its wheels for Linux")
+def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+    # In a process of its own: here Triton has been told to interpret.
+    script = Path(__file__).with_name("compile_kernels.py")
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    variables |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+    told = subprocess.run([sys.executable, script, "90"], env=variables, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert len(told.stdout.splitlines()) == 11
 
 
 def test_it_is_known_whether_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -384,7 +384,7 @@ def _compare_chunks(
             result.value[chunks] += found.value
             if number == 0:
                 for name in ("agrees", "dropped", "empty", "compared"):
-                    getattr(result, name)[chunks] = getattr(found, name).to(scores.dtype)
+                    getattr(result, name)[chunks] = getattr(found, name).to(result.value.dtype)
                 if found.plausible is not None:
                     result.plausible[chunks] = found.plausible
 

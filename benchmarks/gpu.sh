@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Checks and measures the losses on a machine with a GPU, in at most eight minutes; nothing is fetched.
+#
+#     benchmarks/gpu.sh [--tiny]
+#
+# Needs the package with its extras [test] and, for some figures, liger-kernel. Figures go to standard output and to
+# $OUT/gpu.jsonl as they come; OUT is a folder, by default this one, PYTHON the interpreter. Options go to gpu.py. With
+# --tiny everything runs on a processor, in Triton's interpreter.
+set -uo pipefail
+here=$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$here/.."
+python=${PYTHON:-python3} out=${OUT:-$here} tiny="" failed=0
+[[ " $* " == *" --tiny "* ]] && tiny=yes
+
+echo "== Tests"
+if [[ $tiny ]]; then
+    echo "the test suite runs them without a GPU"
+else
+    timeout 150 "$python" -m pytest -n 0 -q -x -p no:cacheprovider tests/losses/test_triton.py || failed=1
+    timeout 60 "$python" -m pytest -n 0 -q -x -p no:cacheprovider tests/losses/test_cuda_losses.py \
+        -k "half_precision or wait_for or rounding_alone or memory_of_a_block" || failed=1
+fi
+
+echo "== Memory accesses"
+if [[ ! $tiny ]] && command -v compute-sanitizer >/dev/null; then
+    timeout 60 compute-sanitizer --error-exitcode 1 "$python" -m pytest -n 0 -q -x -p no:cacheprovider \
+        tests/losses/test_triton.py -k "one_row or leave_out" || failed=1
+else
+    echo "compute-sanitizer is not installed"
+fi
+
+echo "== Figures"
+timeout 300 "$python" benchmarks/gpu.py --seconds 200 --out "$out/gpu.jsonl" "$@" || failed=1
+exit "$failed"
