@@ -37,8 +37,11 @@ tenth; a few bytes can say one text of megabytes a thousand times. Other packed 
 MAX_TEXT_BYTES = 1 << 26
 """One text of a corpus, such as a JSON line: 64 MiB."""
 
-MAX_PROJECTION_BYTES = 1 << 30
-"""A file of another program's mapping: NeMo-RL's table of 32 links for each of a million tokens has 400 MB."""
+MAX_PROJECTION_BYTES = 1 << 28
+"""A file of another program's mapping. NeMo-RL's table of 32 links for each of 262,144 tokens has 100 MB."""
+
+MAX_PLACES = 1 << 24
+"""Places of such a table, or links of such a file: twice that table's."""
 
 MAX_PICKLE_BYTES = 1 << 26
 """The pickle inside such a file where it lists pairs, 24 bytes each: 2.7 million of them."""

@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArtifactError, MissingExtraError, StoreError
-from ..limits import MAX_IDS, MAX_PICKLE_BYTES, MAX_PROJECTION_BYTES, MAX_TENSOR_PICKLE_BYTES
-from ..mapping.file import MAX_LINKS
+from ..limits import MAX_IDS, MAX_PICKLE_BYTES, MAX_PLACES, MAX_PROJECTION_BYTES, MAX_TENSOR_PICKLE_BYTES
 from ..readers.parsed import refused
 
 _FORMS = (
@@ -160,12 +159,11 @@ def _data_pkl(data: bytes) -> bytes:
 # K, two M and four J hold a whole number; \x86 makes a pair of two; q and r name it; G is a float of eight bytes.
 # {(7, 2): 1.0, (300, 5): 0.5} is    } q0 (  K7 K2 \x86 q1 G 1.0   M300 K5 \x86 q2 G 0.5  u .
 _WHOLE = rb"(?:K.|M..|J.{4})"
-_PAIR = _WHOLE + rb"{2}\x86(?:q.|r.{4})(?:G.{8}|K.|M..|J.{4})"
+_VALUE = rb"(?:G.{8}|K.|M..|J.{4})"
+_NAME = rb"\x86(?:q.|r.{4})"
+_PAIR = _WHOLE + _WHOLE + _NAME + _VALUE
 _DICT_OF_PAIRS = re.compile(rb"\x80\x02\}q\x00(?:\((?:" + _PAIR + rb")++u|" + _PAIR + rb"s)*+\.", re.DOTALL)
-_PARTS = re.compile(
-    rb"(K.|M..|J.{4})(K.|M..|J.{4})\x86(?:q.|r.{4})(G.{8}|K.|M..|J.{4})",
-    re.DOTALL,
-)
+_PARTS = re.compile(rb"(" + _WHOLE + rb")(" + _WHOLE + rb")" + _NAME + rb"(" + _VALUE + rb")", re.DOTALL)
 
 
 def _pairs_in(pickled: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]] | None:
@@ -221,9 +219,9 @@ def _as_array(tensor: Any, name: str) -> NDArray[Any]:
 
 
 def _check_table_size(name: str, shape: tuple[int, ...]) -> None:
-    if len(shape) == 2 and (shape[0] > MAX_IDS or shape[0] * shape[1] > MAX_LINKS):
+    if len(shape) == 2 and (shape[0] > MAX_IDS or shape[0] * shape[1] > MAX_PLACES):
         raise ArtifactError(
-            f"{name}: expected at most {MAX_IDS:,} rows and {MAX_LINKS:,} places, found {shape[0]:,} x {shape[1]:,}"
+            f"{name}: expected at most {MAX_IDS:,} rows and {MAX_PLACES:,} places, found {shape[0]:,} x {shape[1]:,}"
         )
     if len(shape) != 2:
         raise ArtifactError(f"{name}: expected a table of rank 2, found the shape {shape!r:.60}")
@@ -314,9 +312,9 @@ def _of_csr(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> 
                                    ("data", "f", "floats"))
         if arrays[name].dtype.kind not in kinds or arrays[name].ndim != 1
     ]  # fmt: skip
-    if indices.size != weights.size or indices.size > MAX_LINKS or indptr.size > MAX_IDS + 1:
+    if indices.size != weights.size or indices.size > MAX_PLACES or indptr.size > MAX_IDS + 1:
         wrong.append(
-            f"expected an id for each weight, {MAX_LINKS:,} of them at most, and at most {MAX_IDS:,} rows, found "
+            f"expected an id for each weight, {MAX_PLACES:,} of them at most, and at most {MAX_IDS:,} rows, found "
             f"{indices.size:,}, {weights.size:,} and {indptr.size - 1:,}"
         )
     _raise_all(wrong)

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from .._version import __version__
 from ..errors import MissingExtraError, OptionError
 from ..files import write_atomically
+from ..limits import MAX_PLACES
 from ..matrix import Matrix
 from ..rules.links import EXACT_RULES, RULE_NUMBER, RULES
 from ..rules.pieces import Pieces
 from ..vocab.byte_strings import ByteStrings
 from ..vocab.kinds import Kind
-from .file import MAX_LINKS
 from .find import json_surface
 
 FormatName = Literal["nemo-rl", "safetensors", "torch", "json", "parquet", "tli", "d2t", "token-map"]
@@ -192,7 +192,7 @@ def top_links(matrix: Matrix, top_k: int | None = None) -> tuple[NDArray[np.int6
     counts = np.diff(matrix.indptr)
     widest = int(counts.max(initial=0))
     columns = max(2, widest if top_k is None else min(widest, top_k))
-    if matrix.shape[0] * columns > MAX_LINKS:
+    if matrix.shape[0] * columns > MAX_PLACES:
         raise OptionError(
             f"a row has {widest:,} links, and a table of {matrix.shape[0]:,} x {columns:,} is too large: keep the "
             "heaviest with --top-k 32"
@@ -445,21 +445,20 @@ def _token_map(mapping: Exportable, _: FormatOptions) -> Content:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format: what it is, in a line, the usual ending of its files, and the function that makes one."""
+    """A format: what it is, in a line, and the function that makes a file of it."""
 
     about: str
-    suffix: str
     make: Callable[[Exportable, FormatOptions], Content]
 
 
 FORMATS: dict[str, Format] = {
-    "nemo-rl": Format("NeMo-RL's projection matrix: indices and likelihoods", ".pt", _nemo_rl),
-    "safetensors": Format("W as CSR arrays, with positions, rules and metadata", ".safetensors", _safetensors),
-    "torch": Format("W as one sparse tensor, CSR or COO (--layout)", ".pt", _sparse),
-    "json": Format("the rows with surfaces and rules, one to a line", ".json", _json),
-    "parquet": Format("a row for each link, with surfaces and rules", ".parquet", _parquet),
-    "tli": Format("common tokens of a draft model and its target, absolute ids", ".safetensors", _tli),
-    "d2t": Format("d2t and t2d of an EAGLE-3 draft model, offsets", ".safetensors", _d2t),
-    "token-map": Format("SGLang's --speculative-token-map, absolute ids", ".pt", _token_map),
+    "nemo-rl": Format("NeMo-RL's projection matrix: indices and likelihoods", _nemo_rl),
+    "safetensors": Format("W as CSR arrays, with positions, rules and metadata", _safetensors),
+    "torch": Format("W as one sparse tensor, CSR or COO (--layout)", _sparse),
+    "json": Format("the rows with surfaces and rules, one to a line", _json),
+    "parquet": Format("a row for each link, with surfaces and rules", _parquet),
+    "tli": Format("common tokens of a draft model and its target, absolute ids", _tli),
+    "d2t": Format("d2t and t2d of an EAGLE-3 draft model, offsets", _d2t),
+    "token-map": Format("SGLang's --speculative-token-map, absolute ids", _token_map),
 }
 """Every format by name, in the order of help texts and pages."""
