@@ -40,8 +40,8 @@ MAX_TEXT_BYTES = 1 << 26
 MAX_PROJECTION_BYTES = 1 << 28
 """A file of another program's mapping. NeMo-RL's table of 32 links for each of 262,144 tokens has 100 MB."""
 
-MAX_PLACES = 1 << 24
-"""Places of such a table, or links of such a file: twice that table's."""
+MAX_PLACES = 10_000_000
+"""Places of such a table, or links of such a file: a little more than that table's."""
 
 MAX_PICKLE_BYTES = 1 << 26
 """The pickle inside such a file where it lists pairs, 24 bytes each: 2.7 million of them."""

@@ -158,11 +158,12 @@ def _data_pkl(data: bytes) -> bytes:
 # A dict of pairs is not unpickled: the pickle of one is a regular language, in which this finds the numbers. One byte
 # K, two M and four J hold a whole number; \x86 makes a pair of two; q and r name it; G is a float of eight bytes.
 # {(7, 2): 1.0, (300, 5): 0.5} is    } q0 (  K7 K2 \x86 q1 G 1.0   M300 K5 \x86 q2 G 0.5  u .
+# Pairs come in batches ( ... u of a thousand; after a whole number of batches comes an empty one.
 _WHOLE = rb"(?:K.|M..|J.{4})"
 _VALUE = rb"(?:G.{8}|K.|M..|J.{4})"
 _NAME = rb"\x86(?:q.|r.{4})"
 _PAIR = _WHOLE + _WHOLE + _NAME + _VALUE
-_DICT_OF_PAIRS = re.compile(rb"\x80\x02\}q\x00(?:\((?:" + _PAIR + rb")++u|" + _PAIR + rb"s)*+\.", re.DOTALL)
+_DICT_OF_PAIRS = re.compile(rb"\x80\x02\}q\x00(?:\((?:" + _PAIR + rb")*+u|" + _PAIR + rb"s)*+\.", re.DOTALL)
 _PARTS = re.compile(rb"(" + _WHOLE + rb")(" + _WHOLE + rb")" + _NAME + rb"(" + _VALUE + rb")", re.DOTALL)
 
 
@@ -243,23 +244,27 @@ def _of_table(
     if indices.shape != likelihoods.shape:
         wrong.append(f"expected indices and likelihoods of one shape, found {indices.shape} and {likelihoods.shape}")
     _raise_all(wrong)
-    columns, weights = indices.astype(np.int64).reshape(-1), likelihoods.astype(np.float64).reshape(-1)
-    height, width = indices.shape
-    rows = np.repeat(np.arange(height, dtype=np.int64), width)
-    last = np.tile(np.arange(width) == width - 1, height) & (width > 1)
-    named = columns != -1
-    used = named & (weights != 0)
-    _raise_all(_wrong_links(rows[used], columns[used], weights[used]))
+    indices, likelihoods = indices.reshape(-1), likelihoods.reshape(-1)
+    height, width = arrays["indices"].shape
+    named, weighted = indices != -1, likelihoods != 0
+    # In a table of three columns, place 5 is in row 1 and in the last column.
+    places = np.flatnonzero(named & weighted)
+    rows, columns, weights = (
+        places // max(width, 1),
+        indices[places].astype(np.int64),
+        likelihoods[places].astype(float),
+    )
+    _raise_all(_wrong_links(rows, columns, weights))
     return ForeignLinks(
         form=f"NeMo-RL's table of {height:,} x {width:,}, {dtype}",
-        rows=rows[used],
-        columns=columns[used],
-        weights=weights[used],
-        last=last[used],
+        rows=rows,
+        columns=columns,
+        weights=weights,
+        last=(places % max(width, 1) == width - 1) & (width > 1),
         shape=(height, None),
         filled=int((~named).sum()),
-        filled_with_weight=int((~named & (weights != 0)).sum()),
-        zeros=int((named & (weights == 0)).sum()),
+        filled_with_weight=int((~named & weighted).sum()),
+        zeros=int((named & ~weighted).sum()),
         scale_trick=scale_trick,
         sides=sides,
     )
