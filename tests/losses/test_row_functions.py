@@ -11,8 +11,9 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from loss_calls import case_of
 
 from xtoken_align.errors import OptionError
-from xtoken_align.losses import XTokenLoss, alm, gold, h_kl, p_kl, partition_kl, uld
+from xtoken_align.losses import XTokenLoss, alm, functional, gold, h_kl, p_kl, partition_kl, uld
 from xtoken_align.losses.divergence import DIVERGENCES
+from xtoken_align.losses.tables import outcomes_of_bins
 
 STUDENT_BIN = torch.tensor([0, 1, 1, 2, -1, 3, 0, -2, 7])
 TEACHER_BIN = torch.tensor([2, 0, 1, 1, -1, 5, 3])
@@ -303,3 +304,28 @@ Z, T = (side.detach() for side in rows())
 def test_what_does_not_belong_together_is_refused(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         call()
+
+
+def test_tables_are_made_anew_only_where_bins_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def counting(*bins: torch.Tensor, **options: Any) -> Any:
+        made.append(len(bins))
+        return outcomes_of_bins(*bins, **options)
+
+    # On a GPU; here the processor stands in for it.
+    monkeypatch.setattr(functional, "_REMEMBERS", ("cuda", "cpu"))
+    monkeypatch.setattr(functional, "outcomes_of_bins", counting)
+    student, teacher = torch.randn(3, 6), torch.randn(3, 5)
+    bins = torch.tensor([0, 1, 1, 2, 2, 0]), torch.tensor([2, 1, 0, 0, 1])
+    first, again = (partition_kl(student, teacher, *bins) for _ in range(2))
+    assert torch.equal(first, again)
+    assert len(made) == 1
+    bins[0][0] = 1
+    changed = partition_kl(student, teacher, *bins)
+    assert len(made) == 2
+    assert torch.equal(changed, partition_kl(student, teacher, *(one.clone() for one in bins)))
+    for _ in range(9):
+        partition_kl(student, teacher, *(one.clone() for one in bins))
+    assert len(functional._tables) <= functional._AT_MOST
+    functional._tables.clear()

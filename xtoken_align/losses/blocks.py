@@ -491,7 +491,7 @@ def _compare_levels(
         total = (value * factor).sum()
     if gradient is not None:
         student.add_gradient(total, gradient)
-    pass_.result.value.index_add_(0, chunk, value.detach())
+    pass_.result.value.index_put_((chunk,), value.detach(), accumulate=True)
 
 
 def _first_weights(block: Block, levels: Levels, teachers: Rows, pass_: _Pass) -> torch.Tensor:
@@ -526,7 +526,7 @@ def _compare_further(
         total = (value * pass_.chunk_weight[chunk]).sum()
     if gradient is not None:
         student.add_gradient(total, gradient)
-    result.value.index_add_(0, chunk, value.detach())
+    result.value.index_put_((chunk,), value.detach(), accumulate=True)
     if found is not None:
         # A chunk's first comparison says what of it is compared.
         first = torch.from_numpy(np.flatnonzero(np.diff(further.chunk, prepend=-1))).to(chunk.device)

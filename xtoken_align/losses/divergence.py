@@ -237,7 +237,11 @@ def compare_segments(
         outside = -inside
     # Where the teacher has no mass on any outcome there is no comparison and must be no gradient.
     terms = measure.terms(log_teacher.clamp_min(LOWEST), log_student.clamp_min(LOWEST))
-    value = terms.new_zeros(count).index_add(0, segment, terms)
+    value = terms.new_zeros(count)
+    if terms.device.type == "cpu":
+        value = value.index_add(0, segment, terms)
+    else:
+        value = value.index_put((segment,), terms, accumulate=True)
     value = value if outside is None else value + outside
     return never_negative((value * temperature**2).masked_fill(mass == -math.inf, 0))
 
@@ -275,7 +279,12 @@ def normalised_segments(values: torch.Tensor, segment: torch.Tensor, count: int)
     top = values.detach().new_full((count,), -math.inf).scatter_reduce(0, segment, values.detach(), "amax")
     top.clamp_min_(torch.finfo(values.dtype).min)
     above = values - top[segment]
-    total = values.new_zeros(count).index_add(0, segment, above.exp())
+    total = values.new_zeros(count)
+    # On a GPU `index_put` sorts the segments, where `index_add` adds in an order that varies.
+    if values.device.type == "cpu":
+        total = total.index_add(0, segment, above.exp())
+    else:
+        total = total.index_put((segment,), above.exp(), accumulate=True)
     nothing = total == 0
     log_total = total.masked_fill(nothing, 1).log()
     return above - log_total[segment], (top + log_total).masked_fill(nothing, -math.inf)

@@ -8,6 +8,7 @@ operations; autograd makes its gradient, block by block (`blocks`). The function
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -293,6 +294,32 @@ def _of_rows(
     )
 
 
+_REMEMBERS = ("cuda",)
+"""The devices whose tables are kept. An array of the processor's can be changed where no tensor is told of it."""
+_AT_MOST = 4
+_tables: OrderedDict[tuple[int, ...], tuple[tuple[torch.Tensor, ...], tuple[Term, ...]]] = OrderedDict()
+
+
+def _kept(make: Callable[[bool], tuple[Term, ...]], *tensors: torch.Tensor) -> Callable[..., tuple[Term, ...]]:
+    """The same terms without making them anew, where they are made of the tensors of one of the last calls, unchanged.
+
+    To make them is to wait for the device, since their shapes depend on numbers there.
+    """
+
+    def terms(*, indexed: bool) -> tuple[Term, ...]:
+        if not indexed or any(one.device.type not in _REMEMBERS or one.is_inference() for one in tensors):
+            return make(indexed)
+        # Tensors that are kept have numbers of their own.
+        key = tuple(number for one in tensors for number in (id(one), one._version))  # noqa: SLF001 - how often changed
+        found = _tables.pop(key, None) or (tensors, make(indexed))
+        _tables[key] = found
+        while len(_tables) > _AT_MOST:
+            _tables.popitem(last=False)
+        return found[1]
+
+    return terms
+
+
 def share_of_row(rows: int, weight: torch.Tensor | None, reduction: str) -> float | torch.Tensor:
     """1 over what the sum of weighted rows is divided by: 1 for "none" and "sum"."""
     if reduction != "mean":
@@ -366,7 +393,11 @@ def partition_kl(
     return _of_rows(
         student_logits,
         teacher_logits,
-        lambda indexed: (Term(outcomes_kl, outcomes_of_bins(student_bin, teacher_bin, indexed=indexed)),),
+        _kept(
+            lambda indexed: (Term(outcomes_kl, outcomes_of_bins(student_bin, teacher_bin, indexed=indexed)),),
+            student_bin,
+            teacher_bin,
+        ),
         measure=Measure(divergence, beta, temperature, student_top_k=student_top_k),
         weight=weight,
         reduction=reduction,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -348,10 +349,23 @@ class Gradients:
             hidden = source.states.index_select(0, rows)
             if inputs.dtype == self.weight.dtype:
                 self.weight.addmm_(inputs.t(), hidden)
+            elif inputs.is_cuda and _adds_in_float32(inputs.device, inputs.dtype):
+                torch.addmm(self.weight, inputs.t(), hidden, out_dtype=torch.float32, out=self.weight)
             else:
                 self.weight.add_(inputs.t() @ hidden)
         if self.bias is not None:
             self.bias.add_(gradient.sum(dim=0))
+
+
+@cache
+def _adds_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a product of half precision can be added to a float32 matrix without being rounded in between."""
+    ones, total = torch.ones(16, 16, device=device, dtype=dtype), torch.zeros(16, 16, device=device)
+    try:
+        torch.addmm(total, ones, ones, out_dtype=torch.float32, out=total)
+    except (RuntimeError, TypeError):
+        return False
+    return bool((total == 16).all())
 
 
 def source_of(side: Student | Teacher) -> Source:

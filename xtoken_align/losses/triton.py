@@ -43,17 +43,20 @@ class Tiling:
         columns: how many tokens or outcomes of each.
         lanes: how many joint columns, or tokens of a big one.
         big: joint columns of more tokens have a program of their own.
+        warps: how many groups of 32 threads do a sweep's work.
     """
 
     rows: int
     columns: int
     lanes: int
     big: int
+    warps: int
 
 
-_GPU = Tiling(rows=2, columns=2048, lanes=256, big=128)
-"""What says which token is in which outcome is read once for two rows; more rows would not fit into the registers."""
-_INTERPRETER = Tiling(rows=8, columns=64, lanes=8, big=6)
+_GPU = Tiling(rows=2, columns=2048, lanes=256, big=128, warps=8)
+"""What says which token is in which outcome is read once for two rows. A thread has 16 logits of each side, which takes
+about 100 registers."""
+_INTERPRETER = Tiling(rows=8, columns=64, lanes=8, big=6, warps=4)
 """In the interpreter a program takes milliseconds, however little it does; small vocabularies have several all the
 same."""
 _AT_ONCE = 4096
@@ -409,6 +412,7 @@ class _Launch:
             "THEIR_ALIGNED": self.theirs.aligned,
             "ROWS": self.sizes.rows,
             "BLOCK": self.sizes.columns,
+            "num_warps": self.sizes.warps,
         }
         kept, entropy = self._sweep(wanted, numbers, token_blocks, blocks)
         if out is not None:
