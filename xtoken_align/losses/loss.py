@@ -557,12 +557,14 @@ def _compared(result: Result, weights: torch.Tensor, misfits: int) -> dict[str, 
     """What a pass could compare, as numerators and denominators."""
     # Numbers of the host are filled in, since a copy of one would be waited for.
     used, count = weights.sum(), weights.new_full((), len(weights))
+    parts = torch.stack([result.agrees, result.compared, result.dropped, result.empty])
+    agrees, compared, dropped, empty = (parts * weights).sum(dim=1)
     return {
-        "agreement": ((result.agrees * weights).sum(), (result.compared * weights).sum()),
+        "agreement": (agrees, compared),
         "chunks_used": ((result.compared * (weights > 0)).sum(), count),
         "misfits": (count.new_full((), misfits), count),
-        "dropped_mass": ((result.dropped * weights).sum(), used),
-        "empty_mass": ((result.empty * weights).sum(), used),
+        "dropped_mass": (dropped, used),
+        "empty_mass": (empty, used),
     }
 
 

@@ -58,8 +58,8 @@ slow; more take memory and no less time."""
 
 
 ACCELERATOR = BlockSizes(logits=512, hidden=512, rows=512, part=512, levels=512)
-"""Every operation has to keep a whole device busy for longer than it takes to start the next one. From hidden states each
-block reads and writes the gradient of the whole head, so fewer rows would cost more time than they save memory."""
+"""Every operation has to keep a whole device busy for longer than it takes to start the next one. From hidden states
+each block reads and writes the gradient of the whole head, so fewer rows would cost much time."""
 
 
 def block_sizes(device: torch.device, *widths: int) -> BlockSizes:

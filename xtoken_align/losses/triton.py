@@ -367,7 +367,7 @@ def compare_rows(
             entropies.append(_Launch(student, teacher, outcomes, some, measure, both=both).run(wanted, numbers))
     if wanted.label_weight is None:
         return None
-    return torch.stack(entropies).sum() if entropies else numbers.new_zeros(())
+    return torch.cat([numbers.new_zeros(0), *entropies]).sum()
 
 
 class _Launch:
@@ -393,7 +393,7 @@ class _Launch:
         self.tiles = -(-self.rows // self.sizes.rows)
 
     def run(self, wanted: Wanted, numbers: torch.Tensor) -> torch.Tensor:
-        """All of them; returns the cross-entropies' sum."""
+        """All of them; returns the rows' cross-entropies."""
         width, out = self.ours.logits.shape[1], wanted.out
         out_start = self.lines.student * (0 if out is None else out.stride(0))
         table = [self.ours.start, self.theirs.start, out_start, self.lines.chunk, self.lines.label, self.lines.text]
@@ -426,7 +426,7 @@ class _Launch:
                 OUT_ALIGNED=aligned,
                 **self.form,
             )
-        return entropy.sum()
+        return entropy
 
     @property
     def _divergence(self) -> int:
@@ -451,7 +451,7 @@ class _Launch:
         kernels, measure, labels = self.kernels, self.measure, wanted.label_weight is not None
         found = numbers.new_empty(kernels.SUMS, self.rows, blocks)
         kept = numbers.new_empty(kernels.KEPT, self.rows)
-        entropy = numbers.new_zeros(self.rows if labels else 1)
+        entropy = numbers.new_empty(self.rows if labels else 0)
         inverse, form = 1 / measure.temperature, {"TEMPERED": measure.temperature != 1, "LABELS": labels}
         of_rows = {"ROWS": self.sizes.rows, "BLOCK": 1 << max(blocks - 1, 0).bit_length()}
         arguments = (*self.shared, self.codes.code, self.lists)
@@ -566,25 +566,36 @@ def _error(device: torch.device, student: torch.dtype, teacher: torch.dtype, mea
     """By how much the kernels miss a plain form, for three rows of seven and five tokens; infinity for NaN."""
     sides = torch.tensor([0, 1, 1, 2, -1, 2, 2]), torch.tensor([1, 0, 2, 2, -1])
     ours, theirs = (make_grouping(side.to(device), 3) for side in sides)
-    outcomes = Outcomes(ours, theirs, None, weigh_by_kept=False)
     logits = [
         (torch.arange(3 * len(side)).view(3, -1) * step % 5.5 - 2).to(device, dtype)
         for side, step, dtype in zip(sides, (1.7, 2.3), (student, teacher), strict=True)
     ]
     # Gradients of float16 are kept in float32, since a weight makes them small.
     out = torch.empty_like(logits[0], dtype=torch.float32 if student == torch.float16 else student)
-    ones = torch.ones(3, device=device)
-    made = compare_outcomes(logits[0], logits[1], outcomes, measure=measure, coefficient=ones, out=out)
+    own, labels = np.arange(3), np.array([4, IGNORED, 0])
+    numbers, one = torch.zeros(6, 3, device=device), torch.ones((), device=device)
+    entropy = compare_rows(
+        logits[0],
+        logits[1],
+        Outcomes(ours, theirs, None, weigh_by_kept=False),
+        Lines(own, own, own, labels, own),
+        Wanted(torch.ones(3, device=device), one, out),
+        numbers,
+        measure=measure,
+    )
+    assert entropy is not None
     leaf = logits[0].double().requires_grad_()
     with torch.enable_grad():
         log_student, log_teacher = (
             normalised(log_masses(one, grouping), looks=False)
-            for one, grouping in ((leaf, outcomes.student), (logits[1].double(), outcomes.teacher))
+            for one, grouping in ((leaf, ours), (logits[1].double(), theirs))
         )
         value = compare(log_teacher, log_student, measure=measure, looks=False).value
-        (gradient,) = torch.autograd.grad(value.sum(), leaf)
-    errors = (made.value.double() - value.detach()).abs().amax(), (out.double() - gradient).abs().amax()
+        expected = torch.nn.functional.cross_entropy(leaf, torch.from_numpy(labels).to(device), reduction="sum")
+        (gradient,) = torch.autograd.grad(value.sum() + expected, leaf)
+    plausible = (log_teacher.diagonal() - log_teacher.amax(dim=1)).exp()
+    pairs = (numbers[0], value), (numbers[5], plausible), (entropy, expected), (out, gradient)
+    errors = [float((found.double() - right.detach()).abs().amax()) for found, right in pairs]
     # A gradient is rounded to its dtype.
-    rounding = float(torch.finfo(out.dtype).eps)
-    worst = max(float(errors[0]), float(errors[1]) - rounding)
-    return math.inf if math.isnan(sum(map(float, errors))) else worst
+    errors[3] -= float(torch.finfo(out.dtype).eps)
+    return math.inf if math.isnan(sum(errors)) else max(errors)
