@@ -1,6 +1,8 @@
 """What messages say is followed through published templates, and never leaves its turn."""
 
 import json
+import os
+import re
 from functools import cache
 from importlib.util import find_spec
 from itertools import groupby, pairwise
@@ -20,9 +22,11 @@ from xtoken_align.spans.answers import prompts_of
 from xtoken_align.spans.batch import SpanCollator
 from xtoken_align.spans.chats import ChatOptions, render_chat
 from xtoken_align.spans.dataset import AlignColumns
-from xtoken_align.spans.pieces import pieces_of, place_pieces
+from xtoken_align.spans.pieces import pieces_of, place_pieces, with_inserted
 from xtoken_align.spans.spans import Spans
 from xtoken_align.spans.templates import Renderer
+
+CASES = int(os.environ.get("XTOKEN_ALIGN_TEST_CASES", "30"))
 
 CONTENTS = (
     *("7", "yes", "hello world", "\n\nlead", "tail  \n", "  both \n", "", "Q", 'x < y & "z"', "user", "assistant\n"),
@@ -192,6 +196,66 @@ def test_chunks_never_cross_turns(vocab: Vocab, chat: list, student: str, teache
     shift = {len([1 for name in (student, teacher) if name == "qwen2_5"])}
     pairs = messages_of_chunks(spans, vocab, start)
     assert len({one - other for one, other in pairs}) <= 1, (pairs, shift)
+
+
+def with_tags(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A chat whose every piece begins and ends with a word that names its message: `m3q`."""
+    inserted: dict[int, dict[tuple[Any, ...], dict[int, str]]] = {}
+    for piece in pieces_of(chat):
+        if piece.field != "calls":
+            begin, end = piece.core
+            places = inserted.setdefault(piece.message, {}).setdefault(piece.path, {})
+            for place, tag in ((begin, f"m{piece.message}q "), (end, f" m{piece.message}q")):
+                places[place] = places.get(place, "") + tag
+    tagged: list[dict[str, Any]] = with_inserted(chat, inserted)
+    return tagged
+
+
+def messages_by_tags(spans: Spans, vocab: Vocab, side: str) -> tuple[set[int], dict[int, set[int]]]:
+    """The messages whose tags count in the loss; and of every chunk the messages between whose tags it stands."""
+    mask = getattr(spans, f"{side}_mask")[0]
+    ids, labels, chunks = (getattr(spans, name)[0][mask] for name in (f"{side}_ids", f"{side}_loss_mask", side))
+    said = [vocab.surfaces[token] for token in ids.tolist()]
+    counted = b"".join(text if label else b" " for text, label in zip(said, labels, strict=True))
+    tags = [(match.start(), match.end(), int(match[1])) for match in re.finditer(rb"m(\d+)q", b"".join(said))]
+    owner = np.full(sum(map(len, said)) + 1, -1)
+    for (begin, _, first), (_, end, second) in pairwise(tags):
+        if first == second:
+            owner[begin:end] = first
+    begins = np.cumsum([0, *map(len, said)])[:-1]
+    messages: dict[int, set[int]] = {}
+    for chunk, message in zip(chunks.tolist(), owner[begins].tolist(), strict=True):
+        if message >= 0:
+            messages.setdefault(chunk, set()).add(message)
+    return {int(match[1]) for match in re.finditer(rb"m(\d+)q", counted)}, messages
+
+
+@pytest.mark.skipif(not templates_of_trl(), reason="trl is not installed")
+@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    chat=chats(),
+    student=st.sampled_from(sorted(templates_of_trl()) or [""]),
+    teacher=st.sampled_from(sorted(templates_of_trl()) or [""]),
+    limit=st.none() | st.integers(5, 300),
+)
+def test_in_any_two_published_templates_only_the_assistant_counts_and_only_with_itself(
+    vocab: Vocab, chat: list, student: str, teacher: str, limit: int | None
+) -> None:
+    templates = {"student_template": templates_of_trl()[student], "teacher_template": templates_of_trl()[teacher]}
+    limits = {"max_student_tokens": limit, "max_teacher_tokens": limit}
+    chat = with_tags(chat)
+    try:
+        spans = align_chats([chat], student=vocab, teacher=vocab, **templates, **limits)
+    except XTokenError:
+        assume(condition=False)
+    assert spans.unplaced == 0
+    of_assistant = {at for at, message in enumerate(chat) if message["role"] == "assistant"}
+    sides = [messages_by_tags(spans, vocab, side) for side in ("student", "teacher")]
+    for counted, _ in sides:
+        assert counted <= of_assistant
+    for chunk in np.flatnonzero(spans.weight[0]).tolist():
+        ours, theirs = (messages.get(chunk) for _, messages in sides)
+        assert ours == theirs or None in (ours, theirs)
 
 
 TEMPLATE = (
