@@ -126,6 +126,7 @@ def assemble(
         disagreeing=disagreeing_ids(parsed, kinds, surfaces),
         joins_words=parsed.spelling.word_pieces,
         ends_words=parsed.spelling.end_of_word,
+        rewrites=parsed.rewrites,
         chat_template=parsed.chat_template,
         warnings=tuple(notes),
     )

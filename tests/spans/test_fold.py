@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from families import FAMILIES_AND_WORDY
 from hypothesis import given
 from hypothesis import strategies as st
 from span_checks import any_text, vocab
+from test_row_ids import byte_level, folder_with
 
+from xtoken_align import align_ids, align_texts, read_vocab
 from xtoken_align.spans.fold import Folding
 
 
@@ -25,7 +28,7 @@ FOLDINGS = {
     "lower": LOWER,
     **{
         name: Folding(FAMILIES_AND_WORDY["llama3"].vocab(), FAMILIES_AND_WORDY[name].vocab())
-        for name in ("qwen", "bert-uncased", "clip", "albert", "t5", "unigram-bytes", "byte-normaliser")
+        for name in ("qwen", "bert-uncased", "clip", "albert", "deberta", "t5", "unigram-bytes", "byte-normaliser")
     },
 }
 
@@ -86,3 +89,43 @@ def test_spaces_go_where_surfaces_invent_them(name: str) -> None:
 def test_a_line_feed_becomes_what_the_normaliser_makes_of_it_inside_a_text() -> None:
     assert FOLDINGS["t5"].fold(b"a\nb").text.tobytes() == b"a b"
     assert FOLDINGS["qwen"].fold(b"a\nb").text.tobytes() == b"a\nb"
+
+
+@pytest.mark.parametrize("name", ["albert", "deberta"])
+def test_what_a_normaliser_replaces_at_once_is_folded_as_a_whole(name: str) -> None:
+    said = b"a ``b'' c   d" if name == "albert" else b"a   b"
+    folded = FOLDINGS[name].fold(said)
+    assert folded.text.tobytes() == (b'a "b" c   d' if name == "albert" else b"a b")
+    # No boundary inside of what is replaced compares, and both of its ends do.
+    begin, end = (2, 4) if name == "albert" else (1, 4)
+    assert folded.sharp[[begin, end]].all()
+    assert not folded.sharp[begin + 1 : end].any()
+
+
+REWRITES = [
+    ({"String": "``"}, '"', "he said ``no`` 12"),
+    ({"Regex": r"\d{2,}"}, "0", "in 1984 he had 7 or 12"),
+    ({"Regex": " {2,}"}, " ", "a   b  c d"),
+    ({"String": "..."}, "…", "well... so.."),
+]
+
+
+@pytest.mark.parametrize(("pattern", "content", "text"), REWRITES)
+def test_ids_whose_normaliser_replaces_several_characters_align_as_their_texts(
+    pattern: dict[str, str], content: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    data = {**byte_level(), "normalizer": {"type": "Replace", "pattern": pattern, "content": content}}
+    student, teacher = (
+        read_vocab(folder_with(tmp_path, data)),
+        read_vocab(folder_with(tmp_path / "other", byte_level())),
+    )
+    for first, second in ((student, teacher), (teacher, student)):
+        texts = align_texts([text], student=first, teacher=second)
+        ids = align_ids(first.encode_batch([text]), second.encode_batch([text]), student=first, teacher=second)
+        assert ids.count.tolist() == texts.count.tolist()
+        # By ids all of what is replaced is in the chunk; by texts a run of spaces is its last space.
+        for side in ("student", "teacher"):
+            by_ids, by_texts = getattr(ids, side), getattr(texts, side)
+            assert (by_ids == by_texts)[by_texts >= 0].all()
+            assert (by_ids >= 0).all()

@@ -206,6 +206,19 @@ def components(component: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any
         yield from components(child)
 
 
+def rewrites_of(normalizer: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Regular expressions of what a normaliser replaces, but for single characters.
+
+    >>> rewrites_of({"type": "Replace", "pattern": {"String": "``"}, "content": '"'})
+    ('``',)
+    >>> rewrites_of({"type": "Replace", "pattern": {"String": " "}, "content": "_"})
+    ()
+    """
+    patterns = [leaf["pattern"] for leaf in components(normalizer) if leaf.get("type") == "Replace"]
+    literal = [re.escape(pattern["String"]) for pattern in patterns if len(pattern.get("String", "")) > 1]
+    return (*literal, *(pattern["Regex"] for pattern in patterns if "Regex" in pattern))
+
+
 def has_type(component: Mapping[str, Any] | None, *types: str) -> bool:
     """Whether a leaf of the component has one of the types."""
     return any(leaf.get("type") in types for leaf in components(component))

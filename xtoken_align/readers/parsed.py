@@ -160,6 +160,7 @@ class Parsed:
         make_row_encoder: makes what encodes rows for training; None cuts texts at the added tokens and encodes the
             stretches between.
         state: reads the parts that the file states; None where it states none.
+        rewrites: regular expressions of several characters that the normaliser replaces at once (ALBERT's two quotes).
         roles: role name -> token strings, from the file's own configuration (`bos`, `eos`, `pad`, `unk`, ...).
         preset_roles: the same from an alias's table; consulted where `roles` is silent.
         width: logit width that the source states, None when it is silent.
@@ -181,6 +182,7 @@ class Parsed:
     make_encoder: EncoderFactory
     make_row_encoder: RowEncoderFactory | None = None
     state: StateFactory | None = None
+    rewrites: tuple[str, ...] = ()
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     preset_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     width: int | None = None

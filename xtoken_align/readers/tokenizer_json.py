@@ -16,7 +16,7 @@ from ..errors import VocabularyError
 from ..limits import MAX_ID
 from ..sources.presets import AddedToken
 from .configs import FLAGS
-from .json_shape import check_shape, fallback_bytes, model_type, spelling_of, stated_model, stated_parts
+from .json_shape import check_shape, fallback_bytes, model_type, rewrites_of, spelling_of, stated_model, stated_parts
 from .parsed import Declared, Encoder, Parsed, RowEncoder, RowTokens, Stated
 from .spelling import Spelling
 
@@ -105,6 +105,7 @@ def parse_tokenizer_json(
         make_encoder=make_encoder,
         make_row_encoder=make_row_encoder,
         state=state,
+        rewrites=rewrites_of(data.get("normalizer")),
         roles=roles or {},
         preset_roles=preset_roles or {},
         width=width,

@@ -14,6 +14,8 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
+from ..errors import VocabularyError
+from ..limits import MAX_PATTERN_SECONDS
 from ..readers.parsed import Run
 from ..vocab.vocab import Vocab
 from .tables import PairTables
@@ -120,6 +122,8 @@ class Folded:
 class Folding:
     """Applies both sides' normalisers to each user-perceived character, and drops spaces where surfaces invent them.
 
+    What a normaliser replaces at once, such as two quotes, is folded as a whole, as if it were one character.
+
     Args:
         student: the student.
         teacher: the teacher.
@@ -129,8 +133,10 @@ class Folding:
         self._steps: list[Callable[[str], str]] = [
             vocab.encoder.normalize
             for vocab in (student, teacher)
-            if any(vocab.encoder.normalize(probe) != probe for probe in (*_PROBES, *_PLAIN, _all_characters(vocab)))
+            if vocab.rewrites
+            or any(vocab.encoder.normalize(probe) != probe for probe in (*_PROBES, *_PLAIN, _all_characters(vocab)))
         ]
+        self._at_once = _any_of([*student.rewrites, *teacher.rewrites])
         self._drops_spaces = any(vocab.joins_words or vocab.ends_words for vocab in (student, teacher))
         self._known: dict[str, bytes] = {}
 
@@ -149,10 +155,37 @@ class Folding:
         nothing = np.zeros(0, dtype=np.int64)
         cells = [_Cells(nothing, nothing, nothing == 1, nothing.astype(np.uint8))]
         done = 0
+        for begin, end in self._rewritten(text):
+            cells += [*self._one_by_one(text[done:begin]), self._as_a_whole(text[begin:end])]
+            done = end
+        return _joined([*cells, *self._one_by_one(text[done:])])
+
+    def _rewritten(self, text: str) -> list[tuple[int, int]]:
+        """Where several characters stand that a normaliser replaces at once."""
+        if self._at_once is None:
+            return []
+        try:
+            places = [match.span() for match in self._at_once.finditer(text, timeout=MAX_PATTERN_SECONDS)]
+        except TimeoutError as error:
+            raise VocabularyError(
+                f"the normaliser's pattern {self._at_once.pattern!r:.80} takes over {MAX_PATTERN_SECONDS:g} seconds "
+                "for a text: it backtracks without end"
+            ) from error
+        return [(begin, end) for begin, end in places if end - begin > 1]
+
+    def _one_by_one(self, text: str) -> list[_Cells]:
+        cells: list[_Cells] = []
+        done = 0
         for match in _BEYOND_ASCII.finditer(text) if self._ascii is not None else _ANYTHING.finditer(text):
             cells += [*self._ascii_cells(text[done : match.start()]), self._cells(match[0])]
             done = match.end()
-        return _joined([*cells, *self._ascii_cells(text[done:])])
+        return [*cells, *self._ascii_cells(text[done:])]
+
+    def _as_a_whole(self, text: str) -> _Cells:
+        folded, size = self._folded(text), len(text.encode("utf-8", "surrogateescape"))
+        return _Cells(
+            np.array([size]), np.array([len(folded)]), np.ones(1, dtype=np.bool_), np.frombuffer(folded, dtype=np.uint8)
+        )
 
     @cached_property
     def _ascii(self) -> tuple[NDArray[np.uint8], Numbers] | None:
@@ -220,6 +253,18 @@ def _all_characters(vocab: Vocab) -> str:
     """Every character that a vocabulary's tokens have, between zeros, with which nothing composes."""
     characters = {*b"".join(vocab.surfaces.list).decode("utf-8", "ignore")} - {"\u2581"}
     return "0".join(sorted(character for character in characters if not character.isspace()))
+
+
+def _any_of(patterns: Sequence[str]) -> regex.Pattern[str] | None:
+    """One pattern that finds what any of them does; one that only `tokenizers` can read finds nothing."""
+    readable = []
+    for pattern in patterns:
+        try:
+            regex.compile(pattern)
+        except (regex.error, RecursionError):
+            continue
+        readable.append(f"(?:{pattern})")
+    return regex.compile("|".join(readable)) if readable else None
 
 
 @lru_cache(maxsize=8)

@@ -55,6 +55,7 @@ class Vocab:
         disagreeing: ids whose decoder gives another text than their encoder consumes; the surface is the latter.
         joins_words: surfaces of word starts carry a space that the text may not have (WordPiece).
         ends_words: surfaces of word ends carry a space that the text may not have (CLIP's `</w>`).
+        rewrites: regular expressions of several characters that the normaliser replaces at once.
         chat_template: the Jinja template that writes a chat as text, None where the source has none.
         warnings: sentences about the source that the user should read.
     """
@@ -74,6 +75,7 @@ class Vocab:
     disagreeing: tuple[int, ...] = ()
     joins_words: bool = False
     ends_words: bool = False
+    rewrites: tuple[str, ...] = ()
     chat_template: str | None = None
     warnings: tuple[str, ...] = ()
 
