@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .losses import Hidden, MultiTeacherLoss, TopK, XTokenLoss, fuse_head
     from .mapping.mapping import Mapping
     from .read import read_vocab
-    from .spans.aligner import Aligner, align_chats, align_ids, align_texts
+    from .spans.aligner import Aligner, TokenFields, align_chats, align_ids, align_texts
     from .spans.batch import SpanCollator
     from .spans.dataset import AlignColumns
     from .spans.ray_data import align_ray
@@ -49,6 +49,7 @@ _HOMES = {
     "Spans": "spans.spans",
     "Store": "store.store",
     "TeacherSpec": "training",
+    "TokenFields": "spans.aligner",
     "TopK": "losses",
     "Transplant": "export.transplant",
     "Vocab": "vocab.vocab",
@@ -90,6 +91,7 @@ __all__ = [
     "Spans",
     "Store",
     "TeacherSpec",
+    "TokenFields",
     "TopK",
     "Transplant",
     "Vocab",

@@ -61,6 +61,13 @@ def test_the_sentence_shows_the_first_id_that_stands_for_another_token() -> None
     assert "id 1 is 'y' in old and 'z' in new" in found.because
 
 
+def test_one_string_that_is_text_in_one_and_special_in_the_other_is_told_with_its_kinds() -> None:
+    found = compat(
+        make_vocab(["x", "y", "[DOC]"], name="old"), make_vocab(["x", "y", ("[DOC]", Kind.SPECIAL)], name="new")
+    )
+    assert "id 2 is '[DOC]', text, in old and '[DOC]', special, in new" in found.because
+
+
 @pytest.mark.parametrize(
     ("a", "b", "relation", "same_text"),
     [

@@ -16,6 +16,8 @@ from families import FAMILIES
 from xtoken_align import Mapping, Vocab, build, compat, diff, load, read_vocab
 from xtoken_align.errors import MismatchError, SourceError, XTokenWarning
 from xtoken_align.sources.locate import package_file
+from xtoken_align.vocab.canary import canary
+from xtoken_align.vocab.kinds import Kind
 
 BOS, EOS, OTHER, NEW = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜fim▁end｜>", 129_280
 Files = dict[str, dict[str, Any]]
@@ -232,3 +234,26 @@ def test_a_small_tokenizer_that_transformers_saves_again_is_identical(name: str,
     tokenizer.save_pretrained(tmp_path / "again")
     found = compat(read_vocab(tmp_path / "once"), read_vocab(tmp_path / "again"))
     assert found.verdict == "identical", found.because
+
+
+def test_a_sentencepiece_model_that_transformers_converted_without_its_scores_is_another(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sentencepiece = pytest.importorskip("sentencepiece")
+    try:
+        model = package_file("pkg:mistral_common/data/tokenizer.model.v1")
+    except SourceError as error:
+        pytest.skip(str(error))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "tokenizer.model").write_bytes(Path(model).read_bytes())
+    transformers.LlamaTokenizer.from_pretrained(tmp_path / "own").save_pretrained(tmp_path / "converted")
+    own, converted = read_vocab(tmp_path / "own"), read_vocab(tmp_path / "converted")
+    # Runs of spaces have the lowest of all scores. The conversion orders merges by ids alone, where they are the first.
+    assert sentencepiece.SentencePieceProcessor(str(model)).get_score(own.lowest_text_id[b"  "]) < -1e8
+    found = compat(own, converted)
+    assert (found.relation, found.same_text, found.serves) == ("same ids", False, False)
+    assert found.lines[0] > 0
+    # The difference is no false alarm: the library that trained the model says what its own file says.
+    lines = canary(own.ids_of(Kind.TEXT), own.surfaces)
+    by_library = sentencepiece.SentencePieceProcessor(str(model)).encode(lines)
+    assert own.row_encoder.encode_batch(lines) == by_library
+    assert converted.row_encoder.encode_batch(lines) != by_library

@@ -11,6 +11,7 @@ from families import FAMILIES, vocab_of
 
 from xtoken_align import Vocab, read_vocab
 from xtoken_align.errors import XTokenWarning
+from xtoken_align.limits import MAX_ID
 
 FORMS = ("model", "ranks", "json", "tekken", "gguf", "gguf of pieces")
 MARKERS = ("<|im_start|>", "<|im_end|>")
@@ -130,6 +131,19 @@ def test_added_tokens_beside_a_file_are_its_own(tmp_path: Path, form: str, liste
         else vocab
     )
     assert vocab.encode_batch(["hello there"]) == plain.encode_batch(["hello there"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("listed_in", ["added_tokens_decoder", "added_tokens.json"])
+def test_an_id_that_no_tokenizer_has_is_left_out(tmp_path: Path, form: str, listed_in: str) -> None:
+    files, first = first_free(form, tmp_path)
+    if listed_in == "added_tokens_decoder":
+        files["tokenizer_config__json"] = {"added_tokens_decoder": decoder(MAX_ID)}
+    else:
+        files["added_tokens__json"] = {text: MAX_ID + at for at, text in enumerate(MARKERS)}
+    vocab = read(tmp_path, config__json={"vocab_size": first + 4}, **files)
+    assert vocab.sizes.ids <= MAX_ID + 1
+    assert MARKERS[1] not in vocab.raw
 
 
 @pytest.mark.parametrize("form", FORMS)

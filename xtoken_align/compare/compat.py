@@ -11,6 +11,7 @@ from ..errors import OptionError
 from ..mapping.find import json_surface
 from ..visible import printable
 from ..vocab.fingerprint import ENCODING, PART_WORDS
+from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
 from .parts import CorpusDifference, PartsMatch, compare_corpus, earlier_note, share
 from .tokens import Match, Vocabulary
@@ -187,7 +188,11 @@ def _of_tokens(match: Match, parts: PartsMatch, relation: str, counts: Mapping[s
     if len(match.repurposed):
         first = int(match.repurposed[0])
         was, now = (json_surface(side.surfaces[first]) for side in (match.old, match.new))
-        words.append(f"id {first} is {was!r} in {match.old.name} and {now!r} in {match.new.name}")
+        # The same string may be text in one file and a special token in the other.
+        kinds = [
+            f", {Kind(int(side.kinds[first])).name.lower()}," if was == now else "" for side in (match.old, match.new)
+        ]
+        words.append(f"id {first} is {was!r}{kinds[0]} in {match.old.name} and {now!r}{kinds[1]} in {match.new.name}")
     if parts.same_text and relation != "identical":
         words.append("text means the same to both")
     return "; ".join(words)

@@ -174,7 +174,7 @@ def _added(entries: object) -> list[AddedToken]:
             flags=frozenset(flag for flag in FLAGS if entry.get(flag)),
         )
         for key, entry in entries.items()
-        if key.isdecimal() and len(key) <= len(str(MAX_ID))
+        if key.isdecimal() and len(key) <= len(str(MAX_ID)) and int(key) <= MAX_ID
         if isinstance(entry, dict) and (text := _content(entry)) is not None
     ]
 
