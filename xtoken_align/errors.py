@@ -5,6 +5,7 @@ XTokenError
 │   └── MissingExtraError    an optional dependency is not installed
 ├── VocabularyError      a tokenizer was found but its contents contradict themselves
 ├── OptionError          an option has a value that the library cannot use
+├── ServerError          a served teacher cannot be reached, or answers something else than it was asked
 ├── CorpusError          a corpus cannot be read
 ├── OverrideError        an override file is malformed or names an unknown token
 └── MappingError         something is wrong with a mapping
@@ -37,6 +38,10 @@ class VocabularyError(XTokenError):
 
 class OptionError(XTokenError):
     """An option has a value that the library cannot use."""
+
+
+class ServerError(XTokenError):
+    """A served teacher cannot be reached, or answers something else than it was asked."""
 
 
 class CorpusError(XTokenError):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .distillation import Distillation
     from .on_policy import OnPolicy
     from .run import DistillResult, distill
+    from .served import ServedOptions, ServedTeacher
     from .teachers import TeacherSpec
     from .trainer import DistillationMixin, XTokenTrainer
 
@@ -34,6 +35,8 @@ _HOMES = {
     "DistillationMixin": "trainer",
     "LoraConfig": "config",
     "OnPolicy": "on_policy",
+    "ServedOptions": "served",
+    "ServedTeacher": "served",
     "StudentConfig": "config",
     "TeacherCache": "cache.read",
     "TeacherConfig": "config",
@@ -58,6 +61,8 @@ __all__ = [
     "DistillationMixin",
     "LoraConfig",
     "OnPolicy",
+    "ServedOptions",
+    "ServedTeacher",
     "StudentConfig",
     "TeacherCache",
     "TeacherConfig",

@@ -23,6 +23,7 @@ from ..spans.spans import IGNORED, Spans
 from ..vocab.vocab import Vocab
 from .cache.read import TeacherCache
 from .config import mistakes_of_loss, mistakes_of_weights, refuse, unknown_settings
+from .served import ServedTeacher
 from .teachers import (
     CACHED_KINDS,
     CachedTeacher,
@@ -111,12 +112,13 @@ class Distillation:
             if (sentence := unpaired_ends(mapping.student, mapping.teacher, mapping.matrix)) is not None:
                 warnings.warn(sentence, XTokenWarning, stacklevel=2)
         losses = [XTokenLoss(mapping, **each) for mapping, each in zip(self.mappings, options, strict=True)]
-        caches = tuple(spec.model if isinstance(spec.model, TeacherCache) else None for spec in specs)
+        answering = (TeacherCache, ServedTeacher)
+        caches = tuple(spec.model if isinstance(spec.model, answering) else None for spec in specs)
         for each, cache in zip(losses, caches, strict=True):
             if cache is not None and each.kind not in CACHED_KINDS:
                 raise OptionError(
-                    f"{each.kind} needs the teacher's whole distribution, but the teacher is the cache {cache.folder}: "
-                    f"use {', '.join(CACHED_KINDS)}, or the model itself"
+                    f"{each.kind} needs the teacher's whole distribution, but the teacher is {cache}: use "
+                    f"{', '.join(CACHED_KINDS)}, or the model itself"
                 )
         # The peers' forms read logits, and divide by the counts of each batch alone.
         self.per_batch = any(each.options.compat is not None for each in losses)
@@ -269,7 +271,7 @@ class DistillationCollator:
     Args:
         student: the student's vocabulary.
         teachers: the teachers', in order.
-        caches: each teacher's cache, None where it is a model.
+        caches: each teacher's cache or server, None where it is a model.
         options: further arguments of `SpanCollator`, the same for all.
         lmbda: the share of the batches that are on-policy. If all are, rows need no more than a `prompt`, and a batch
             of such rows has nothing but them.
@@ -281,7 +283,7 @@ class DistillationCollator:
 
     student: SourcedVocab
     teachers: tuple[SourcedVocab, ...]
-    caches: tuple[TeacherCache | None, ...]
+    caches: tuple[TeacherCache | ServedTeacher | None, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     lmbda: float = 0.0
 
@@ -294,12 +296,14 @@ class DistillationCollator:
                 "leave it out, or train from one teacher"
             )
         for collate, cache in zip(self.collators, self.caches, strict=True):
+            if not isinstance(cache, TeacherCache):
+                continue
             differing = [
                 f"{name} is {getattr(cache.settings, name)} there, {getattr(collate, name)} here"
                 for name in ("bos", "eos", "max_teacher_tokens", "truncation_side")
-                if cache is not None and getattr(cache.settings, name) != getattr(collate, name)
+                if getattr(cache.settings, name) != getattr(collate, name)
             ]
-            if cache is not None and differing:
+            if differing:
                 raise MismatchError(
                     f"{cache.folder} holds texts as other ids than this run makes of them ({'; '.join(differing)}): "
                     "train with the options that the cache was written with, or write it anew"

@@ -31,6 +31,7 @@ from ..spans.spans import IGNORED
 from ..vocab.kinds import Kind
 from ..vocab.roles import stop_ids
 from ..vocab.vocab import Vocab
+from .cache.read import TeacherCache
 from .cache.write import at_rest
 from .config import XTokenConfig, refuse
 from .distillation import DistillationCollator
@@ -87,7 +88,9 @@ class OnPolicy:
 
     def __post_init__(self) -> None:
         refuse(XTokenConfig.mistakes_in(vars(self)))
-        if isinstance(self.collate, DistillationCollator) and any(cache is not None for cache in self.collate.caches):
+        if isinstance(self.collate, DistillationCollator) and any(
+            isinstance(cache, TeacherCache) for cache in self.collate.caches
+        ):
             raise OptionError(
                 "a cached teacher knows nothing of what the student writes: set lmbda=0, or give the model itself"
             )

@@ -19,6 +19,7 @@ from ..spans.batch import block_mask
 from ..store.load import check_fits, get_or_build, load
 from ..vocab.vocab import Vocab
 from .cache.read import TeacherCache
+from .served import ServedTeacher
 
 CACHED_KINDS = ("partition-kl", "c-kl", "p-kl")
 """Losses for which a teacher's best tokens are enough."""
@@ -29,7 +30,7 @@ class TeacherSpec:
     """A teacher as a user names it.
 
     Attributes:
-        model: a causal language model of transformers, a `TeacherCache`, or a cache's folder.
+        model: a causal language model of transformers, a `TeacherCache`, a cache's folder, or a `ServedTeacher`.
         tokenizer: its `Vocab`, or what `read_vocab` takes; by default the folder or Hub id that the model came from.
         mapping: a `Mapping`, its file or its name in the store; by default found in the store, or built and kept.
         weight: its share of the distillation loss; 1 divided by the number of teachers by default.
@@ -54,9 +55,10 @@ class TeacherSpec:
             MismatchError: the cache was made with another tokenizer.
             OptionError: there is no tokenizer, or a `Vocab` has another width.
         """
-        if not isinstance(self.model, TeacherCache):
+        if not isinstance(self.model, (TeacherCache, ServedTeacher)):
             return vocab_of(self.tokenizer, self.model, logit_width(self.model), "teacher")
-        vocab = vocab_of(self.tokenizer, None, self.model.settings.logits, "teacher")
+        width = self.model.width if isinstance(self.model, ServedTeacher) else self.model.settings.logits
+        vocab = vocab_of(self.tokenizer, None, width, "teacher")
         self.model.check(vocab)
         return vocab
 
@@ -65,7 +67,8 @@ def teacher_specs(given: Any) -> list[TeacherSpec]:
     """The teachers that a user names, in one form.
 
     Args:
-        given: a model, a `TeacherCache`, a cache's folder, a `TeacherSpec`, or a list of such.
+        given: a model, a `TeacherCache`, a cache's folder, a `ServedTeacher` or a dict of its arguments, a
+            `TeacherSpec`, or a list of such.
 
     Raises:
         OptionError: there is none, or a cache has no tokenizer with it.
@@ -76,6 +79,10 @@ def teacher_specs(given: Any) -> list[TeacherSpec]:
         spec = each if isinstance(each, TeacherSpec) else TeacherSpec(model=each)
         if isinstance(spec.model, (str, Path)):
             spec = replace(spec, model=TeacherCache(spec.model))
+        if isinstance(spec.model, Mapping):
+            spec = replace(spec, model=served_teacher(spec.model))
+        if isinstance(spec.model, ServedTeacher) and spec.tokenizer is None:
+            spec = replace(spec, tokenizer=spec.model.source)
         if isinstance(spec.model, TeacherCache) and spec.tokenizer is None:
             if spec.model.teacher is None:
                 raise OptionError(
@@ -130,7 +137,7 @@ class LiveTeacher:
 
 
 class CachedTeacher:
-    """A cache; the collator has looked the batch's rows up."""
+    """A cache or a server; the collator has looked the batch's rows up, or asked about them."""
 
     def to(self, device: torch.device) -> None:
         """Has nothing to move."""
@@ -142,6 +149,19 @@ class CachedTeacher:
         return replace(
             top_k, ids=top_k.ids.to(device), log_probs=top_k.log_probs.to(device), rest=top_k.rest.to(device)
         )
+
+
+def served_teacher(given: Mapping[str, Any]) -> ServedTeacher:
+    """A served teacher from `{url: ..., tokenizer: ..., ...}`.
+
+    Raises:
+        OptionError: url or tokenizer is missing, or an option makes no sense.
+    """
+    missing = [name for name in ("url", "tokenizer") if not given.get(name)]
+    if missing:
+        raise OptionError(f"a served teacher has a url and the tokenizer of its model: {' and '.join(missing)} missing")
+    options = {name: value for name, value in given.items() if name not in ("url", "tokenizer")}
+    return ServedTeacher(given["url"], given["tokenizer"], **options)
 
 
 def plain(model: Any) -> Any:

@@ -224,6 +224,9 @@ class TeacherCache:
     def __len__(self) -> int:
         return self.settings.rows
 
+    def __str__(self) -> str:
+        return f"the cache {self.folder}"
+
     def __getitem__(self, row: int) -> CachedRow:
         """What the teacher said of a row.
 
@@ -339,7 +342,7 @@ class TeacherCache:
         else:
             units = units_of(ids, width=self.settings.logits, mask=mask, segments=segments, side="teacher")
             cached = self._rows_of(units, rows)
-        return self._placed(cached, units, device)
+        return placed(cached, units, top_k=self.settings.top_k, width=self.settings.logits, device=device)
 
     def _rows_of(self, units: Units, rows: Sequence[int] | None) -> list[CachedRow]:
         """The cached row of every unit, by its number or by its ids."""
@@ -357,29 +360,6 @@ class TeacherCache:
                 )
             cached.append(row)
         return cached
-
-    def _placed(self, cached: Sequence[CachedRow], units: Units, device: Any) -> TopK:
-        """Cached rows at the places of a batch.
-
-        Rows of 2 and 1 tokens, padded on the right, top 1: ids [[[7] [9]] [[4] [-1]]], rest 1 at the padding.
-        """
-        import torch
-
-        from ...losses import TopK
-
-        (height, width), most = units.shape, self.settings.top_k
-        keep = units.mask
-        arrays: tuple[NDArray[Any], ...] = (
-            np.full((height, width, most), -1, dtype=np.int64),
-            np.full((height, width, most), -np.inf, dtype=np.float32),
-            np.ones((height, width), dtype=np.float32),
-        )
-        if len(units.ids):
-            for array, name in zip(arrays, ("top_ids", "log_probs", "rest"), strict=True):
-                parts = [getattr(row, name)[:count] for row, count in zip(cached, units.counts, strict=True)]
-                array[keep] = np.concatenate(parts)
-        ids, log_probs, rest = (torch.from_numpy(array).to(device) for array in arrays)
-        return TopK(ids=ids, log_probs=log_probs, rest=rest, width=self.settings.logits)
 
     def _shard(self, shard: int) -> Shard:
         if shard not in self._shards:
@@ -419,6 +399,35 @@ class TeacherCache:
                 f"{self.folder} was cached from {own.name}, which is not {teacher.name} ({'; '.join(different)}): give "
                 "the vocabulary that the cache was made with, or cache this teacher"
             )
+
+
+def placed(cached: Sequence[CachedRow], units: Units, *, top_k: int, width: int, device: Any = None) -> TopK:
+    """Rows that a teacher has answered, at the places of a batch.
+
+    Rows of 2 and 1 tokens, padded on the right, top 1: ids [[[7] [9]] [[4] [-1]]], rest 1 at the padding.
+
+    Args:
+        cached: one per unit.
+        units: the batch.
+        top_k: tokens per position.
+        width: the teacher's logit width.
+        device: where the tensors go.
+    """
+    import torch
+
+    from ...losses import TopK
+
+    arrays: tuple[NDArray[Any], ...] = (
+        np.full((*units.shape, top_k), -1, dtype=np.int64),
+        np.full((*units.shape, top_k), -np.inf, dtype=np.float32),
+        np.ones(units.shape, dtype=np.float32),
+    )
+    if len(units.ids):
+        for array, name in zip(arrays, ("top_ids", "log_probs", "rest"), strict=True):
+            parts = [getattr(row, name)[:count] for row, count in zip(cached, units.counts, strict=True)]
+            array[units.mask] = np.concatenate(parts)
+    ids, log_probs, rest = (torch.from_numpy(array).to(device) for array in arrays)
+    return TopK(ids=ids, log_probs=log_probs, rest=rest, width=width)
 
 
 def _right_padded(counts: NDArray[np.int64], columns: int) -> Units:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -158,13 +158,21 @@ class CacheWriter:
 
 
 def open_writer(
-    model: Callable[..., Any], vocab: Vocab, folder: Path, settings: CacheSettings, *, batch_size: int, device: Any
+    model: Callable[..., Any] | AnswersRows,
+    vocab: Vocab,
+    folder: Path,
+    settings: CacheSettings,
+    *,
+    batch_size: int,
+    device: Any,
 ) -> CacheWriter:
     """A writer in a folder that is, from now on, this cache's.
 
     Raises:
         MismatchError: the folder holds a cache of other settings, or of another model.
     """
+    if isinstance(model, AnswersRows):
+        model.check(vocab)
     teacher = TeacherModel(model=model, vocab=vocab, top_k=settings.top_k, batch_size=batch_size, device=device)
     if settings.rows:
         settings = replace(settings, probe=teacher.probe())
@@ -174,7 +182,7 @@ def open_writer(
 
 
 def write_teacher_cache(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | AnswersRows,
     rows: Sequence[Any],
     folder: str | os.PathLike[str],
     *,
@@ -198,7 +206,7 @@ def write_teacher_cache(
 
     Args:
         model: called with `input_ids` and `attention_mask` (B, T), gives logits (B, T, V) or something with `logits`: a
-            causal language model of `transformers` as it is.
+            causal language model of `transformers` as it is. Or a `ServedTeacher`.
         rows: a list or a `datasets.Dataset` of rows with `teacher_ids` (`AlignColumns` makes them) or a `text`, or of
             bare sequences of ids. A row is one document.
         folder: the cache's folder; it is made if need be.
@@ -298,19 +306,31 @@ def _clear_stale(folder: Path) -> None:
                 path.unlink()
 
 
+@runtime_checkable
+class AnswersRows(Protocol):
+    """A teacher that says itself which its best tokens are, as one behind a server does."""
+
+    def check(self, teacher: Vocab) -> None:
+        """Refuses another vocabulary than its own."""
+
+    def answer_rows(self, rows: Sequence[Ids], top_k: int) -> list[CachedRow]:
+        """What it says of rows, in their order."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TeacherModel:
     """A teacher's model with what running it needs.
 
     Attributes:
-        model: called with `input_ids` and `attention_mask`, gives logits (B, T, V) or something that has them.
+        model: called with `input_ids` and `attention_mask`, gives logits (B, T, V) or something that has them; or one
+            that answers rows itself.
         vocab: its vocabulary.
         top_k: tokens to keep per position.
         batch_size: rows per call.
         device: where the ids go; None for where the model's parameters are.
     """
 
-    model: Callable[..., Any]
+    model: Callable[..., Any] | AnswersRows
     vocab: Vocab
     top_k: int
     batch_size: int
@@ -327,6 +347,9 @@ class TeacherModel:
         with at_rest(self.model):
             for begin in range(0, len(rows), window):
                 part = rows[begin : begin + window]
+                if isinstance(self.model, AnswersRows):
+                    yield from self.model.answer_rows(part, self.top_k)
+                    continue
                 cached: dict[int, CachedRow] = {}
                 longest_first = sorted(range(len(part)), key=lambda row: -len(part[row]))
                 for first in range(0, len(part), self.batch_size):
@@ -336,8 +359,7 @@ class TeacherModel:
 
     def probe(self) -> tuple[float, ...]:
         """The log-probabilities of the best tokens in a fixed row: what tells two models of one vocabulary apart."""
-        with at_rest(self.model):
-            (row,) = self._batch([self.vocab.speakable_ids[:_PROBE_TOKENS].astype(np.int32)])
+        (row,) = self.rows([self.vocab.speakable_ids[:_PROBE_TOKENS].astype(np.int32)])
         return tuple(round(float(value), 4) for value in row.log_probs[:, 0])
 
     def _batch(self, rows: Sequence[Ids]) -> list[CachedRow]:
