@@ -17,6 +17,7 @@ from transformers import SchedulerType, TrainingArguments
 
 from ..errors import CorpusError, OptionError, SourceError, XTokenError
 from ..losses import LossOptions
+from .served import mistakes_of_serving
 
 Mistake = tuple[str, str]
 """The place of a mistake, such as `teachers[0].weight`, and a sentence about it that names the place."""
@@ -195,12 +196,14 @@ class StudentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """A teacher: a model, or a cache with the teacher's tokenizer.
+    """A teacher: a model, or a cache or a server with the teacher's tokenizer.
 
     Attributes:
         model: a folder or a Hub id.
         cache: the folder of a teacher cache.
-        tokenizer: what `read_vocab` takes; needed beside a cache.
+        url: the address of a server that runs the teacher.
+        served: how the server is asked: options of `ServedTeacher`, such as `server` and `top_k`.
+        tokenizer: what `read_vocab` takes; needed beside a cache or a server.
         revision: of a Hub id.
         dtype: of the weights; null for the one of the model's files.
         mapping: a mapping's file or name; by default found in the store, or built and kept.
@@ -210,6 +213,8 @@ class TeacherConfig:
 
     model: str | None = None
     cache: str | None = None
+    url: str | None = None
+    served: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
     revision: str | None = None
     dtype: Precision | None = None
@@ -224,10 +229,12 @@ class TeacherConfig:
     def mistakes_in(values: Mapping[str, Any], where: str = "") -> Iterator[Mistake]:
         """What is wrong with a teacher by itself."""
         name = where or "a teacher"
-        if (values.get("model") is None) == (values.get("cache") is None):
-            yield where, f"{name} has either a model or a cache: name one of the two"
-        elif values.get("cache") is not None and values.get("tokenizer") is None:
-            yield where, f"{name} is cached in {values['cache']} and needs its tokenizer: name it as tokenizer"
+        if sum(values.get(each) is not None for each in ("model", "cache", "url")) != 1:
+            yield where, f"{name} has either a model or a cache or a url: name one of them"
+        elif values.get("model") is None and values.get("tokenizer") is None:
+            place = f"cached in {values['cache']}" if values.get("cache") is not None else f"served at {values['url']}"
+            yield where, f"{name} is {place} and needs its tokenizer: name it as tokenizer"
+        yield from mistakes_of_serving(values.get("url"), values.get("served", {}), inside(where, "served"))
         if (values.get("weight") or 0) < 0:
             place = inside(where, "weight")
             yield place, f"{place} must be a number from 0 on, but it is {values['weight']}"
@@ -336,7 +343,7 @@ class DistillConfig:
     @property
     def sentence(self) -> str:
         """Who learns from whom."""
-        teachers = [str(teacher.model or f"the cache {teacher.cache}") for teacher in self.teachers]
+        teachers = [str(teacher.model or teacher.url or f"the cache {teacher.cache}") for teacher in self.teachers]
         several = "teachers" if len(teachers) > 1 else "teacher"
         return f"student {self.student.model} learns from {several} {' and '.join(teachers)}"
 

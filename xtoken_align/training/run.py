@@ -23,6 +23,7 @@ from ..read import read_vocab
 from ..sources.locate import locate, tokenizer_files
 from .cache.read import TeacherCache
 from .config import DistillConfig, LoraConfig, XTokenConfig, check_config
+from .served import ServedTeacher
 from .teachers import TeacherSpec
 from .trainer import XTokenTrainer, last_checkpoint, sound_checkpoint
 
@@ -153,10 +154,13 @@ def _make_trainer(config: DistillConfig, folder: RunFolder, *, store: Any, repor
         student = with_lora(student, config.lora)
     teachers = []
     for teacher in config.teachers:
-        if teacher.cache is None:
+        model: Any
+        if teacher.model is not None:
             model = load_model(str(teacher.model), revision=teacher.revision, dtype=teacher.dtype)
+        elif teacher.url is not None:
+            model = ServedTeacher(teacher.url, _tokenizer_of(teacher), **teacher.served)
         else:
-            model = TeacherCache(teacher.cache)
+            model = TeacherCache(str(teacher.cache))
         teachers.append(
             TeacherSpec(
                 model=model,

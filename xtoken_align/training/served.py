@@ -2,6 +2,8 @@
 
 An answer is taken apart only after it has been checked against what was asked: the number of positions, the ids that
 the server echoes, the number of tokens at each position, their ids, order and probabilities. What fails is an error.
+One thing cannot be seen: a position with plausible probabilities that are not the model's.
+
 Ids [5, 9, 4] and the two best tokens at each position, as the three servers say it:
 
     position asked about     0 (after 5)        1 (after 9)        2 (after 4)
@@ -185,12 +187,8 @@ class ServedTeacher:
         pause: Callable[[float], object] = time.sleep,
         **options: Any,
     ) -> None:
-        unknown = sorted(options.keys() - {each.name for each in fields(ServedOptions)})
-        if unknown:
-            known = ", ".join(each.name for each in fields(ServedOptions))
-            raise OptionError(f"a served teacher has no option {', '.join(unknown)}: the options are {known}")
         self.url = _base(url)
-        self.options = ServedOptions(**options)
+        self.options = _options(options)
         self.source = tokenizer
         self.vocab: Vocab | None = as_vocab(tokenizer)
         self.width = len(self.vocab)
@@ -350,7 +348,7 @@ class ServedTeacher:
         if self.options.server == "llama.cpp":
             body = {"content": line, "add_special": False, "parse_special": False}
         try:
-            ids = _get(self._ask("/tokenize", body), "tokens", list)
+            ids: list[int] = _get(self._ask("/tokenize", body), "tokens", list)
         except _StatusError as error:
             if error.status not in (404, 405, 501) or self.options.server == "llama.cpp":
                 raise
@@ -375,6 +373,33 @@ class ServedTeacher:
                 f"{self.url} has no /tokenize and echoes no ids ({unfit}), so that its tokenizer cannot be compared: "
                 "make sure that it is the right one, and set check_tokenizer=False"
             ) from unfit
+
+
+def mistakes_of_serving(url: str | None, options: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
+    """What is wrong with the options of a served teacher by themselves, each with its place.
+
+    Args:
+        url: the server's address, or None where the teacher is not served.
+        options: of `ServedOptions`.
+        where: their place in a file: `teachers[0].served`.
+    """
+    if url is None:
+        if options:
+            yield where, f"{where} says how a server is asked, but there is no url beside it"
+        return
+    try:
+        _base(url)
+        _options(options)
+    except OptionError as error:
+        yield where, f"{where}: {error}"
+
+
+def _options(given: Mapping[str, Any]) -> ServedOptions:
+    known = [each.name for each in fields(ServedOptions)]
+    unknown = sorted(given.keys() - set(known))
+    if unknown:
+        raise OptionError(f"a served teacher has no option {', '.join(unknown)}: the options are {', '.join(known)}")
+    return ServedOptions(**given)
 
 
 def probe_lines(vocab: Vocab) -> list[str]:
@@ -550,7 +575,7 @@ def _arrays(
     if known.max() > 1 + SLACK:
         raise _Unfit(f"the probabilities of a position add up to {known.max():.4g}")
     order = np.lexsort((ids, -log_probs), axis=1)
-    ids, log_probs = (np.take_along_axis(array, order, axis=1) for array in (ids, log_probs))
+    ids, log_probs = np.take_along_axis(ids, order, axis=1), np.take_along_axis(log_probs, order, axis=1)
     # A token without any probability takes no place.
     ids[log_probs == -np.inf] = -1
     rest = np.clip(1.0 - known, 0.0, 1.0)

@@ -330,7 +330,7 @@ class TeacherModel:
         device: where the ids go; None for where the model's parameters are.
     """
 
-    model: Callable[..., Any] | AnswersRows
+    model: Any
     vocab: Vocab
     top_k: int
     batch_size: int
