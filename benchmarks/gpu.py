@@ -273,13 +273,22 @@ def eager(batch: Batch, *, labels: bool = False) -> Contender:
 
 def loss_of(batch: Batch, kind: str, *, labels: bool = False, **options: Any) -> Contender:
     """A loss over the batch's chunks."""
-    loss = XTokenLoss(batch.mapping, kind, implementation=IMPLEMENTATION[batch.device.type], **options)
-    loss, student, teacher = loss.to(batch.device), batch.logits(0), batch.logits(1)
+    loss, student, teacher = module_of(batch, kind, **options), batch.logits(0), batch.logits(1)
     given = {"labels": batch.labels} if labels else {}
     return Contender(lambda: loss(student, teacher, batch.spans, **given).loss, [student])
 
 
 IMPLEMENTATION = {"cuda": "auto", "cpu": "triton"}
+_modules: dict[tuple[str, str, str], XTokenLoss] = {}
+
+
+def module_of(batch: Batch, kind: str, **options: Any) -> XTokenLoss:
+    """The loss on the device; its tables are made once for all batches."""
+    key = (batch.name, kind, str(options))
+    if key not in _modules:
+        made = XTokenLoss(batch.mapping, kind, implementation=IMPLEMENTATION[batch.device.type], **options)
+        _modules[key] = made.to(batch.device)
+    return _modules[key]
 
 
 def same_tokenizer(batch: Batch) -> Contender:
@@ -372,7 +381,7 @@ def fused(batch: Batch, clock: Clock, width: int) -> Iterator[dict[str, Any]]:
         if clock.is_over:
             clock.skipped.append(f"{batch.name} fused {kind}")
             continue
-        loss = XTokenLoss(batch.mapping, kind, implementation=IMPLEMENTATION[batch.device.type]).to(batch.device)
+        loss = module_of(batch, kind)
         whole = clock.measure(loss_of(batch, kind))
         work = partial(fused_loss, loss, sources, batch.spans)
         found = clock.measure(Contender(work, inputs), counts=True)

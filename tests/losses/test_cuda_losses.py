@@ -212,6 +212,22 @@ def test_the_processor_does_not_wait_for_every_row(llama_qwen: Mapping) -> None:
     assert len(waits[0]) == len(waits[1]), waits
 
 
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="the processor does not wait for itself")
+@pytest.mark.parametrize("kind", ["partition-kl", "c-kl", "p-kl", "strict"])
+def test_the_processor_never_waits_for_a_loss(kind: str) -> None:
+    case = case_of(3, dtype=torch.float32)
+    loss = XTokenLoss(case.mapping, kind).to(DEVICE)
+    student, teacher = on_device(case.student_logits).requires_grad_(), on_device(case.teacher_logits)
+    # The first call compiles and tries the kernels.
+    loss(student, teacher, case.spans, labels=case.labels).loss.backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss(student, teacher, case.spans, labels=case.labels).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(student.grad).all()
+
+
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="the memory is the device's")
 @pytest.mark.parametrize("kind", ["partition-kl", "p-kl", "c-kl"])
 def test_hidden_states_take_the_memory_of_a_block(kind: str, llama_qwen: Mapping, real: Callable[[str], Vocab]) -> None:

@@ -416,7 +416,7 @@ def new_gradients(
     if source.weight is None and written:
         states = torch.empty_like(source.states, dtype=kept, memory_format=torch.contiguous_format)
         others = np.setdiff1d(np.arange(len(states)), np.concatenate(written), assume_unique=True)
-        states[torch.from_numpy(others).to(states.device)] = 0
+        states.index_fill_(0, torch.from_numpy(others).to(states.device, non_blocking=True), 0)
     else:
         states = torch.zeros_like(source.states, dtype=kept, memory_format=torch.contiguous_format)
     return Gradients(
