@@ -20,8 +20,8 @@ from cache_models import Causal, files_of
 from xtoken_align import read_vocab
 from xtoken_align.errors import MismatchError, MissingExtraError, OptionError
 from xtoken_align.training import write_teacher_cache
-from xtoken_align.training.cache.format import CacheSettings, make_settings
-from xtoken_align.training.cache.ray_data import CacheShards, _Number, cache_teacher_ray
+from xtoken_align.training.cache.format import CacheSettings, corpus_hash, hash_of_sum, make_settings
+from xtoken_align.training.cache.ray_data import CacheShards, CorpusRows, _Number, cache_teacher_ray
 from xtoken_align.vocab.vocab import Vocab
 
 HERE = Path(__file__).parent
@@ -129,6 +129,24 @@ def test_two_workers_add_to_the_shards_of_one_process_and_write_the_same_files(
     assert list(files_of(tmp_path / "made-empty")) == ["cache.json"]
     counts = [expected.rows, expected.positions, expected.bytes]
     assert json.loads(done.stdout.splitlines()[-1]) == [[5, 3, *counts], [0, 0, 0, 0, 0]]
+
+
+def test_parts_of_a_corpus_in_any_order_have_the_hash_of_the_whole(
+    tokenizer: Path, teacher: Vocab, settings_of: CacheSettings
+) -> None:
+    count = CorpusRows(str(tokenizer), settings_of, "row")
+    parts = [count(table_of(numbers)) for numbers in ([4, 1], [5], [0, 3, 2])]
+    assert [part["rows"] for part in parts] == [[2], [1], [3]]
+    whole = hash_of_sum(sum(int(part["sum"][0], 16) for part in parts), 6)
+    rows = [{"text": text} for text in TEXTS[:6]]
+    assert whole == corpus_hash(rows, teacher, settings_of)
+    # Every row counts, and its place: a corpus with one other row, or two exchanged, is another.
+    for at in range(6):
+        other = [*rows]
+        other[at] = {"text": f"{rows[at]['text']}."}
+        assert corpus_hash(other, teacher, settings_of) != whole
+    assert corpus_hash([rows[1], rows[0], *rows[2:]], teacher, settings_of) != whole
+    assert corpus_hash([], teacher, settings_of) == hash_of_sum(0, 0) == ""
 
 
 def test_a_worker_sorts_its_rows_and_refuses_gaps_and_repeats(

@@ -54,7 +54,7 @@ class CacheSettings:
         max_teacher_tokens: rows are cut to so many tokens.
         truncation_side: where they are cut.
         probe: log-probabilities that the model gave to its best tokens in a fixed row.
-        corpus: a hash over some of the corpus's rows; empty where nobody took it.
+        corpus: a hash over the corpus's rows; empty where nobody took it.
     """
 
     name: str
@@ -97,8 +97,8 @@ class CacheSettings:
 _LATER = ("probe", "corpus")
 """Settings that are compared in a way of their own, the second of which older caches have not."""
 
-_SAMPLED = 64
-"""How many rows of a corpus its hash is of at least, where there are as many."""
+_WINDOW = 1024
+"""How many rows of a corpus are hashed at a time."""
 
 
 def shard_name(shard: int) -> str:
@@ -356,14 +356,26 @@ def teacher_ids(rows: Sequence[Any], teacher: Vocab, settings: CacheSettings) ->
 
 
 def corpus_hash(rows: Sequence[Any], teacher: Vocab, settings: CacheSettings) -> str:
-    """Tells corpora apart by rows from all over them: shards of two corpora do not mix in one folder.
+    """Tells corpora apart by all of their rows: shards of two corpora do not mix in one folder."""
+    total = 0
+    for begin in range(0, len(rows), _WINDOW):
+        span = range(begin, min(begin + _WINDOW, len(rows)))
+        total += sum_of_rows(span, teacher_ids([rows[row] for row in span], teacher, settings))
+    return hash_of_sum(total, len(rows))
 
-    Of 10 rows with `_SAMPLED` 4 these are rows 0, 2, 4, 6, 8 and the last.
-    """
-    if not len(rows):
-        return ""
-    sampled = [*range(0, len(rows), max(len(rows) // _SAMPLED, 1)), len(rows) - 1]
-    return hash_of(map(key_of, teacher_ids([rows[row] for row in sampled], teacher, settings)))
+
+def sum_of_rows(numbers: Iterable[int], ids: Iterable[Ids]) -> int:
+    """The sum of the rows' hashes, each of a row's number and its ids: machines may add theirs in any order."""
+    total = 0
+    for number, row in zip(numbers, ids, strict=True):
+        data = number.to_bytes(8, "little", signed=True) + np.ascontiguousarray(row, dtype="<i4").tobytes()
+        total += int.from_bytes(hashlib.sha256(data).digest(), "little")
+    return total
+
+
+def hash_of_sum(total: int, rows: int) -> str:
+    """The hash of a corpus from the sum of its rows'; empty for no rows."""
+    return f"{total % (1 << 256):064x}" if rows else ""
 
 
 def _form(row: Any) -> str | None:

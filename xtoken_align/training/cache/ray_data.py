@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,18 @@ from ...errors import MissingExtraError, OptionError, StoreError
 from ...read import read_vocab
 from ...spans.units import End
 from ...vocab.vocab import Vocab
-from .format import CacheSettings, Precision, ShardFacts, check_positive, claim_folder, make_settings, text_options
+from .format import (
+    CacheSettings,
+    Precision,
+    ShardFacts,
+    check_positive,
+    claim_folder,
+    hash_of_sum,
+    make_settings,
+    sum_of_rows,
+    teacher_ids,
+    text_options,
+)
 from .write import CacheReport, Done, open_writer, report_of
 
 _SHARD = "shard_of_cache"
@@ -73,6 +85,45 @@ class CacheShards:
         return {name: [facts[name]] for name in facts} | {"state": [done.state], "bytes": [done.bytes]}
 
 
+class CorpusRows:
+    """What an actor runs before: says how many rows there are and hashes them, so that corpora do not mix.
+
+    Args:
+        source: what the teacher's vocabulary is read from.
+        settings: the cache's settings, without the rows.
+        number: the column of rows' places in the corpus.
+    """
+
+    def __init__(self, source: Any, settings: CacheSettings, number: str) -> None:
+        self._vocab = read_vocab(source, logits=settings.logits)
+        self._settings, self._number = settings, number
+
+    def __call__(self, table: Any) -> dict[str, list[Any]]:
+        """Hashes some rows.
+
+        Args:
+            table: pyarrow table of rows.
+
+        Returns:
+            Columns of one value: how many rows, and the sum of their hashes in hexadecimal digits.
+        """
+        table = table.select([self._number, _column_of(table, self._number)])
+        numbers = table.column(self._number).to_pylist()
+        ids = teacher_ids(table.drop_columns([self._number]).to_pylist(), self._vocab, self._settings)
+        return {"rows": [len(numbers)], "sum": [f"{sum_of_rows(numbers, ids):x}"]}
+
+
+def _column_of(table: Any, number: str) -> str:
+    """The column that the teacher reads."""
+    names = table.column_names
+    column = next((name for name in ("teacher_ids", "text") if name in names), None)
+    if column is None or number not in names:
+        raise OptionError(
+            f"rows have `teacher_ids` or a `text`, and their place in the corpus as `{number}`, got {names}"
+        )
+    return column
+
+
 class _Number:
     """Puts beside each row its shard, and leaves out what the teacher does not read."""
 
@@ -82,12 +133,7 @@ class _Number:
     def __call__(self, table: Any) -> Any:
         import pyarrow.compute
 
-        names = table.column_names
-        column = next((name for name in ("teacher_ids", "text") if name in names), None)
-        if column is None or self._number not in names:
-            raise OptionError(
-                f"rows have `teacher_ids` or a `text`, and their place in the corpus as `{self._number}`, got {names}"
-            )
+        column = _column_of(table, self._number)
         shard = pyarrow.compute.divide(table.column(self._number), self._rows_per_shard)
         return table.select([self._number, column]).append_column(_SHARD, shard)
 
@@ -112,7 +158,9 @@ def cache_teacher_ray(
     gpus: float = 0,
     cores: float = 0.5,
 ) -> CacheReport:
-    """Runs a teacher over a Ray data set; the shards are those of `write_teacher_cache`, byte for byte.
+    """Runs a teacher over a Ray data set; the files are those of `write_teacher_cache`, byte for byte.
+
+    The data set is read twice: to count and hash its rows, and to run the teacher.
 
     Rows are brought together shard by shard, which moves their ids between machines but nothing of the teacher's. A run
     that was cut off goes on when the same call is made again.
@@ -163,13 +211,12 @@ def cache_teacher_ray(
         source = str(Path(source).absolute()) if Path(source).exists() else os.fspath(source)
     place = Path(folder).absolute()
     settings = make_settings(
-        read_vocab(source, logits=logits),
-        dataset.count(),
-        top_k=top_k,
-        dtype=dtype,
-        rows_per_shard=rows_per_shard,
-        **of_texts,
+        read_vocab(source, logits=logits), 0, top_k=top_k, dtype=dtype, rows_per_shard=rows_per_shard, **of_texts
     )
+    pool = {"batch_format": "pyarrow", "compute": ActorPoolStrategy(size=workers), "num_cpus": cores}
+    counted = dataset.map_batches(CorpusRows, fn_constructor_args=(source, settings, number), **pool).take_all()
+    rows = sum(each["rows"] for each in counted)
+    settings = replace(settings, rows=rows, corpus=hash_of_sum(sum(int(each["sum"], 16) for each in counted), rows))
     if not settings.rows:
         claim_folder(place, settings)
         return report_of(place, [], time.monotonic() - started)
@@ -179,9 +226,7 @@ def cache_teacher_ray(
         .map_groups(
             CacheShards,
             fn_constructor_args=(make_model, source, str(place), settings, number, batch_size),
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=workers),
-            num_cpus=cores,
+            **pool,
             num_gpus=gpus,
         )
         .take_all()
