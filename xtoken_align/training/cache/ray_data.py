@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class CacheShards:
 
 
 class CorpusRows:
-    """What an actor runs before: says how many rows there are and hashes them, so that corpora do not mix.
+    """What tasks run before: they say how many rows there are and hash them, so that corpora do not mix.
 
     Args:
         source: what the teacher's vocabulary is read from.
@@ -95,8 +96,7 @@ class CorpusRows:
     """
 
     def __init__(self, source: Any, settings: CacheSettings, number: str) -> None:
-        self._vocab = read_vocab(source, logits=settings.logits)
-        self._settings, self._number = settings, number
+        self._source, self._settings, self._number = source, settings, number
 
     def __call__(self, table: Any) -> dict[str, list[Any]]:
         """Hashes some rows.
@@ -109,8 +109,15 @@ class CorpusRows:
         """
         table = table.select([self._number, _column_of(table, self._number)])
         numbers = table.column(self._number).to_pylist()
-        ids = teacher_ids(table.drop_columns([self._number]).to_pylist(), self._vocab, self._settings)
+        vocab = _vocab_of(self._source, self._settings.logits)
+        ids = teacher_ids(table.drop_columns([self._number]).to_pylist(), vocab, self._settings)
         return {"rows": [len(numbers)], "sum": [f"{sum_of_rows(numbers, ids):x}"]}
+
+
+@lru_cache(maxsize=1)
+def _vocab_of(source: Any, logits: int) -> Vocab:
+    """The teacher's vocabulary, read once by each process that runs tasks."""
+    return read_vocab(source, logits=logits)
 
 
 def _column_of(table: Any, number: str) -> str:
@@ -213,8 +220,7 @@ def cache_teacher_ray(
     settings = make_settings(
         read_vocab(source, logits=logits), 0, top_k=top_k, dtype=dtype, rows_per_shard=rows_per_shard, **of_texts
     )
-    pool = {"batch_format": "pyarrow", "compute": ActorPoolStrategy(size=workers), "num_cpus": cores}
-    counted = dataset.map_batches(CorpusRows, fn_constructor_args=(source, settings, number), **pool).take_all()
+    counted = dataset.map_batches(CorpusRows(source, settings, number), batch_format="pyarrow").take_all()
     rows = sum(each["rows"] for each in counted)
     settings = replace(settings, rows=rows, corpus=hash_of_sum(sum(int(each["sum"], 16) for each in counted), rows))
     if not settings.rows:
@@ -226,7 +232,9 @@ def cache_teacher_ray(
         .map_groups(
             CacheShards,
             fn_constructor_args=(make_model, source, str(place), settings, number, batch_size),
-            **pool,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=workers),
+            num_cpus=cores,
             num_gpus=gpus,
         )
         .take_all()
