@@ -17,12 +17,13 @@ import torch
 pytest.importorskip("triton")
 
 from gpu import on_device
-from loss_calls import Outcome, by_autograd, case_of, fast, name_of, possible_labels
+from loss_calls import Outcome, by_autograd, called, case_of, fast, name_of, possible_labels
 from loss_calls import assert_same as assert_same_call
 from test_cpu import CASES, in_place, left_in, outcomes_of
+from test_fused_loss import hidden, inputs_of
 
 from xtoken_align.errors import XTokenWarning
-from xtoken_align.losses import triton
+from xtoken_align.losses import XTokenLoss, plan, triton
 from xtoken_align.losses.divergence import Measure
 from xtoken_align.losses.functional import outcomes_kl, simct
 from xtoken_align.losses.inputs import Rows
@@ -375,6 +376,42 @@ def test_a_loss_by_kernels_is_the_processors(options: dict[str, Any]) -> None:
         truth = fast(case, *(side.cpu().double() for side in sides), labels=labels, **options)
         rtol = 2e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
         assert_same_call(made, truth, rtol=rtol, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "partition-kl", "divergence": "reverse"},
+        {"kind": "c-kl", "level_weight": "teacher"},
+        {"kind": "h-kl"},
+        {"kind": "bpm"},
+        {"kind": "p-kl", "top_k": 2},
+    ],
+    ids=name_of,
+)
+def test_a_fused_loss_by_kernels_is_the_processors(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "WIDTH", 1)
+    monkeypatch.setattr(plan, "CPU", replace(plan.CPU, hidden=7))
+    case = case_of(6, dtype=torch.float32)
+    for dtype, head in ((torch.float32, {"scale": 0.7, "softcap": 3.0}), (torch.bfloat16, {})):
+        sides = [hidden(case, side, dtype, **head) for side in ("student", "teacher")]
+        exact = [replace(one, **{name: whole(getattr(one, name)) for name in PARTS}) for one in sides]
+        given = [on_device(one, DEVICE) for one in sides]
+        labels = possible_labels(case)
+        loss = XTokenLoss(case.mapping, implementation="triton", **options).to(DEVICE)
+        made = called(loss(*given, case.spans, labels=on_device(labels, DEVICE)), inputs_of(given[0]))
+        loss = XTokenLoss(case.mapping, **options)
+        truth = called(loss(*exact, case.spans, labels=labels), inputs_of(exact[0]))
+        # Logits of bfloat16 are rounded as a model's are, which a gradient shows.
+        assert_same_call(made, truth, rtol=2e-5 if dtype == torch.float32 else 0.02, atol=2e-6)
+
+
+PARTS = ("states", "weight", "bias")
+
+
+def whole(part: torch.Tensor) -> torch.Tensor:
+    """The same numbers in float64, as a leaf."""
+    return part.detach().double().requires_grad_()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's assembler comes with its wheels for Linux")
