@@ -170,7 +170,7 @@ def test_every_arm_trains_on_the_same_text(scripts: SimpleNamespace, world: Any)
     import torch
 
     torch.set_num_threads(1)
-    trained = {name: scripts.train.train_arm(world, arm, 0) for name, arm in scripts.train.ARMS.items()}
+    trained = {name: scripts.train.train_arm(world, arm, 1e-3, 0) for name, arm in scripts.train.ARMS.items()}
     assert len({arm["tokens"] for arm in trained.values()}) == 1
     assert all(len(arm["steps"]) == world.settings.steps for arm in trained.values())
     # Before the first step of the optimiser, all students are one.
@@ -179,7 +179,7 @@ def test_every_arm_trains_on_the_same_text(scripts: SimpleNamespace, world: Any)
     # H-KL is GOLD with near pairs beside the equal ones, and here there are none.
     ends = {name: scripts.report.bits_per_byte(arm, "all") for name, arm in trained.items() if name != "CE + H-KL"}
     assert len(set(ends.values())) == len(ends), "two losses trained the same student"
-    again = scripts.train.train_arm(world, scripts.train.ARMS["CE + C-KL"], 0)
+    again = scripts.train.train_arm(world, scripts.train.ARMS["CE + C-KL"], 1e-3, 0)
     assert again["text"] == trained["CE + C-KL"]["text"]
 
 
@@ -201,7 +201,7 @@ def test_the_teacher_is_asked_once_and_its_states_are_kept(scripts: SimpleNamesp
 
 
 def test_results_of_other_settings_are_not_taken_over(scripts: SimpleNamespace, tmp_path: Path) -> None:
-    arm = {"pair": "transfer", "arm": "CE", "seed": 0, "tokens": 1}
+    arm = {"pair": "transfer", "arm": "CE", "rate": 2e-4, "seed": 0, "tokens": 1}
     place = scripts.train.Place(tmp_path, scripts.train.FULL)
     (tmp_path / "results.json").write_text(
         json.dumps({"digest": place.digest, "bounds": {"transfer": {"pair": "transfer"}}, "arms": [arm]})
@@ -209,26 +209,27 @@ def test_results_of_other_settings_are_not_taken_over(scripts: SimpleNamespace, 
     other = scripts.train.Place(tmp_path, scripts.train.GPU)
     for one, there in ((other, False), (place, True)):
         scripts.run.unpack(one, tmp_path / "results.json")
-        assert one.result("transfer", scripts.train.ARMS["CE"], 0).exists() == there
+        assert one.result("transfer", scripts.train.ARMS["CE"], 2e-4, 0).exists() == there
         assert one.bounds("transfer").exists() == there
 
 
 def test_what_answers_the_first_question_is_measured_first(scripts: SimpleNamespace) -> None:
-    jobs = scripts.run.planned(list(scripts.train.PAIRS), None, [0, 1, 2])
-    assert [arm.name if arm else None for _, arm, _ in jobs[:4]] == [None, "CE", "CE + C-KL", "CE + GOLD"]
-    assert len({(pair, arm.name if arm else "", seed) for pair, arm, seed in jobs}) == len(jobs)
-    seeds = [seed for pair, arm, seed in jobs if pair == "transfer" and arm and arm.name == "CE + C-KL"]
-    assert seeds == [0, 1, 2]
+    settings = scripts.train.FULL
+    jobs = scripts.run.planned(list(scripts.train.PAIRS), None, [0, 1, 2], settings)
+    assert [arm.name if arm else None for _, arm, _, _ in jobs[:4]] == [None, "CE", "CE + C-KL", "CE + GOLD"]
+    assert len({(pair, arm.name if arm else "", rate, seed) for pair, arm, rate, seed in jobs}) == len(jobs)
+    own = [(rate, seed) for pair, arm, rate, seed in jobs if pair == "transfer" and arm and arm.name == "CE + C-KL"]
+    assert own == [(rate, seed) for seed in (0, 1, 2) for rate in settings.rates]
 
 
 # Reports
 
 
-def arm_of(name: str, seed: int, bits: float, seconds: float = 2.0) -> dict[str, Any]:
+def arm_of(name: str, seed: int, bits: float, seconds: float = 2.0, rate: float = 2e-4) -> dict[str, Any]:
     measured = {"bits": {"prose, exact": bits * 100, "numerals, split": bits * 20}, "bytes": {}, "tokens": {}}
     measured["bytes"] = {"prose, exact": 100, "numerals, split": 20}
     steps = [{"tokens": 10, "ce": 3.0 - step * 0.1, "norm": 1.0} for step in range(8)]
-    common = {"pair": "transfer", "arm": name, "seed": seed, "tokens": 80, "steps": steps, "options": {}}
+    common = {"pair": "transfer", "arm": name, "rate": rate, "seed": seed, "tokens": 80, "steps": steps, "options": {}}
     return {**common, "text": measured, "numerals": measured, "processor_seconds_a_step": seconds}
 
 
@@ -237,20 +238,27 @@ def results() -> dict[str, Any]:
     bounds = {side: arm_of(side, 0, bits) for side, bits in (("teacher", 0.8), ("student", 1.8))}
     arms = [arm_of("CE", seed, 1.1 + seed / 100) for seed in (0, 1)]
     arms += [arm_of("CE + C-KL", seed, 1.0 + seed / 100, 3.0) for seed in (0, 1)]
-    settings = {"steps": 8, "rows": 1, "size": 600, "held_out": 2, "numerals": 1, "rate": 2e-4}
+    arms += [arm_of("CE", 0, 1.3, rate=6e-4)]
+    settings = {"steps": 8, "rows": 1, "size": 600, "held_out": 2, "numerals": 1}
     return {"bounds": {"transfer": bounds}, "arms": arms, "settings": settings, "device": "cpu"}
 
 
 def test_a_line_says_how_much_of_the_way_is_closed_and_what_a_step_costs(
     scripts: SimpleNamespace, results: dict[str, Any]
 ) -> None:
-    best, plain = scripts.report.lines(results, "transfer")
-    assert (best.name, plain.name) == ("CE + C-KL", "CE")
+    best, plain, slower = scripts.report.lines(results, "transfer")
+    assert [(line.name, line.rate) for line in (best, plain, slower)] == [
+        ("CE + C-KL", 2e-4),
+        ("CE", 2e-4),
+        ("CE", 6e-4),
+    ]
+    assert [line.rate for line in scripts.report.best_lines(results, "transfer")] == [2e-4, 2e-4]
     assert best.bits["all"] == pytest.approx(1.005)
     assert best.closed == pytest.approx((1.8 - 1.005) / 1.0)
     assert best.step == pytest.approx(1.5)
-    assert scripts.report.differences(results, "transfer") == [
-        "- CE needs more bits per byte than CE + C-KL: +0.100, +0.100."
+    assert scripts.report.by_seed(results, "transfer")[2:] == [
+        "| CE + C-KL | 2e-04 | 1.000 | 1.010 |",
+        "| CE | 2e-04 | 1.100 | 1.110 |",
     ]
 
 
@@ -259,7 +267,7 @@ def test_a_report_has_a_table_and_a_figure(scripts: SimpleNamespace, results: di
     (tmp_path / "results.json").write_text(json.dumps(results))
     scripts.report.write_report(tmp_path)
     told = (tmp_path / "RESULTS.md").read_text()
-    assert "| CE + C-KL | 2 | 1.005 | 1.005 |" in told
+    assert "| CE + C-KL | 2e-04 | 2 | 1.005 | 1.005 |" in told
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("results.png", "results.svg"))
 
 

@@ -37,94 +37,100 @@ def bits_per_byte(measured: dict[str, Any], name: str, rows: str | None = None) 
 
 @dataclass(frozen=True)
 class Line:
-    """An arm's line: means over its seeds.
+    """An arm's line at one learning rate: means over its seeds.
 
     Attributes:
         name: of the arm.
-        seeds: that it has.
+        rate: its learning rate.
         bits: class -> bits per byte.
         by_seed: seed -> bits per byte of all text.
         closed: the share of the way from the student before any arm to the teacher.
-        step: processor seconds a step, as a multiple of those of plain cross-entropy with the same seeds.
-        tokens: that it was trained on.
+        step: processor seconds a step, as a multiple of those of plain cross-entropy with the same rate and seed.
     """
 
     name: str
-    seeds: tuple[int, ...]
+    rate: float
     bits: dict[str, float]
     by_seed: dict[int, float]
     closed: float
     step: float
-    tokens: int
 
 
 def lines(results: dict[str, Any], pair: str) -> list[Line]:
-    """A pair's arms, the best first."""
+    """A pair's arms at each rate, the best first."""
     arms = [one for one in results["arms"] if one["pair"] == pair]
     floor, ceiling = (bits_per_byte(results["bounds"][pair][side], "all") for side in ("student", "teacher"))
-    plain = {one["seed"]: one["processor_seconds_a_step"] for one in arms if one["arm"] == "CE"}
+    plain = {(one["rate"], one["seed"]): one["processor_seconds_a_step"] for one in arms if one["arm"] == "CE"}
     made = []
-    for name in dict.fromkeys(one["arm"] for one in arms):
-        own = [one for one in arms if one["arm"] == name]
+    for name, rate in dict.fromkeys((one["arm"], one["rate"]) for one in arms):
+        own = [one for one in arms if (one["arm"], one["rate"]) == (name, rate)]
         bits = {each: mean(bits_per_byte(one, each) for one in own) for each in CLASSES}
-        ratios = [one["processor_seconds_a_step"] / plain[one["seed"]] for one in own if one["seed"] in plain]
+        of_plain = [plain.get((rate, one["seed"])) for one in own]
+        ratios = [one["processor_seconds_a_step"] / ce for one, ce in zip(own, of_plain, strict=True) if ce]
         made.append(
             Line(
                 name,
-                tuple(one["seed"] for one in own),
+                rate,
                 bits,
                 {one["seed"]: bits_per_byte(one, "all") for one in own},
                 (floor - bits["all"]) / (floor - ceiling),
                 mean(ratios) if ratios else math.nan,
-                round(mean(one["tokens"] for one in own)),
             )
         )
     return sorted(made, key=lambda line: line.bits["all"])
 
 
+def best_lines(results: dict[str, Any], pair: str) -> list[Line]:
+    """A pair's arms, each at the rate that is best for it with seed 0, which every arm has; the best first."""
+    by_name: dict[str, Line] = {}
+    for line in sorted(lines(results, pair), key=lambda line: line.by_seed.get(0, math.inf)):
+        by_name.setdefault(line.name, line)
+    return sorted(by_name.values(), key=lambda line: line.bits["all"])
+
+
 def table(results: dict[str, Any], pair: str) -> list[str]:
-    """A pair's table in Markdown."""
+    """A pair's table in Markdown, every arm at every rate."""
     bounds = results["bounds"][pair]
     rows = [
-        "| | seeds | all | prose | code | numerals | way closed | step |",
-        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
+        "| | rate | seeds | all | prose | code | numerals | way closed | step |",
+        "| :-- | --: | --: | --: | --: | --: | --: | --: | --: |",
         _bound("teacher, the ceiling", bounds["teacher"]),
     ]
     for line in lines(results, pair):
         classes = " | ".join(f"{line.bits[each]:.3f}" for each in CLASSES)
-        rows.append(f"| {line.name} | {len(line.seeds)} | {classes} | {line.closed:.0%} | {line.step:.2f} |")
+        rows.append(
+            f"| {line.name} | {line.rate:.0e} | {len(line.by_seed)} | {classes} | {line.closed:.0%} | {line.step:.2f} |"
+        )
     return [*rows, _bound("student before, the floor", bounds["student"])]
 
 
 def _bound(name: str, measured: dict[str, Any]) -> str:
     classes = " | ".join(f"{bits_per_byte(measured, each):.3f}" for each in CLASSES)
-    return f"| *{name}* | | {classes} | | |"
+    return f"| *{name}* | | | {classes} | | |"
 
 
-def differences(results: dict[str, Any], pair: str, name: str = "CE + C-KL") -> list[str]:
-    """How far another arm is from the default loss beside a cross-entropy, over the seeds that both have."""
-    own = {line.name: line for line in lines(results, pair)}
-    if name not in own:
-        return []
-    said = []
-    for other in own.values():
-        shared = sorted(set(own[name].seeds) & set(other.seeds))
-        if other.name == name or not shared:
-            continue
-        apart = [other.by_seed[seed] - own[name].by_seed[seed] for seed in shared]
-        listed = ", ".join(f"{each:+.3f}" for each in apart)
-        word = "more" if min(apart) > 0 else "fewer" if max(apart) < 0 else "more in some seeds, fewer in others"
-        said.append(f"- {other.name} needs {word} bits per byte than {name}: {listed}.")
-    return said
+def by_seed(results: dict[str, Any], pair: str) -> list[str]:
+    """Bits per byte of all text, seed by seed, each arm at its best rate."""
+    best = best_lines(results, pair)
+    seeds = sorted({seed for line in best for seed in line.by_seed})
+    rows = ["| | rate | " + " | ".join(f"seed {seed}" for seed in seeds) + " |"]
+    rows.append("| :-- | --: |" + " --: |" * len(seeds))
+    for line in best:
+        cells = (f"{line.by_seed[seed]:.3f}" if seed in line.by_seed else "" for seed in seeds)
+        rows.append(f"| {line.name} | {line.rate:.0e} | " + " | ".join(cells) + " |")
+    return rows
 
 
 def by_rows(results: dict[str, Any], pair: str) -> list[str]:
-    """Where bits are won: bits per byte of tokens that the teacher has and of those it splits, seed 0."""
-    arms = [one for one in results["arms"] if one["pair"] == pair and one["seed"] == 0]
-    rows = ["| | copied rows | made rows |", "| :-- | --: | --: |"]
-    for one in [{"arm": "*student before*", **results["bounds"][pair]["student"]}, *arms]:
+    """Where bits are won: bits per byte of tokens whose rows were copied and of those whose rows were made, seed 0."""
+    rows = ["| | rate | copied rows | made rows |", "| :-- | --: | --: | --: |"]
+    found = {(one["arm"], one["rate"]): one for one in results["arms"] if one["pair"] == pair and one["seed"] == 0}
+    shown = [("*student before*", "", results["bounds"][pair]["student"])]
+    for line in best_lines(results, pair):
+        shown += [(line.name, f"{line.rate:.0e}", found[line.name, line.rate])] if 0 in line.by_seed else []
+    for name, rate, one in shown:
         copied, made = (bits_per_byte(one, "all", way) for way in ("exact", "split"))
-        rows.append(f"| {one['arm']} | {copied:.3f} | {made:.3f} |")
+        rows.append(f"| {name} | {rate} | {copied:.3f} | {made:.3f} |")
     return rows
 
 
@@ -158,14 +164,10 @@ def write_report(folder: Path) -> None:
         "![bits per byte by loss](results.png)",
     ]
     for pair in pairs:
-        text += ["", f"## {TITLES[pair]}", "", *table(results, pair), "", *differences(results, pair)]
+        text += ["", f"## {TITLES[pair]}", "", *table(results, pair)]
+        text += ["", "Seed by seed, each arm at the rate that is best for it with seed 0:", "", *by_seed(results, pair)]
         if pair == "transfer":
-            text += [
-                "",
-                "Bits per byte by how the row of the token was made, with seed 0:",
-                "",
-                *by_rows(results, pair),
-            ]
+            text += ["", "By how the row of the token was made, with seed 0:", "", *by_rows(results, pair)]
     (folder / "RESULTS.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     figure(results, pairs, folder)
 
@@ -175,8 +177,8 @@ def _method(settings: dict[str, Any], device: str) -> Iterable[str]:
         f"Every arm reads the same {settings['steps']} batches of {settings['rows']} passages of about "
         f"{settings['size']} bytes from the documentation (prose) and the package (code) of Django's source "
         f"distribution. Files are split into training and held-out ones. {settings['held_out']} held-out passages and "
-        f"the {settings['numerals']} with the most digits are measured. AdamW with a learning rate of "
-        f"{settings['rate']:g}; products in bfloat16. Each seed draws other passages. Measured on {device}."
+        f"the {settings['numerals']} with the most digits are measured. AdamW; products in bfloat16. Each seed draws "
+        f"other passages. Measured on {device}."
     )
     yield ""
     yield (
@@ -206,27 +208,32 @@ def figure(results: dict[str, Any], pairs: list[str], folder: Path) -> None:
 
 
 def _bars(axis: Any, results: dict[str, Any], pair: str) -> None:
-    shown = lines(results, pair)[::-1]
+    shown = best_lines(results, pair)[::-1]
+    others = {(line.name, line.rate): line for line in lines(results, pair)}
     for place, line in enumerate(shown):
         color = "tab:blue" if "C-KL" in line.name else "tab:gray"
         axis.barh(place, line.bits["all"], color=color, alpha=0.75)
         axis.plot(list(line.by_seed.values()), [place] * len(line.by_seed), "k.", markersize=4)
-        axis.annotate(f" {line.bits['all']:.3f}", (max(line.by_seed.values()), place), va="center")
+        slower = [
+            other.bits["all"] for (name, rate), other in others.items() if name == line.name and rate != line.rate
+        ]
+        axis.plot(slower, [place] * len(slower), "x", color="tab:gray", markersize=4)
+        axis.annotate(f"  {line.bits['all']:.3f}", (max([*line.by_seed.values(), *slower]), place), va="center")
     ceiling = bits_per_byte(results["bounds"][pair]["teacher"], "all")
     axis.axvline(ceiling, color="tab:green", linestyle="--", label=f"teacher {ceiling:.3f}")
-    highest = max(value for line in shown for value in line.by_seed.values())
+    highest = max(value for line in others.values() for value in line.by_seed.values())
     axis.set_xlim(ceiling - 0.1 * (highest - ceiling) - 0.01, highest + 0.25 * (highest - ceiling) + 0.01)
-    axis.set_yticks(range(len(shown)), [line.name for line in shown])
+    axis.set_yticks(range(len(shown)), [f"{line.name}, {line.rate:.0e}" for line in shown])
     axis.set_xlabel("bits per byte of held-out text")
     axis.set_title(TITLES[pair].replace("; ", ";\n"), fontsize=9)
     axis.legend(loc="lower right", frameon=False)
 
 
 def _curves(axis: Any, results: dict[str, Any], pair: str) -> None:
+    best = {(line.name, line.rate) for line in best_lines(results, pair)}
     for arm in results["arms"]:
-        if arm["pair"] == pair and arm["seed"] == 0 and any("ce" in step for step in arm["steps"]):
-            tokens, bits = curve(arm)
-            axis.plot(tokens, bits, marker=".", label=arm["arm"])
+        if arm["pair"] == pair and arm["seed"] == 0 and (arm["arm"], arm["rate"]) in best and "ce" in arm["steps"][0]:
+            axis.plot(*curve(arm), marker=".", label=arm["arm"])
     axis.set_xlabel("tokens read")
     axis.set_ylabel("bits a token, on text not read before")
     axis.set_title("on the way, seed 0", fontsize=9)

@@ -30,13 +30,15 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from train import ARMS, FULL, GPU, PAIRS, QUICK, Arm, Place, run_arm, run_bounds, world_of
+from train import ARMS, FULL, GPU, PAIRS, QUICK, Arm, Place, Settings, run_arm, run_bounds, world_of
 
 HERE = Path(__file__).parent
 SEEDED = ("CE", "CE + C-KL", "CE + GOLD", "CE + P-KL")
 """The arms that are trained with every seed."""
 FAMILIES = ("CE", "CE + C-KL", "CE + GOLD", "CE + ALM")
 """The arms of `families`, with the first seed."""
+FAMILIES_RATE = 1e-4
+"""Their learning rate: a student whose rows are all its own needs less."""
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "xtoken-align")
 
 
@@ -47,9 +49,9 @@ def main() -> None:
     place = Place(options.work, settings, "cuda" if options.gpu else "cpu")
     unpack(place, options.out / "results.json")
     begun = time.perf_counter()
-    jobs = planned(options.pairs, options.arms, options.seeds)
+    jobs = planned(options.pairs, options.arms, options.seeds, settings)
     left = [job for job in jobs if not _file(place, job).exists()]
-    for pair in dict.fromkeys(pair for pair, _, _ in left):
+    for pair in dict.fromkeys(job[0] for job in left):
         prepare(place, pair)
     for said in _run(place, left, options.workers):
         print(f"{time.perf_counter() - begun:7.0f} s  {said}", flush=True)
@@ -71,21 +73,23 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-Job = tuple[str, Arm | None, int]
-"""A pair, an arm or None for what teacher and student are before any, and a seed."""
+Job = tuple[str, Arm | None, float, int]
+"""A pair, an arm or None for what teacher and student are before any, a learning rate and a seed."""
 
 
-def planned(pairs: Sequence[str], names: Sequence[str] | None, seeds: Sequence[int]) -> list[Job]:
+def planned(pairs: Sequence[str], names: Sequence[str] | None, seeds: Sequence[int], settings: Settings) -> list[Job]:
     """Everything that is measured, what answers the first questions first."""
-    chosen: list[Job] = [("transfer", None, 0), *(("transfer", arm, seeds[0]) for arm in ARMS.values())]
-    chosen += [("transfer", ARMS[name], seed) for seed in seeds[1:] for name in SEEDED]
-    chosen += [("families", None, 0), *(("families", ARMS[name], seeds[0]) for name in FAMILIES)]
+    chosen: list[Job] = [("transfer", None, 0.0, 0)]
+    for seed in seeds:
+        some = ARMS if seed == seeds[0] else SEEDED
+        chosen += [("transfer", ARMS[name], rate, seed) for rate in settings.rates for name in some]
+    chosen += [("families", None, 0.0, 0), *(("families", ARMS[name], FAMILIES_RATE, seeds[0]) for name in FAMILIES)]
     return [job for job in chosen if job[0] in pairs and (names is None or job[1] is None or job[1].name in names)]
 
 
 def _file(place: Place, job: Job) -> Path:
-    pair, arm, seed = job
-    return place.bounds(pair) if arm is None else place.result(pair, arm, seed)
+    pair, arm, rate, seed = job
+    return place.bounds(pair) if arm is None else place.result(pair, arm, rate, seed)
 
 
 def prepare(place: Place, pair: str) -> None:
@@ -98,12 +102,14 @@ def prepare(place: Place, pair: str) -> None:
 def measured(place: Place, job: Job) -> str:
     """Does a job; says which."""
     torch.set_num_threads(1 if place.device == "cpu" else 8)
-    pair, arm, seed = job
+    # TF32 for what is not in bfloat16: logits. Nothing changes on a CPU.
+    torch.set_float32_matmul_precision("high" if place.device != "cpu" else "highest")
+    pair, arm, rate, seed = job
     if arm is None:
         run_bounds(place, pair)
         return f"{pair}: before any arm"
-    run_arm(place, pair, arm, seed)
-    return f"{pair}: {arm.name}, seed {seed}"
+    run_arm(place, pair, arm, rate, seed)
+    return f"{pair}: {arm.name}, rate {rate:g}, seed {seed}"
 
 
 def _run(place: Place, jobs: list[Job], workers: int) -> Any:
@@ -116,7 +122,7 @@ def _run(place: Place, jobs: list[Job], workers: int) -> Any:
 
 def write(place: Place, out: Path) -> None:
     """Writes everything that was measured so far."""
-    jobs = planned(list(PAIRS), None, [0, 1, 2])
+    jobs = planned(list(PAIRS), None, [0, 1, 2], place.settings)
     files = [_file(place, job) for job in jobs]
     every = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
     results = {
@@ -142,7 +148,7 @@ def unpack(place: Place, file: Path) -> None:
     if results.get("digest") != place.digest:
         return
     kept = {place.bounds(pair): one for pair, one in results["bounds"].items()}
-    kept |= {place.result(one["pair"], ARMS[one["arm"]], one["seed"]): one for one in results["arms"]}
+    kept |= {place.result(one["pair"], ARMS[one["arm"]], one["rate"], one["seed"]): one for one in results["arms"]}
     for path, one in kept.items():
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,8 +38,8 @@ class Settings:
         size: least bytes of a passage.
         rows: passages in a batch.
         steps: of the optimiser.
-        rate: the highest learning rate.
-        warm: steps until it is reached; then it falls in a line.
+        rates: the highest learning rates that every arm of `transfer` is trained with: none suits every loss.
+        warm: steps until the rate is reached; then it falls in a line.
         last: the share of it at the end.
         held_out: passages of prose and of code, together, that models are measured on.
         numerals: further passages for it, those with the most digits.
@@ -48,7 +48,7 @@ class Settings:
     size: int = 600
     rows: int = 1
     steps: int = 40
-    rate: float = 2e-4
+    rates: tuple[float, ...] = (2e-4, 6e-4)
     warm: int = 4
     last: float = 0.1
     held_out: int = 16
@@ -57,7 +57,7 @@ class Settings:
 
 FULL = Settings()
 QUICK = Settings(rows=1, steps=2, warm=1, held_out=2, numerals=1)
-GPU = Settings(rows=48, steps=150, warm=8, held_out=256, numerals=64)
+GPU = Settings(rows=32, steps=120, warm=8, held_out=256, numerals=64)
 
 
 @dataclass(frozen=True)
@@ -114,23 +114,23 @@ class Place:
         """What teacher and student are before any arm."""
         return self.folder / "results" / self.digest / f"{pair}.bounds.json"
 
-    def result(self, pair: str, arm: Arm, seed: int) -> Path:
+    def result(self, pair: str, arm: Arm, rate: float, seed: int) -> Path:
         """An arm's result, named by what the arm is."""
         own = hashlib.sha256(repr(sorted(asdict(arm).items())).encode()).hexdigest()[:8]
         name = arm.name.replace(" ", "").lower()
-        return self.folder / "results" / self.digest / f"{pair}.{name}.{seed}.{own}.json"
+        return self.folder / "results" / self.digest / f"{pair}.{name}.{rate:g}.{seed}.{own}.json"
 
 
-def learning_rate(settings: Settings, step: int) -> float:
+def learning_rate(settings: Settings, rate: float, step: int) -> float:
     """Of a step, from 0: it rises to the highest, then falls in a line.
 
-    >>> [round(learning_rate(Settings(steps=6, warm=2, rate=1.0, last=0.0), step), 2) for step in range(6)]
+    >>> [round(learning_rate(Settings(steps=6, warm=2, last=0.0), 1.0, step), 2) for step in range(6)]
     [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
     """
     if step < settings.warm:
-        return settings.rate * (step + 1) / settings.warm
+        return rate * (step + 1) / settings.warm
     done = (step - settings.warm + 1) / (settings.steps - settings.warm + 1)
-    return settings.rate * (1 - (1 - settings.last) * done)
+    return rate * (1 - (1 - settings.last) * done)
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,20 +327,21 @@ def world_of(place: Place, pair: str) -> World:
     return World.read(place, pair)
 
 
-def run_arm(place: Place, pair: str, arm: Arm, seed: int) -> Path:
+def run_arm(place: Place, pair: str, arm: Arm, rate: float, seed: int) -> Path:
     """Trains an arm and writes its result."""
-    return _write(place.result(pair, arm, seed), train_arm(world_of(place, pair), arm, seed))
+    return _write(place.result(pair, arm, rate, seed), train_arm(world_of(place, pair), arm, rate, seed))
 
 
-def train_arm(world: World, arm: Arm, seed: int) -> dict[str, Any]:
+def train_arm(world: World, arm: Arm, rate: float, seed: int) -> dict[str, Any]:
     """Trains an arm; returns what `results.json` has of it."""
     torch.manual_seed(seed)
     student = world.model(world.student_name).train()
-    steps = list(_steps(world, student, arm, seed))
+    steps = list(_steps(world, student, arm, rate, seed))
     return {
         "pair": world.pair,
         "arm": arm.name,
         "options": arm.options,
+        "rate": rate,
         "seed": seed,
         "tokens": sum(step["tokens"] for step in steps),
         **evaluated(world, student, world.student_vocab, made_rows(world)),
@@ -350,7 +351,7 @@ def train_arm(world: World, arm: Arm, seed: int) -> dict[str, Any]:
     }
 
 
-def _steps(world: World, student: Any, arm: Arm, seed: int) -> Iterator[dict[str, float]]:
+def _steps(world: World, student: Any, arm: Arm, rate: float, seed: int) -> Iterator[dict[str, float]]:
     """Trains the student step by step, and says what was seen: `bits` on text that it had not read before."""
     settings, device = world.settings, world.place.device
     head = student.get_output_embeddings().weight
@@ -360,7 +361,7 @@ def _steps(world: World, student: Any, arm: Arm, seed: int) -> Iterator[dict[str
     for step, batch in enumerate(world.batches(seed)):
         said = next(teacher) if teacher else None
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(settings, step)
+            group["lr"] = learning_rate(settings, rate, step)
         labels = batch["labels"].to(device)
         count = int((labels >= 0).sum())
         begun, begun_wall = time.process_time(), time.perf_counter()
