@@ -88,15 +88,15 @@ def best_lines(results: dict[str, Any], pair: str) -> list[Line]:
     return sorted(by_name.values(), key=lambda line: line.bits["all"])
 
 
-def table(results: dict[str, Any], pair: str) -> list[str]:
-    """A pair's table in Markdown, every arm at every rate."""
+def table(results: dict[str, Any], pair: str, shown: list[Line]) -> list[str]:
+    """A pair's table in Markdown, with some of its lines between the ceiling and the floor."""
     bounds = results["bounds"][pair]
     rows = [
         "| | rate | seeds | all | prose | code | numerals | way closed | step |",
         "| :-- | --: | --: | --: | --: | --: | --: | --: | --: |",
         _bound("teacher, the ceiling", bounds["teacher"]),
     ]
-    for line in lines(results, pair):
+    for line in shown:
         classes = " | ".join(f"{line.bits[each]:.3f}" for each in CLASSES)
         rows.append(
             f"| {line.name} | {line.rate:.0e} | {len(line.by_seed)} | {classes} | {line.closed:.0%} | {line.step:.2f} |"
@@ -164,8 +164,15 @@ def write_report(folder: Path) -> None:
         "![bits per byte by loss](results.png)",
     ]
     for pair in pairs:
-        text += ["", f"## {TITLES[pair]}", "", *table(results, pair)]
-        text += ["", "Seed by seed, each arm at the rate that is best for it with seed 0:", "", *by_seed(results, pair)]
+        best = best_lines(results, pair)
+        others = [
+            line for line in lines(results, pair) if (line.name, line.rate) not in {(b.name, b.rate) for b in best}
+        ]
+        text += ["", f"## {TITLES[pair]}", ""]
+        text += ["Each loss at the rate that is best for it with seed 0:", "", *table(results, pair, best)]
+        if others:
+            text += ["", "At the other rate:", "", *table(results, pair, others)]
+        text += ["", "Seed by seed, all text, at the best rate:", "", *by_seed(results, pair)]
         if pair == "transfer":
             text += ["", "By how the row of the token was made, with seed 0:", "", *by_rows(results, pair)]
     (folder / "RESULTS.md").write_text("\n".join(text) + "\n", encoding="utf-8")
