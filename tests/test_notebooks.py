@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,13 @@ for name, with_text in ((name, with_text) for name in ("P-KL", "C-KL") for with_
     assert results[name, with_text][0][-1] > start_mass - 0.1
     assert results[name, True][1] < results["GOLD, none", True][1]
 """,
+    "04_real_model": """
+assert 0.5 < ceiling < floor - 0.3
+for curve in curves.values():
+    assert all(ceiling < bits < floor for bits in curve[1:])
+    assert curve[-1] < floor - 0.4 * (floor - ceiling)
+assert moved.rows["exact"] > 39_000 and moved.rows["split"] > 84_000
+""",
 }
 
 
@@ -103,7 +111,7 @@ def run(notebook: Any, folder: Path) -> list[Any]:
     for number, source in ((0, GUARD), (len(notebook.cells) + 1, NOTHING_ASKED)):
         notebook.cells.insert(number, nbformat.v4.new_code_cell(source))
     resources = {"metadata": {"path": str(folder)}}
-    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
     return [output for cell in code_of(notebook) for output in cell.outputs]
 
 
@@ -112,6 +120,9 @@ def printed(outputs: Iterable[Any]) -> str:
 
 
 def skip_without_its_packages(source: str) -> None:
+    for package in re.findall(r'distribution\("([\w-]+)"\)', source):
+        if not any(distributions(name=package)):
+            pytest.skip(f"{package}, of the extra models, is not installed")
     for module in sorted(set(re.findall(r"^(?:import|from) (\w+)", source, flags=re.MULTILINE))):
         pytest.importorskip(module)
     for alias in presets():

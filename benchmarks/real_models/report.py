@@ -229,11 +229,13 @@ def _bars(axis: Any, results: dict[str, Any], pair: str) -> None:
     ceiling = bits_per_byte(results["bounds"][pair]["teacher"], "all")
     axis.axvline(ceiling, color="tab:green", linestyle="--", label=f"teacher {ceiling:.3f}")
     highest = max(value for line in others.values() for value in line.by_seed.values())
-    axis.set_xlim(ceiling - 0.1 * (highest - ceiling) - 0.01, highest + 0.25 * (highest - ceiling) + 0.01)
+    axis.set_xlim(ceiling - 0.1 * (highest - ceiling) - 0.01, highest + 0.4 * (highest - ceiling) + 0.01)
     axis.set_yticks(range(len(shown)), [f"{line.name}, {line.rate:.0e}" for line in shown])
     axis.set_xlabel("bits per byte of held-out text")
     axis.set_title(TITLES[pair].replace("; ", ";\n"), fontsize=9)
-    axis.legend(loc="lower right", frameon=False)
+    axis.plot([], [], "k.", label="a seed")
+    axis.plot([], [], "x", color="tab:gray", label="at the other rate")
+    axis.legend(loc="upper right", frameon=False, fontsize=8)
 
 
 def _curves(axis: Any, results: dict[str, Any], pair: str) -> None:
