@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from loss_calls import case_of
 from small_vocabs import make_vocab
+from tiny import Tiny, kl
 
 from xtoken_align import Mapping, Spans, align_ids, build
-from xtoken_align.errors import OptionError
-from xtoken_align.losses import Hidden, MultiTeacherLoss, XTokenLoss
+from xtoken_align.errors import MismatchError, OptionError
+from xtoken_align.losses import Hidden, Logits, MultiTeacherLoss, TopK, XTokenLoss, average_logits
+from xtoken_align.losses.multi import row_scores
 from xtoken_align.vocab.kinds import Kind
 
 CASE = case_of(4)
@@ -115,3 +118,158 @@ def test_peers_forms_are_weighted_too() -> None:
     kds = [loss(*given).kd for loss in losses]
     torch.testing.assert_close(out.loss, 0.2 * kds[0] + 0.8 * kds[1])
     torch.testing.assert_close(out.kd, out.loss)
+
+
+# Two rows of two tokens after `<s>`, and two teachers, all with the tokens a and b. What the probabilities are:
+#
+#                row 0: a b          row 1: b b
+#     student    [.5 .5] [.5 .5]     [.5 .5] [.5 .5]
+#     teacher 0  [.8 .2] [.2 .8]     [.8 .2] [.8 .2]      knows row 0
+#     teacher 1  [.6 .4] [.6 .4]     [.1 .9] [.1 .9]      knows row 1
+PAIR = Tiny(["a", "b"], ["a", "b"])
+IDS = [[2, 0, 1], [2, 1, 1]]
+SAID = [
+    [[[0.8, 0.2], [0.2, 0.8]], [[0.8, 0.2], [0.8, 0.2]]],
+    [[[0.6, 0.4], [0.6, 0.4]], [[0.1, 0.9], [0.1, 0.9]]],
+]
+DIVERGENCES = torch.tensor([[2 * kl(row[0], [0.5, 0.5]) for row in teacher] for teacher in SAID], dtype=torch.float64)
+"""[teacher][row], the sum over the row's two chunks."""
+
+
+def said_by(number: int) -> torch.Tensor:
+    """A teacher's logits (2, 3, 3)."""
+    table = torch.full((2, 3, 3), -torch.inf, dtype=torch.float64)
+    # What comes after the last token is read by nobody.
+    table[:, 2] = 0.0
+    table[:, :2, :2] = torch.tensor(SAID[number], dtype=torch.float64).log()
+    return table
+
+
+def of_pair(**options: Any) -> tuple[MultiTeacherLoss, tuple[Any, ...]]:
+    """Two losses weighed in some way, and what they are called with."""
+    spans = align_ids(IDS, IDS, student=PAIR.student, teacher=PAIR.teacher)
+    student = torch.zeros(2, 3, 3, dtype=torch.float64)
+    student[:, :, 2] = -torch.inf
+    losses = [XTokenLoss(PAIR.mapping, "partition-kl"), XTokenLoss(PAIR.mapping, "partition-kl")]
+    many = MultiTeacherLoss(losses, **options)
+    return many, (student.requires_grad_(), [said_by(0), said_by(1)], [spans, spans])
+
+
+def shares(left: list[float]) -> torch.Tensor:
+    """Weights [teacher][row] of two teachers, from the first one's share of each row."""
+    first = torch.tensor(left, dtype=torch.float64)
+    return torch.stack([first, 1 - first])
+
+
+# exp(-CE) of a row, CE per token of the student: the geometric mean of its tokens' probabilities.
+GEOMETRIC = [[0.8, 0.2], [(0.6 * 0.4) ** 0.5, 0.9]]
+ENTROPY = [[0.5004024, 0.5004024], [0.6730117, 0.3250830]]
+HIGHEST = [[0.8, 0.8], [0.6, 0.9]]
+
+
+def ratio(pair: list[list[float]], row: int) -> float:
+    return pair[0][row] / (pair[0][row] + pair[1][row])
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({"weigh_by": "cross-entropy"}, [ratio(GEOMETRIC, 0), ratio(GEOMETRIC, 1)]),
+        ({"weigh_by": "cross-entropy", "weight_temperature": 0.5}, [0.64 / (0.64 + 0.24), 0.04 / (0.04 + 0.81)]),
+        ({"weigh_by": "cross-entropy", "select": True}, [1.0, 0.0]),
+        ({"weigh_by": "entropy"}, [1 / (1 + math.exp(ENTROPY[0][row] - ENTROPY[1][row])) for row in (0, 1)]),
+        ({"weigh_by": "confidence"}, [ratio(HIGHEST, 0), ratio(HIGHEST, 1)]),
+        ({"weigh_by": "confidence", "weights": [0.25, 0.75]}, [0.2 / (0.2 + 0.45), 0.2 / (0.2 + 0.675)]),
+    ],
+)
+def test_rows_are_weighed_by_what_the_teachers_know_of_them(options: dict[str, Any], left: list[float]) -> None:
+    many, given = of_pair(**options)
+    expected = shares(left)
+    torch.testing.assert_close(many.row_weights(given[1], given[2]), expected, atol=1e-6, rtol=0)
+    out = many(*given)
+    # There are four chunks in the batch, and each teacher's part is divided by all four.
+    torch.testing.assert_close(out.loss, (expected * DIVERGENCES).sum() / 4, atol=1e-6, rtol=0)
+    torch.testing.assert_close(out.kd, out.loss.detach())
+    assert out.value("weight/0") == pytest.approx(sum(left) / 2, abs=1e-6)
+    assert out.value("kd/0") == pytest.approx(float((expected * DIVERGENCES)[0].sum()) / 4, abs=1e-6)
+    # The gradient too is that of the weighed sum: of a chunk, weight / 4 times (student - teacher).
+    (gradient,) = torch.autograd.grad(out.loss, given[0])
+    for row in (0, 1):
+        away = sum(expected[number, row] * (0.5 - torch.tensor(SAID[number][row][0])) for number in (0, 1))
+        torch.testing.assert_close(gradient[row, 0, :2], away / 4, atol=1e-6, rtol=0, check_dtype=False)
+
+
+def test_rows_learn_from_the_teacher_that_they_name() -> None:
+    many, given = of_pair(weights=[0.5, 1.5])
+    for routes, weights in (([1, 0], [[0.0, 2.0], [2.0, 0.0]]), ([-1, 1], [[0.5, 0.0], [1.5, 2.0]])):
+        out = many(*given, routes=torch.tensor(routes))
+        expected = torch.tensor(weights, dtype=torch.float64)
+        torch.testing.assert_close(out.loss, (expected * DIVERGENCES).sum() / 4)
+    same = many(*given, routes=torch.tensor([-1, -1]))
+    torch.testing.assert_close(same.loss, many(*given).loss)
+    for wrong in ([0, 2], [-2, 0], [0]):
+        with pytest.raises(OptionError, match=r"routes must be one number per row, from 0 to 1, or -1"):
+            many(*given, routes=torch.tensor(wrong))
+
+
+def test_best_tokens_weigh_as_all_do_where_what_they_leave_out_is_even() -> None:
+    _, (_, teachers, spans) = of_pair()
+    table = said_by(0).log_softmax(-1)
+    # Of three tokens the best is listed, and the two others share the rest: of 0.8 they have 0.1 each.
+    even = torch.tensor([0.8, 0.1, 0.1], dtype=torch.float64).log().expand(2, 3, 3)
+    cut = TopK(torch.zeros(2, 3, 1, dtype=torch.long), even[..., :1], torch.full((2, 3), 0.2).double(), 3)
+    for measure in ("cross-entropy", "entropy", "confidence"):
+        torch.testing.assert_close(row_scores(cut, spans[0], measure), row_scores(even, spans[0], measure))
+        whole = TopK(torch.arange(3).expand(2, 3, 3), table, torch.zeros(2, 3).double(), 3)
+        torch.testing.assert_close(row_scores(whole, spans[0], measure), row_scores(teachers[0], spans[0], measure))
+
+
+def test_teachers_of_other_tokenizers_are_compared_per_token_of_the_student() -> None:
+    # The student reads `a b` as two tokens, one teacher as one: 1/2 is as likely as 1/4 and 2.
+    pair = Tiny(["a", "b"], ["a", "b", "ab"])
+    one = align_ids([[2, 0, 1]], [[3, 2]], student=pair.student, teacher=pair.teacher)
+    two = align_ids([[2, 0, 1]], [[3, 0, 1]], student=pair.student, teacher=pair.teacher)
+    logits = torch.tensor([0.25, 0.25, 0.5, 0.0]).log()
+    assert row_scores(logits.expand(1, 2, 4), one, "cross-entropy").item() == pytest.approx(math.log(0.5) / 2)
+    assert row_scores(logits.expand(1, 3, 4), two, "cross-entropy").item() == pytest.approx(math.log(0.25))
+
+
+def test_teachers_with_one_tokenizer_are_averaged_by_their_logits() -> None:
+    many, given = of_pair(average=True, weights=[1.0, 3.0])
+    out = many(*given)
+    expected = 0.0
+    for row in (0, 1):
+        for place in (0, 1):
+            mean = [SAID[0][row][place][token] ** 0.25 * SAID[1][row][place][token] ** 0.75 for token in (0, 1)]
+            expected += kl(mean, [0.5, 0.5])
+    assert out.loss.item() == pytest.approx(4.0 * expected / 4)
+    states, head = torch.randn(1, 2, 3), torch.randn(5, 3)
+    mean = average_logits([Hidden(states, head), Logits(torch.ones(1, 2, 5))])
+    torch.testing.assert_close(mean.logits, (states @ head.T + 1) / 2)
+    with pytest.raises(OptionError, match="needs whole logits"):
+        average_logits([TopK(torch.zeros(1, 1, 1).long(), torch.zeros(1, 1, 1), torch.zeros(1, 1), 3)])
+    with pytest.raises(OptionError, match=r"needs one shape \(B, T, V\)"):
+        average_logits([torch.zeros(1, 1, 2), torch.zeros(1, 1, 3)])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"weigh_by": "entropi"}, "weigh_by is one of static, cross-entropy, entropy, confidence"),
+        ({"select": True}, "weigh_by has to say what is better"),
+        ({"average": True, "weigh_by": "entropy"}, "weigh_by is static"),
+        ({"weigh_by": "entropy", "weight_temperature": 0.0}, "weight_temperature must be a finite number above 0"),
+    ],
+)
+def test_weighings_that_contradict_each_other_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        of_pair(**options)
+
+
+def test_what_undoes_weights_by_row_is_refused() -> None:
+    loss = XTokenLoss(PAIR.mapping, "partition-kl", scale="dynamic")
+    with pytest.raises(OptionError, match=r"losses\[0\] cannot be weighed by row"):
+        MultiTeacherLoss([loss], weigh_by="entropy")
+    other = Tiny(["a", "b"], ["a", "b", "ab"])
+    with pytest.raises(MismatchError, match="average needs teachers with one tokenizer"):
+        MultiTeacherLoss([XTokenLoss(PAIR.mapping, "p-kl"), XTokenLoss(other.mapping, "p-kl")], average=True)

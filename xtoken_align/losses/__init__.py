@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .inputs import Hidden, Logits, Student, Teacher, TopK
     from .kinds import LossOptions
     from .loss import LossOutput, Metric, XTokenLoss
-    from .multi import MultiTeacherLoss
+    from .multi import MultiTeacherLoss, average_logits
     from .scale import DynamicScale
 
 _HOMES = {
@@ -34,6 +34,7 @@ _HOMES = {
     "TopK": "inputs",
     "XTokenLoss": "loss",
     "alm": "functional",
+    "average_logits": "multi",
     "chunk_advantages": "advantages",
     "fuse_head": "fuse",
     "gold": "functional",
@@ -58,6 +59,7 @@ __all__ = [
     "TopK",
     "XTokenLoss",
     "alm",
+    "average_logits",
     "chunk_advantages",
     "fuse_head",
     "gold",
