@@ -182,8 +182,8 @@ def write_report(folder: Path) -> None:
 def _method(settings: dict[str, Any], device: str) -> Iterable[str]:
     yield (
         f"Every arm reads the same {settings['steps']} batches; a batch has {settings['rows']} of the passages, of "
-        f"about {settings['size']} bytes each, from the documentation (prose) and the package (code) of Django's source "
-        f"distribution. Files are split into training and held-out ones. {settings['held_out']} held-out passages and "
+        f"about {settings['size']} bytes each, from the documentation (prose) and the package (code) of Django's "
+        f"source distribution. Files are split into training and held-out ones. {settings['held_out']} held-out passages and "
         f"the {settings['numerals']} with the most digits are measured. AdamW; products in bfloat16. Each seed draws "
         f"other passages; the better rate is chosen with seed 0, on the text that is measured. Measured on {device}."
     )
