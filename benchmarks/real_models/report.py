@@ -183,9 +183,10 @@ def _method(settings: dict[str, Any], device: str) -> Iterable[str]:
     yield (
         f"Every arm reads the same {settings['steps']} batches; a batch has {settings['rows']} of the passages, of "
         f"about {settings['size']} bytes each, from the documentation (prose) and the package (code) of Django's "
-        f"source distribution. Files are split into training and held-out ones. {settings['held_out']} held-out passages and "
-        f"the {settings['numerals']} with the most digits are measured. AdamW; products in bfloat16. Each seed draws "
-        f"other passages; the better rate is chosen with seed 0, on the text that is measured. Measured on {device}."
+        f"source distribution. Files are split into training and held-out ones. {settings['held_out']} held-out "
+        f"passages and the {settings['numerals']} with the most digits are measured. AdamW; products in bfloat16. "
+        f"Each seed draws other passages; the better rate is chosen with seed 0, on the text that is measured. "
+        f"Measured on {device}."
     )
     yield ""
     yield (
