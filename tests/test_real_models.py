@@ -253,8 +253,8 @@ def test_a_line_says_how_much_of_the_way_is_closed_and_what_a_step_costs(
         ("CE", 6e-4),
     ]
     assert [line.rate for line in scripts.report.best_lines(results, "transfer")] == [2e-4, 2e-4]
-    assert best.bits["all"] == pytest.approx(1.005)
-    assert best.closed == pytest.approx((1.8 - 1.005) / 1.0)
+    assert best.bits["all"] == pytest.approx(1.0)
+    assert best.closed == pytest.approx((1.8 - 1.0) / 1.0)
     assert best.step == pytest.approx(1.5)
     assert scripts.report.by_seed(results, "transfer")[2:] == [
         "| CE + C-KL | 2e-04 | 1.000 | 1.010 |",
@@ -267,7 +267,7 @@ def test_a_report_has_a_table_and_a_figure(scripts: SimpleNamespace, results: di
     (tmp_path / "results.json").write_text(json.dumps(results))
     scripts.report.write_report(tmp_path)
     told = (tmp_path / "RESULTS.md").read_text()
-    assert "| CE + C-KL | 2e-04 | 2 | 1.005 | 1.005 |" in told
+    assert "| CE + C-KL | 2e-04 | 1.000 | 1.000 |" in told
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("results.png", "results.svg"))
 
 

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 CLASSES = ("all", "prose", "code", "numerals")
@@ -37,7 +36,7 @@ def bits_per_byte(measured: dict[str, Any], name: str, rows: str | None = None) 
 
 @dataclass(frozen=True)
 class Line:
-    """An arm's line at one learning rate: means over its seeds.
+    """An arm's line at one learning rate, of seed 0, which all arms have: means over unequal seeds do not compare.
 
     Attributes:
         name: of the arm.
@@ -45,7 +44,7 @@ class Line:
         bits: class -> bits per byte.
         by_seed: seed -> bits per byte of all text.
         closed: the share of the way from the student before any arm to the teacher.
-        step: processor seconds a step, as a multiple of those of plain cross-entropy with the same rate and seed.
+        step: processor seconds a step, as a multiple of those of plain cross-entropy at the same rate.
     """
 
     name: str
@@ -57,56 +56,46 @@ class Line:
 
 
 def lines(results: dict[str, Any], pair: str) -> list[Line]:
-    """A pair's arms at each rate, the best first."""
+    """A pair's arms at each rate at which there is seed 0, the best first."""
     arms = [one for one in results["arms"] if one["pair"] == pair]
     floor, ceiling = (bits_per_byte(results["bounds"][pair][side], "all") for side in ("student", "teacher"))
-    plain = {(one["rate"], one["seed"]): one["processor_seconds_a_step"] for one in arms if one["arm"] == "CE"}
+    plain = {one["rate"]: one["processor_seconds_a_step"] for one in arms if (one["arm"], one["seed"]) == ("CE", 0)}
     made = []
-    for name, rate in dict.fromkeys((one["arm"], one["rate"]) for one in arms):
-        own = [one for one in arms if (one["arm"], one["rate"]) == (name, rate)]
-        bits = {each: mean(bits_per_byte(one, each) for one in own) for each in CLASSES}
-        of_plain = [plain.get((rate, one["seed"])) for one in own]
-        ratios = [one["processor_seconds_a_step"] / ce for one, ce in zip(own, of_plain, strict=True) if ce]
-        made.append(
-            Line(
-                name,
-                rate,
-                bits,
-                {one["seed"]: bits_per_byte(one, "all") for one in own},
-                (floor - bits["all"]) / (floor - ceiling),
-                mean(ratios) if ratios else math.nan,
-            )
-        )
+    for first in (one for one in arms if one["seed"] == 0):
+        name, rate = first["arm"], first["rate"]
+        bits = {each: bits_per_byte(first, each) for each in CLASSES}
+        seeds = {one["seed"]: bits_per_byte(one, "all") for one in arms if (one["arm"], one["rate"]) == (name, rate)}
+        closed = (floor - bits["all"]) / (floor - ceiling)
+        step = first["processor_seconds_a_step"] / plain.get(rate, math.nan)
+        made.append(Line(name, rate, bits, seeds, closed, step))
     return sorted(made, key=lambda line: line.bits["all"])
 
 
 def best_lines(results: dict[str, Any], pair: str) -> list[Line]:
-    """A pair's arms, each at the rate that is best for it with seed 0, which every arm has; the best first."""
+    """A pair's arms, each at the rate that is best for it; the best first."""
     by_name: dict[str, Line] = {}
-    for line in sorted(lines(results, pair), key=lambda line: line.by_seed.get(0, math.inf)):
+    for line in lines(results, pair):
         by_name.setdefault(line.name, line)
-    return sorted(by_name.values(), key=lambda line: line.bits["all"])
+    return list(by_name.values())
 
 
 def table(results: dict[str, Any], pair: str, shown: list[Line]) -> list[str]:
     """A pair's table in Markdown, with some of its lines between the ceiling and the floor."""
     bounds = results["bounds"][pair]
     rows = [
-        "| | rate | seeds | all | prose | code | numerals | way closed | step |",
-        "| :-- | --: | --: | --: | --: | --: | --: | --: | --: |",
+        "| | rate | all | prose | code | numerals | way closed | step |",
+        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
         _bound("teacher, the ceiling", bounds["teacher"]),
     ]
     for line in shown:
         classes = " | ".join(f"{line.bits[each]:.3f}" for each in CLASSES)
-        rows.append(
-            f"| {line.name} | {line.rate:.0e} | {len(line.by_seed)} | {classes} | {line.closed:.0%} | {line.step:.2f} |"
-        )
+        rows.append(f"| {line.name} | {line.rate:.0e} | {classes} | {line.closed:.0%} | {line.step:.2f} |")
     return [*rows, _bound("student before, the floor", bounds["student"])]
 
 
 def _bound(name: str, measured: dict[str, Any]) -> str:
     classes = " | ".join(f"{bits_per_byte(measured, each):.3f}" for each in CLASSES)
-    return f"| *{name}* | | | {classes} | | |"
+    return f"| *{name}* | | {classes} | | |"
 
 
 def by_seed(results: dict[str, Any], pair: str) -> list[str]:
@@ -125,9 +114,9 @@ def by_rows(results: dict[str, Any], pair: str) -> list[str]:
     """Where bits are won: bits per byte of tokens whose rows were copied and of those whose rows were made, seed 0."""
     rows = ["| | rate | copied rows | made rows |", "| :-- | --: | --: | --: |"]
     found = {(one["arm"], one["rate"]): one for one in results["arms"] if one["pair"] == pair and one["seed"] == 0}
+    best = best_lines(results, pair)
     shown = [("*student before*", "", results["bounds"][pair]["student"])]
-    for line in best_lines(results, pair):
-        shown += [(line.name, f"{line.rate:.0e}", found[line.name, line.rate])] if 0 in line.by_seed else []
+    shown += [(line.name, f"{line.rate:.0e}", found[line.name, line.rate]) for line in best]
     for name, rate, one in shown:
         copied, made = (bits_per_byte(one, "all", way) for way in ("exact", "split"))
         rows.append(f"| {name} | {rate} | {copied:.3f} | {made:.3f} |")
@@ -169,7 +158,7 @@ def write_report(folder: Path) -> None:
             line for line in lines(results, pair) if (line.name, line.rate) not in {(b.name, b.rate) for b in best}
         ]
         text += ["", f"## {TITLES[pair]}", ""]
-        text += ["Each loss at the rate that is best for it with seed 0:", "", *table(results, pair, best)]
+        text += ["Each loss at the rate that is best for it, with seed 0:", "", *table(results, pair, best)]
         if others:
             text += ["", "At the other rate:", "", *table(results, pair, others)]
         text += ["", "Seed by seed, all text, at the best rate:", "", *by_seed(results, pair)]
