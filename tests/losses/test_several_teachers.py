@@ -191,7 +191,8 @@ def test_rows_are_weighed_by_what_the_teachers_know_of_them(options: dict[str, A
     torch.testing.assert_close(out.loss, (expected * DIVERGENCES).sum() / 4, atol=1e-6, rtol=0)
     torch.testing.assert_close(out.kd, out.loss.detach())
     assert out.value("weight/0") == pytest.approx(sum(left) / 2, abs=1e-6)
-    assert out.value("kd/0") == pytest.approx(float((expected * DIVERGENCES)[0].sum()) / 4, abs=1e-6)
+    parts = [many.weights[number] * out.value(f"kd/{number}") for number in (0, 1)]
+    assert parts == pytest.approx(((expected * DIVERGENCES).sum(1) / 4).tolist(), abs=1e-6)
     # The gradient too is that of the weighed sum: of a chunk, weight / 4 times (student - teacher).
     (gradient,) = torch.autograd.grad(out.loss, given[0])
     for row in (0, 1):
@@ -242,7 +243,7 @@ def test_teachers_with_one_tokenizer_are_averaged_by_their_logits() -> None:
         for place in (0, 1):
             mean = [SAID[0][row][place][token] ** 0.25 * SAID[1][row][place][token] ** 0.75 for token in (0, 1)]
             expected += kl(mean, [0.5, 0.5])
-    assert out.loss.item() == pytest.approx(4.0 * expected / 4)
+    assert out.loss.item() == out.kd.item() == pytest.approx(4.0 * expected / 4)
     states, head = torch.randn(1, 2, 3), torch.randn(5, 3)
     mean = average_logits([Hidden(states, head), Logits(torch.ones(1, 2, 5))])
     torch.testing.assert_close(mean.logits, (states @ head.T + 1) / 2)

@@ -173,6 +173,59 @@ def test_a_vocabulary_of_another_width_than_the_model_is_refused(world: World, t
         make_trainer(world, tmp_path, tokenizer=vocab)
 
 
+def test_rows_learn_from_the_teacher_that_their_column_names(world: World, tmp_path: Path) -> None:
+    pair = [TeacherSpec(model=world.load(folder), weight=0.5) for folder in (world.teacher, world.other)]
+    changes: dict[str, Any] = {"max_steps": 2, "loss": {"kind": "partition-kl", "ce_weight": 0.0}}
+    for number, folder in enumerate((world.teacher, world.other)):
+        alone = make_trainer(world, tmp_path / f"alone-{number}", teacher=world.load(folder), **changes)
+        rows = [{**row, "teacher": number} for row in texts(48)]
+        named = make_trainer(world, tmp_path / f"named-{number}", teacher=pair, rows=rows, **changes)
+        alone.train()
+        named.train()
+        assert losses(named) == pytest.approx(losses(alone), rel=1e-4)
+    rows = [{**row, "teacher": "the second"} for row in texts(48)]
+    with pytest.raises(OptionError, match="a row's `teacher` is the number"):
+        make_trainer(world, tmp_path / "words", teacher=pair, rows=rows, **changes).train()
+
+
+@pytest.mark.parametrize("combine", [{"weigh_by": "cross-entropy"}, {"weigh_by": "entropy", "select": True}])
+def test_teachers_are_weighed_by_row(world: World, tmp_path: Path, combine: dict[str, Any]) -> None:
+    pair = [TeacherSpec(model=world.load(folder), weight=0.5) for folder in (world.teacher, world.other)]
+    trainer = make_trainer(world, tmp_path, teacher=pair, combine=combine, max_steps=2, gradient_accumulation_steps=2)
+    trainer.train()
+    (first, *_) = [entry for entry in trainer.state.log_history if "kd/0" in entry]
+    assert first["weight/0"] + first["weight/1"] == pytest.approx(1.0)
+    # The parts by their weights add up to what was minimised.
+    assert first["loss"] == pytest.approx(first["ce"] + 0.5 * first["kd/0"] + 0.5 * first["kd/1"], rel=1e-3)
+
+
+def test_teachers_with_one_tokenizer_are_averaged(world: World, tmp_path: Path) -> None:
+    teacher = world.load(world.teacher)
+    changes: dict[str, Any] = {"max_steps": 2, "loss": {"kind": "partition-kl"}}
+    one = make_trainer(world, tmp_path / "one", teacher=teacher, **changes)
+    pair = [TeacherSpec(model=teacher, weight=0.3), TeacherSpec(model=world.load(world.teacher), weight=0.7)]
+    two = make_trainer(world, tmp_path / "two", teacher=pair, combine={"average": True}, **changes)
+    one.train()
+    two.train()
+    # The mean of a model's logits with themselves is the model.
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert losses(two, "kd") == pytest.approx(losses(one, "kd"), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("combine", "sentence"),
+    [
+        ({"weighby": "entropy"}, "no setting is called 'combine.weighby': did you mean 'combine.weigh_by'"),
+        ({"weigh_by": "entropy"}, "combine says how several teachers are weighed, but there is 1"),
+    ],
+)
+def test_a_combination_that_makes_no_sense_is_refused(
+    world: World, tmp_path: Path, combine: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        make_trainer(world, tmp_path, combine=combine)
+
+
 def test_several_teachers_are_logged_each_by_itself(world: World, tmp_path: Path) -> None:
     specs = [
         TeacherSpec(model=world.load(world.teacher), weight=0.25),

@@ -102,7 +102,7 @@ def arguments(folder: Path, **changes: Any) -> XTokenConfig:
 
 
 def make_trainer(world: World, folder: Path, **changes: Any) -> XTokenTrainer:
-    """A trainer of the world's student; `model`, `teacher`, `loss`, `collate`, `rows` and arguments may be changed."""
+    """A trainer of the world's student; `model`, `teacher`, `loss`, `combine`, `rows` and arguments may be changed."""
     model = changes.pop("model", None) or world.load(world.student)
     teacher = changes.pop("teacher", None) or world.load(world.teacher)
     given = {
@@ -111,6 +111,7 @@ def make_trainer(world: World, folder: Path, **changes: Any) -> XTokenTrainer:
         "train_dataset": changes.pop("rows", None) or texts(48),
         "eval_dataset": changes.pop("eval_rows", None),
         "tokenizer": changes.pop("tokenizer", world.student),
+        "combine": changes.pop("combine", None),
     }
     return XTokenTrainer(model, arguments(folder, **changes), teacher=teacher, store=world.store, **given)
 

@@ -155,7 +155,10 @@ class MultiTeacherLoss(torch.nn.Module):
             counts = {"num_chunks_in_batch": chunks[0], "num_items_in_batch": num_items_in_batch}
             named = {"labels": labels, "student_ids": student_ids, "teacher_ids": ids[0], **counts}
             averaged: LossOutput = self.losses[0](student, mean, spans[0], **named, share=sum(self.weights))
-            return averaged
+            # Each teacher's part is that of the mean, so that the parts by their weights add up to the whole.
+            parts = {f"{name}/{number}": averaged.metrics[name] for name in ("kd", "scale") for number in range(count)}
+            kd = averaged.kd * sum(self.weights)
+            return replace(averaged, kd=kd, metrics={**averaged.metrics, **parts, "kd": (kd, torch.ones_like(kd))})
         by_row, totals = None, [0] * count
         if routes is not None or self.weigh_by != "static":
             by_row = self.row_weights(teachers, spans, routes)
@@ -188,7 +191,9 @@ class MultiTeacherLoss(torch.nn.Module):
         made = self._sum(outputs, [1.0] * count)
         for number, weight in enumerate(by_row):
             kd, _ = made.metrics[f"kd/{number}"]
-            made.metrics[f"kd/{number}"] = (kd, torch.ones_like(kd) * totals[number])
+            # Beside what its weight is for all rows, so that parts add up as those of equal rows do.
+            alpha = self.weights[number] or 1.0
+            made.metrics[f"kd/{number}"] = (kd / alpha, torch.ones_like(kd) * totals[number])
             made.metrics[f"weight/{number}"] = (weight.sum().to(kd), torch.ones_like(kd) * len(weight))
         return made
 
@@ -286,7 +291,7 @@ def average_logits(teachers: Sequence[Teacher], weights: Sequence[float] | None 
         if not isinstance(whole, torch.Tensor):
             source = source_of(whole)
             scores = source.read(torch.arange(len(source.states), device=source.states.device), source.states.dtype)
-            whole = scores.scores.unflatten(0, whole.states.shape[:2])
+            whole = scores.scores.reshape(*whole.states.shape[:2], source.width)
         shapes.append(tuple(whole.shape))
         if len(set(shapes)) > 1:
             raise OptionError(f"a mean of logits needs one shape (B, T, V), but there are {shapes[0]} and {shapes[-1]}")

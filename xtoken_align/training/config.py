@@ -287,6 +287,8 @@ class DistillConfig:
         loss: options of `XTokenLoss`.
         training: the trainer's options.
         lora: adapters instead of all weights.
+        combine: how several teachers are weighed by row: `weigh_by`, `select`, `weight_temperature`, `average`, as in
+            `MultiTeacherLoss`.
 
     Raises:
         OptionError: options make no sense, by themselves or together; the message names all of them.
@@ -302,6 +304,7 @@ class DistillConfig:
     loss: dict[str, Any] = field(default_factory=dict)
     training: XTokenConfig = field(default_factory=XTokenConfig)
     lora: LoraConfig | None = None
+    combine: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         refuse(self.mistakes_in(vars(self)))
@@ -323,6 +326,7 @@ class DistillConfig:
             if teacher.loss and not wrong:
                 yield from mistakes_of_loss({**shared, **teacher.loss}, f"teachers[{number}].loss")
         yield from mistakes_of_weights([teacher.weight for teacher in teachers])
+        yield from mistakes_of_combining(values.get("combine", {}), len(teachers), "combine")
         training = values.get("training")
         if training is not None and training.lmbda and any(teacher.cache for teacher in teachers):
             advice = "set training.lmbda to 0, or name the teacher's model"
@@ -434,6 +438,17 @@ def mistakes_of_loss(options: Mapping[str, Any], where: str) -> Iterator[Mistake
         yield where, f"an option of {where} is of another type than it should be: {error}"
     except OptionError as error:
         yield where, f"{where}: {error}"
+
+
+COMBINE = ("weigh_by", "select", "weight_temperature", "average")
+"""How several teachers are weighed by row: options of `MultiTeacherLoss`."""
+
+
+def mistakes_of_combining(options: Mapping[str, Any], teachers: int, where: str) -> Iterator[Mistake]:
+    """What is wrong with how several teachers are combined."""
+    yield from unknown_settings(options, COMBINE, where)
+    if options and teachers < 2:
+        yield where, f"{where} says how several teachers are weighed, but there is {teachers}: leave it out"
 
 
 def mistakes_of_weights(given: Sequence[float | None]) -> Iterator[Mistake]:

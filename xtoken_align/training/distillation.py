@@ -22,7 +22,7 @@ from ..spans.batch import SpanCollator
 from ..spans.spans import IGNORED, Spans
 from ..vocab.vocab import Vocab
 from .cache.read import TeacherCache
-from .config import mistakes_of_loss, mistakes_of_weights, refuse, unknown_settings
+from .config import mistakes_of_combining, mistakes_of_loss, mistakes_of_weights, refuse, unknown_settings
 from .served import ServedTeacher
 from .teachers import (
     CACHED_KINDS,
@@ -67,6 +67,7 @@ class Distillation:
         tokenizer: the student's `Vocab`, or what `read_vocab` takes; by default the folder or Hub id of the model.
         loss: options of `XTokenLoss` for all teachers.
         collate: options of `SpanCollator`.
+        combine: how several teachers are weighed by row: options of `MultiTeacherLoss`, such as `weigh_by`.
         store: the store's folder.
         fused: whether logits are made block by block where a head allows it; without it they are whole.
         first: calls a function in one process of each machine before the others.
@@ -94,6 +95,7 @@ class Distillation:
         tokenizer: Any = None,
         loss: Mapping[str, Any] | None = None,
         collate: Mapping[str, Any] | None = None,
+        combine: Mapping[str, Any] | None = None,
         store: str | os.PathLike[str] | None = None,
         fused: bool = True,
         first: Callable[[Callable[[], VocabMapping]], VocabMapping] = lambda make: make(),
@@ -129,7 +131,9 @@ class Distillation:
         fused = fused and not self.per_batch
         self.weights = weights_of([spec.weight for spec in specs])
         alone = len(losses) == 1 and self.weights == [1.0]
-        self.loss: XTokenLoss | MultiTeacherLoss = losses[0] if alone else MultiTeacherLoss(losses, self.weights)
+        refuse(mistakes_of_combining(combine or {}, len(losses), "combine"))
+        several = MultiTeacherLoss(losses, self.weights, **(combine or {})) if not alone else None
+        self.loss: XTokenLoss | MultiTeacherLoss = losses[0] if several is None else several
         self.collate = DistillationCollator(
             student=SourcedVocab(self.vocab, tokenizer or getattr(model, "name_or_path", None)),
             teachers=tuple(map(SourcedVocab, self.teacher_vocabs, (spec.source for spec in specs))),
@@ -190,7 +194,8 @@ class Distillation:
             with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
                 output: LossOutput
                 if isinstance(self.loss, MultiTeacherLoss):
-                    output = self.loss(student, answers, spans, num_chunks_in_batch=list(whole.chunks), **named)
+                    named |= {"num_chunks_in_batch": list(whole.chunks), "routes": batch.get("routes")}
+                    output = self.loss(student, answers, spans, **named)
                 else:
                     output = self.loss(student, answers[0], spans[0], num_chunks_in_batch=whole.chunks[0], **named)
                 return output
@@ -349,4 +354,21 @@ class DistillationCollator:
                 segments = both["spans"].teacher_segments
                 side["top_k"] = cache.top_k(ids=side["input_ids"], mask=side["attention_mask"], segments=segments)
             teachers.append(side)
-        return {**student, "teachers": teachers}
+        routes = _routes(rows[0]) if len(self.teachers) > 1 else {}
+        return {**student, "teachers": teachers, **routes}
+
+
+def _routes(rows: Rows) -> dict[str, torch.Tensor]:
+    """The teachers that rows name in a column `teacher`, by their numbers; -1 where a row names none.
+
+    Rows of teachers 1, none and 0: routes [1 -1 0].
+    """
+    named = [row.get("teacher") for row in rows]
+    if all(one is None for one in named):
+        return {}
+    for one in named:
+        if one is not None and type(one) is not int:
+            raise OptionError(
+                f"a row's `teacher` is the number of the one that it learns from, 0 for the first: {one!r}"
+            )
+    return {"routes": torch.tensor([-1 if one is None else one for one in named])}

@@ -177,6 +177,7 @@ def _make_trainer(config: DistillConfig, folder: RunFolder, *, store: Any, repor
         teacher=teachers,
         tokenizer=_tokenizer_of(config.student),
         loss=config.loss,
+        combine=config.combine,
         store=store,
         callbacks=[_Reporting(report)],
         # The rows are read when it is known that the run's folder may be used.

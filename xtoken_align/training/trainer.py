@@ -260,6 +260,8 @@ class XTokenTrainer(DistillationMixin, Trainer):
         loss: options of `XTokenLoss` for all teachers.
         collate: further options of `SpanCollator`: padding, packing, chat templates. Lengths, `bos` and `eos` are those
             of `args` unless they are given here.
+        combine: how several teachers are weighed by row: options of `MultiTeacherLoss`, such as `weigh_by`. Rows may
+            name the teacher that they learn from, by its number, in a column `teacher`.
         store: the store's folder.
         **kwargs: further arguments of `transformers.Trainer`.
 
@@ -277,6 +279,7 @@ class XTokenTrainer(DistillationMixin, Trainer):
         tokenizer: Any = None,
         loss: Mapping[str, Any] | None = None,
         collate: Mapping[str, Any] | None = None,
+        combine: Mapping[str, Any] | None = None,
         store: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -295,6 +298,7 @@ class XTokenTrainer(DistillationMixin, Trainer):
             tokenizer=tokenizer,
             loss=loss,
             collate={name: getattr(options, name) for name in names} | dict(collate or {}),
+            combine=combine,
             store=store,
             fused=options.fused and not options.torch_compile,
             first=first,
