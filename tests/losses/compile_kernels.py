@@ -11,7 +11,7 @@ from triton.compiler import ASTSource
 
 from xtoken_align.losses import triton_kernels
 
-TENSORS = {"student": "bf16", "teacher": "bf16", "scores": "bf16", "values": "bf16", "lists": "i64"}
+TENSORS = {"student": "bf16", "teacher": "bf16", "scores": "bf16", "values": "bf16", "lists": "i64", "threshold": "i64"}
 """What pointers point to; others to float32, or to int32 where they are places."""
 PLACES = {"code", "member", "begin", "big", "lane", "slice_begin", "order", "source"}
 POINTERS = {*TENSORS, *PLACES, "our_joint", "their_joint", "out", "found", "weight", "kept", "numbers", "entropy"}
@@ -21,11 +21,12 @@ NUMBERS = {"inverse", "temperature", "beta"}
 SIZES = {"ROWS": 2, "BLOCK": 256, "LANES": 64}
 FORMS: list[tuple[str, dict[str, Any]]] = [
     ("joint_masses", {"FIELD": 0}),
-    *(("sums", {"DIVERGENCE": kind, "TEMPERED": kind == 1, "LABELS": kind == 0}) for kind in range(3)),
-    *(("close_rows", {"DIVERGENCE": kind, "TEMPERED": kind == 1, "LABELS": kind == 0}) for kind in range(2)),
+    ("thresholds", {"CHOSEN": 1}),
+    ("sums", {"DIVERGENCE": 0, "TEMPERED": False, "LABELS": True}),
+    ("close_rows", {"DIVERGENCE": 1, "TEMPERED": True, "LABELS": True}),
     ("mixtures", {}),
     ("close_mixtures", {}),
-    *(("gradients", {"DIVERGENCE": kind, "LABELS": kind == 0}) for kind in range(2)),
+    ("gradients", {"DIVERGENCE": 1, "LABELS": True}),
     ("multiplied", {}),
 ]
 
@@ -34,7 +35,7 @@ def compile_kernel(name: str, form: dict[str, Any], architecture: int) -> None:
     """Down to the machine's code, by Triton's own assembler."""
     kernel = getattr(triton_kernels, name)
     switches = {"BOTH": False, "OUR_ALIGNED": True, "THEIR_ALIGNED": True, "OUT_ALIGNED": True}
-    given = {**switches, "BY_KEPT": True, "TEXT": True, **SIZES, **form}
+    given = {**switches, "CHOSEN": form.get("DIVERGENCE", 1), "BY_KEPT": True, "TEXT": True, **SIZES, **form}
     given = {argument: given[argument] for argument in kernel.arg_names if argument in given}
     types = dict.fromkeys(kernel.arg_names, "i32")
     types |= {argument: "fp32" for argument in types if argument in NUMBERS}

@@ -23,7 +23,7 @@ from test_cpu import CASES, in_place, left_in, outcomes_of
 from test_fused_loss import hidden, inputs_of
 
 from xtoken_align.errors import XTokenWarning
-from xtoken_align.losses import XTokenLoss, plan, triton
+from xtoken_align.losses import XTokenLoss, plan, triton, triton_kernels
 from xtoken_align.losses.divergence import Measure
 from xtoken_align.losses.functional import outcomes_kl, simct
 from xtoken_align.losses.inputs import Rows
@@ -48,11 +48,16 @@ def _prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter prepares Triton's language anew for each function that a kernel calls, which takes half of the
     time and changes nothing.
     """
-    if not ON_GPU:
-        interpreter = importlib.import_module("triton.runtime.interpreter")
-        monkeypatch.setattr(
-            interpreter.InterpretedFunction, "__call__", lambda self, *args, **options: self.rewrite()(*args, **options)
-        )
+    if ON_GPU:
+        return
+    function = importlib.import_module("triton.runtime.interpreter").InterpretedFunction
+    prepares = function.__call__
+
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        own = self.fn.__module__ == triton_kernels.__name__
+        return self.rewrite()(*args, **options) if own else prepares(self, *args, **options)
+
+    monkeypatch.setattr(function, "__call__", call)
 
 
 WORLDS = int(os.environ.get("XTOKEN_ALIGN_TEST_WORLDS", "200"))
@@ -148,6 +153,10 @@ def world(seed: int) -> World:
     dtypes = [triton.DTYPES[seed % 3], triton.DTYPES[seed // 3 % 3]]
     impossible = 0.1 if seed % 5 == 4 else 0.0
     chunks, labelled = int(numbers.integers(0, 6)), int(numbers.integers(0, 3))
+    chooses = seed % 18 == 9 and not impossible
+    if chooses:
+        # A row takes the interpreter a third of a second.
+        chunks, labelled = min(chunks, 2), min(labelled, 1)
     sides = [batch(source, 9, width, dtype, impossible=impossible) for width, dtype in zip(widths, dtypes, strict=True)]
     label = np.where(numbers.random(chunks + labelled) < 0.5, numbers.integers(0, widths[0], chunks + labelled), -100)
     label[chunks:] = numbers.integers(0, widths[0], labelled)
@@ -164,6 +173,10 @@ def world(seed: int) -> World:
     lines = triton.Lines(rows, numbers.integers(0, 9, len(rows)), chunk, label, text, (left[0], left[1]))
     weight = torch.rand(chunks, generator=source)
     measure = MEASURES[seed // 9 % len(MEASURES)]
+    if chooses:
+        # Few of the best are compared. In half precision some are equal, and each way chooses others of these.
+        chosen = "top_k" if seed % 4 == 1 else "student_top_k"
+        measure = replace(measure, **{chosen: int(numbers.integers(1, max(table.student.count, 2)))})
     return World(table, measure, *sides, lines, weight, both=seed % 6 == 2)
 
 
@@ -261,14 +274,14 @@ def test_random_worlds_are_those_of_the_formula(first: int) -> None:
 
 
 def test_equal_inputs_give_equal_bits() -> None:
-    for seed in (0, 19, 37, 64):
+    for seed in (19, 64):
         one, other = (world_by_kernels(fair(world(seed))) for _ in range(2))
         for left, right in zip(one, other, strict=True):
             assert torch.equal(left, right)
 
 
-@pytest.mark.parametrize("measure", [Measure(temperature=2.5), Measure("reverse"), Measure("jsd", 0.3)], ids=str)
-def test_columns_of_many_tokens_are_the_formula_with_autograd(measure: Measure) -> None:
+def test_columns_of_many_tokens_are_the_formula_with_autograd() -> None:
+    measure = Measure("jsd", 0.3)
     outcomes = moved(COMPARISONS["crowded"])
     student, teacher = logits(outcomes, 3)
     coefficient = torch.tensor([1.0, 0.0, 2.5], device=DEVICE)
@@ -385,7 +398,6 @@ def test_a_loss_by_kernels_is_the_processors(options: dict[str, Any]) -> None:
         {"kind": "c-kl", "level_weight": "teacher"},
         {"kind": "h-kl"},
         {"kind": "bpm"},
-        {"kind": "p-kl", "top_k": 2},
     ],
     ids=name_of,
 )
@@ -422,7 +434,7 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
     variables |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
     told = subprocess.run([sys.executable, script, "90"], env=variables, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
-    assert len(told.stdout.splitlines()) == 11
+    assert len(told.stdout.splitlines()) == 8
 
 
 def test_it_is_known_whether_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:

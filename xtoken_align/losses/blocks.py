@@ -211,14 +211,15 @@ def _native(source: Source, dtype: torch.dtype) -> torch.dtype:
 
 
 def _suits_kernels(objective: Objective, teacher: Source) -> bool:
-    """Whether Triton's kernels can compare the first term's outcomes: all of them, of whole distributions."""
+    """Whether Triton's kernels can compare the first term's outcomes: of whole distributions, all or a side's best."""
     measure = objective.measure
     if not objective.terms or teacher.ids is not None:
         return False
     table = objective.terms[0].table
     if not isinstance(table, Outcomes) or not table.in_place or table.student.index is None:
         return False
-    return not any(most is not None and most < table.student.count for most in (measure.top_k, measure.student_top_k))
+    few = [most is not None and most < table.student.count for most in (measure.top_k, measure.student_top_k)]
+    return not all(few)
 
 
 def _whole(objective: Objective, student: Source, teacher: Source, blocks: Sequence[Block]) -> bool:

@@ -354,7 +354,7 @@ def compare_rows(
         lines: the rows.
         wanted: the weights, and where the gradient goes: the rows of `lines.student` are written whole.
         numbers: float32 (6, N), what is said of chunks, in the order of `inputs.Compared`; written at `lines.chunk`.
-        measure: how outcomes are compared; no `top_k` or `student_top_k`.
+        measure: how outcomes are compared; `top_k` or `student_top_k`, not both.
         both: outcomes that the teacher cannot have are compared on neither side.
 
     Returns:
@@ -414,14 +414,16 @@ class _Launch:
             "BLOCK": self.sizes.columns,
             "num_warps": self.sizes.warps,
         }
+        self.thresholds = self._thresholds(width)
         kept, entropy = self._sweep(wanted, numbers, token_blocks, blocks)
         if out is not None:
             aligned = bool((out_start % 16 == 0).all()) and out.data_ptr() % 32 == 0
             label_weight = numbers if wanted.label_weight is None else wanted.label_weight
             self.kernels.gradients[(self.tiles * token_blocks,)](
-                *(*self.shared, self.codes.code, self.lists, kept, label_weight, out),
+                *(*self.shared, self.codes.code, self.lists, self.thresholds, kept, label_weight, out),
                 *(*self.shape, token_blocks, 1 / self.measure.temperature, self.measure.beta),
                 DIVERGENCE=self._divergence,
+                CHOSEN=self._chosen,
                 LABELS=wanted.label_weight is not None,
                 OUT_ALIGNED=aligned,
                 **self.form,
@@ -431,6 +433,30 @@ class _Launch:
     @property
     def _divergence(self) -> int:
         return ("forward", "reverse", "jsd").index(self.measure.effective)
+
+    @property
+    def _chosen(self) -> int:
+        """0 where all outcomes are compared, 1 for the teacher's best, 2 for the student's."""
+        most = (self.measure.top_k, self.measure.student_top_k)
+        few = [one is not None and one < self.outcomes.student.count for one in most]
+        return few.index(True) + 1 if any(few) else 0
+
+    def _thresholds(self, width: int) -> torch.Tensor:
+        """int64 (n,), the key of the last outcome that is chosen; nothing where all are."""
+        # A program handles one row here, and so many columns more.
+        columns = self.sizes.rows * self.sizes.columns
+        token_blocks, joint_blocks = -(-width // columns), -(-self.codes.joint // columns)
+        made = torch.empty(self.rows if self._chosen else 0, dtype=torch.int64, device=self.lists.device)
+        if self._chosen:
+            most = (self.measure.top_k, self.measure.student_top_k)[self._chosen - 1]
+            form = {name: value for name, value in self.form.items() if name != "ROWS"} | {"BLOCK": columns}
+            self.kernels.thresholds[(self.rows,)](
+                *(*self.shared, self.codes.code, self.lists, made),
+                *(*self.shape[1:], token_blocks, token_blocks + joint_blocks, most),
+                CHOSEN=self._chosen,
+                **form,
+            )
+        return made
 
     def _joint_masses(self, side: Side, joint: Joint, field: int) -> torch.Tensor:
         """Floats (n, J + 1), the log masses of one side's joint columns and of what is outside of every column."""
@@ -453,16 +479,23 @@ class _Launch:
         kept = numbers.new_empty(kernels.KEPT, self.rows)
         entropy = numbers.new_empty(self.rows if labels else 0)
         inverse, form = 1 / measure.temperature, {"TEMPERED": measure.temperature != 1, "LABELS": labels}
-        of_rows = {"ROWS": self.sizes.rows, "BLOCK": 1 << max(blocks - 1, 0).bit_length()}
-        arguments = (*self.shared, self.codes.code, self.lists)
+        of_rows = {"ROWS": self.sizes.rows, "BLOCK": 1 << blocks.bit_length()}
+        arguments = (*self.shared, self.codes.code, self.lists, self.thresholds)
         numbers_of_blocks = (*self.shape, token_blocks, blocks, inverse)
         kernels.sums[(self.tiles * blocks,)](
-            *arguments, found, *numbers_of_blocks, DIVERGENCE=self._divergence, **form, **self.form
+            *arguments,
+            found,
+            *numbers_of_blocks,
+            DIVERGENCE=self._divergence,
+            CHOSEN=self._chosen,
+            **form,
+            **self.form,
         )
         kernels.close_rows[(self.tiles,)](
             *(found, *self.shared, self.codes.source, self.lists, wanted.weight, kept, numbers, entropy),
             *(self.rows, numbers.shape[1], self.theirs.logits.shape[1], self.codes.joint, blocks, measure.temperature),
             DIVERGENCE=self._divergence,
+            CHOSEN=self._chosen,
             **form,
             BY_KEPT=self.outcomes.weigh_by_kept,
             TEXT=bool((self.lines.text >= 0).any()),
@@ -471,10 +504,12 @@ class _Launch:
         if measure.effective == "jsd":
             found = numbers.new_empty(2, self.rows, blocks)
             kernels.mixtures[(self.tiles * blocks,)](
-                *arguments, kept, found, *numbers_of_blocks, measure.beta, **self.form
+                *arguments, kept, found, *numbers_of_blocks, measure.beta, CHOSEN=self._chosen, **self.form
             )
             kernels.close_mixtures[(self.tiles,)](
-                found, self.lists, kept, numbers, self.rows, blocks, measure.beta, **of_rows
+                *(found, self.lists, kept, numbers, self.rows, blocks, inverse, measure.beta),
+                CHOSEN=self._chosen,
+                **of_rows,
             )
         return kept, entropy
 
@@ -497,7 +532,7 @@ def compare_outcomes(
         student: floats (n, V_s), logits; not changed.
         teacher: floats (n, V_t).
         outcomes: the table, without links.
-        measure: how outcomes are compared; no `top_k` or `student_top_k`.
+        measure: how outcomes are compared; `top_k` or `student_top_k`, not both.
         coefficient: floats (n,), what each row's value is multiplied by in the loss; None without a gradient.
         out: floats (n, V_s), where the gradient goes.
         left: the tokens that the rows leave out, the student's and the teacher's.
@@ -557,7 +592,7 @@ def kernels_work(
     return False
 
 
-_TRIED = (Measure(), Measure("reverse", temperature=1.5), Measure("jsd", 0.3))
+_TRIED = (Measure(), Measure("reverse", temperature=1.5), Measure("jsd", 0.3), Measure(top_k=1))
 _CLOSE = 1e-4
 """What the kernels' numbers may miss those of float64 by."""
 

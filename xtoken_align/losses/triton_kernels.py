@@ -13,7 +13,7 @@ Source: online softmax, Milakov and Gimelshein (2018).
 # Arguments are pointers and numbers of Triton's own, for which there are no types; those that it compiles for are in
 # capitals, as is usual there.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-not-found, import-untyped"
-# ruff: noqa: ANN001, ANN201, ANN202, N803, PLR0915 - a kernel may pass a screen
+# ruff: noqa: ANN001, ANN201, ANN202, N803, C901, PLR0912, PLR0915 - a kernel may pass a screen
 
 import triton
 import triton.language as tl
@@ -47,8 +47,22 @@ APART_SUM = tl.constexpr(11)
 APART_TEMPERED = tl.constexpr(12)
 ALL_TOP = tl.constexpr(13)
 ALL_SUM = tl.constexpr(14)
-SUMS = 15
+OUR_REST_TOP = tl.constexpr(15)
+OUR_REST_SUM = tl.constexpr(16)
+THEIR_REST_TOP = tl.constexpr(17)
+THEIR_REST_SUM = tl.constexpr(18)
+SUMS = 19
 """How many these are."""
+
+BEST_OF_TEACHER = tl.constexpr(1)
+BEST_OF_STUDENT = tl.constexpr(2)
+"""Which outcomes are compared: the teacher's best, all others as one rest, or the student's best and no others."""
+DIGIT = tl.constexpr(7)
+"""Bits of an outcome's key that are looked at in one pass, of which there are eight."""
+DIGIT_VALUES = tl.constexpr(128)
+"""How many numbers these bits can make."""
+PLACES = tl.constexpr(16777216)
+"""More than there are outcomes: a key's last 24 bits tell equal ones apart, of which the first is the better one."""
 
 # What `close_rows` keeps of a row, each (n,).
 ROW_OUR_TOP = tl.constexpr(0)
@@ -60,7 +74,9 @@ ROW_LOG_INSIDE = tl.constexpr(5)
 ROW_SCALE = tl.constexpr(6)
 ROW_FACTOR = tl.constexpr(7)
 ROW_LOG_ALL = tl.constexpr(8)
-KEPT = 9
+ROW_OUR_REST = tl.constexpr(9)
+ROW_THEIR_REST = tl.constexpr(10)
+KEPT = 11
 """How many these are."""
 
 # What is said of a chunk, each (N,), in the order of `inputs.Compared`.
@@ -200,6 +216,99 @@ def _outcomes(
 
 
 @triton.jit
+def _keys(values, place):
+    """Whole numbers of 56 bits in the order of the values, and among equal ones in that of falling places."""
+    bits = values.to(tl.int32, bitcast=True)
+    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64) + 2147483648
+    return ordered * PLACES + (PLACES - 1 - place)
+
+
+@triton.jit
+def _places(block, token_blocks, width, BLOCK: tl.constexpr):
+    """The places of a block's outcomes: the student's tokens first, then the joint columns."""
+    first = tl.where(block < token_blocks, block * BLOCK, width + (block - token_blocks) * BLOCK)
+    return first + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def _are_chosen(ours, theirs, threshold, row, real, place, CHOSEN: tl.constexpr):
+    """Which outcomes are among the best."""
+    least = tl.load(threshold + row, mask=real, other=0)
+    return _keys(ours if CHOSEN == BEST_OF_STUDENT else theirs, place) >= least[:, None]
+
+
+@triton.jit(do_not_specialize=["other_width", "joint", "token_blocks", "blocks", "most"])
+def thresholds(
+    student,
+    teacher,
+    our_joint,
+    their_joint,
+    code,
+    lists,
+    out,
+    width,
+    other_width,
+    joint,
+    token_blocks,
+    blocks,
+    most,
+    CHOSEN: tl.constexpr,
+    BOTH: tl.constexpr,
+    OUR_ALIGNED: tl.constexpr,
+    THEIR_ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The key of the outcome that is the last of the best `most` of a row, 0 where there are fewer: out int64 (n,).
+
+    It is found digit by digit, from the highest: the outcomes whose keys begin like it are counted by their next digit.
+    Grid (n,).
+    """
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    real = row >= 0
+    compares = tl.load(lists + row * LISTED + 3) >= 0
+    our_start = _rows_of(lists, row, real, 0, OUR_ALIGNED)
+    their_start = _rows_of(lists, row, real, 1, THEIR_ALIGNED)
+    lane = tl.arange(0, 256)
+    missing = tl.full((1,), 0, tl.int32) + most
+    prefix = tl.full((1,), 0, tl.int64)
+    for digit in range(8):
+        shift = (7 - digit) * DIGIT
+        counts = tl.full((256,), 0, tl.int32)
+        for block in range(blocks):
+            ours, theirs, _ = _outcomes(
+                student,
+                teacher,
+                our_start,
+                their_start,
+                our_joint,
+                their_joint,
+                code,
+                row,
+                real,
+                compares,
+                block,
+                token_blocks,
+                width,
+                other_width,
+                joint,
+                BOTH,
+                BLOCK,
+            )
+            values = ours if CHOSEN == BEST_OF_STUDENT else theirs
+            keys = _keys(values, _places(block, token_blocks, width, BLOCK)[None, :])
+            begins = (values != float("-inf")) & ((keys >> (shift + DIGIT)) == prefix[:, None])
+            # What does not count has a number that no digit has.
+            number = tl.where(begins, (keys >> shift) & (DIGIT_VALUES - 1), 255).to(tl.int32)
+            counts += tl.histogram(tl.reshape(number, (BLOCK,)), 256)
+        counts = tl.where(lane < DIGIT_VALUES, counts, 0)
+        from_here = tl.cumsum(counts, 0, reverse=True)
+        own = tl.max(tl.where(from_here >= missing, lane, 0), 0)
+        missing -= tl.sum(tl.where(lane > own, counts, 0), 0)
+        prefix = prefix * DIGIT_VALUES + own
+    tl.store(out + row, prefix)
+
+
+@triton.jit
 def _block_sum(values, counts, inverse, TEMPERED: tl.constexpr):
     """The largest of the values that count, the sum of their exponentials relative to it, as they are and tempered."""
     top = tl.maximum(tl.max(tl.where(counts, values, LOWEST), 1), LOWEST)
@@ -221,6 +330,7 @@ def sums(
     their_joint,
     code,
     lists,
+    threshold,
     out,
     rows,
     width,
@@ -230,6 +340,7 @@ def sums(
     blocks,
     inverse,
     DIVERGENCE: tl.constexpr,
+    CHOSEN: tl.constexpr,
     TEMPERED: tl.constexpr,
     LABELS: tl.constexpr,
     BOTH: tl.constexpr,
@@ -267,6 +378,25 @@ def sums(
     )
     place = out + row * blocks + block
     step = rows.to(tl.int64) * blocks
+    lost = (theirs != float("-inf")) & (ours == float("-inf"))
+    if CHOSEN:
+        # What is not chosen becomes one outcome, or with the student's best is lost to the teacher.
+        chosen = _are_chosen(
+            ours, theirs, threshold, row, real, _places(block, token_blocks, width, BLOCK)[None, :], CHOSEN
+        )
+        rest_top, rest_sum, _, _, _ = _block_sum(ours, (ours != float("-inf")) & ~chosen, inverse, TEMPERED=False)
+        tl.store(place + OUR_REST_TOP * step, rest_top, mask=real)
+        tl.store(place + OUR_REST_SUM * step, rest_sum, mask=real)
+        ours = tl.where(chosen, ours, float("-inf"))
+        lost = (theirs != float("-inf")) & (ours == float("-inf"))
+        if CHOSEN == BEST_OF_TEACHER:
+            rest_top, rest_sum, _, _, _ = _block_sum(
+                theirs, (theirs != float("-inf")) & ~chosen, inverse, TEMPERED=False
+            )
+            tl.store(place + THEIR_REST_TOP * step, rest_top, mask=real)
+            tl.store(place + THEIR_REST_SUM * step, rest_sum, mask=real)
+            theirs = tl.where(chosen, theirs, float("-inf"))
+            lost = lost & chosen
     # Comparisons with -inf are False for NaN, which so counts as an outcome and shows in the loss.
     possible = ours != float("-inf")
     given = possible & (theirs != float("-inf"))
@@ -291,7 +421,6 @@ def sums(
             place + CROSS * step, tl.sum(tl.where(given, our_parts * (our_above - their_above), 0.0), 1), mask=real
         )
     # What one side alone can give is rare, so it is summed apart.
-    lost = (theirs != float("-inf")) & (ours == float("-inf"))
     lost_top = tl.full((ROWS,), LOWEST, tl.float32)
     lost_sum = tl.full((ROWS,), 0.0, tl.float32)
     if tl.max(tl.max(lost.to(tl.int32), 1), 0) > 0:
@@ -315,13 +444,18 @@ def sums(
 
 
 @triton.jit
-def _row_sum(place, step, inside, TOP: tl.constexpr, SUM: tl.constexpr, inverse):
-    """The blocks' largest value and their sum relative to it, with how far each block's own largest lies below."""
+def _row_sum(place, step, inside, TOP: tl.constexpr, SUM: tl.constexpr, inverse, is_rest, rest):
+    """The blocks' largest value and their sum relative to it, with how far each block's own largest lies below.
+
+    Where `is_rest`, a block holds nothing but the rest, of which `rest` is the log mass; -inf where it does not count.
+    """
     top = tl.load(place + TOP * step, mask=inside, other=LOWEST)
     part = tl.load(place + SUM * step, mask=inside, other=0.0)
+    top = tl.where(is_rest, tl.maximum(rest, LOWEST)[:, None], top)
+    part = tl.where(is_rest, (rest != float("-inf")).to(tl.float32)[:, None], part)
     whole = tl.max(top, 1)
     below = top - whole[:, None]
-    return whole, tl.sum(part * tl.exp(below * inverse), 1), below
+    return whole, tl.sum(part * tl.exp(below * inverse), 1), below, part
 
 
 @triton.jit
@@ -358,6 +492,7 @@ def close_rows(
     blocks,
     temperature,
     DIVERGENCE: tl.constexpr,
+    CHOSEN: tl.constexpr,
     TEMPERED: tl.constexpr,
     LABELS: tl.constexpr,
     BY_KEPT: tl.constexpr,
@@ -379,24 +514,47 @@ def close_rows(
     place = found + row[:, None] * blocks + lane[None, :]
     step = rows.to(tl.int64) * blocks
     inverse = 1 / temperature
-    our_top, our_sum, our_below = _row_sum(place, step, inside, OUR_TOP, OUR_SUM, 1.0)
-    their_top, their_sum, their_below = _row_sum(place, step, inside, THEIR_TOP, THEIR_SUM, 1.0)
-    lost_top, lost_sum, _ = _row_sum(place, step, inside, LOST_TOP, LOST_SUM, 1.0)
+    nothing = tl.full((ROWS,), float("-inf"), tl.float32)
+    is_rest = (lane == blocks)[None, :] & real[:, None]
+    no_rest = is_rest & (lane < 0)[None, :]
+    our_rest, their_rest, our_rest_top = nothing, nothing, nothing
+    if CHOSEN:
+        rest_top, rest_sum, _, _ = _row_sum(place, step, inside, OUR_REST_TOP, OUR_REST_SUM, 1.0, no_rest, nothing)
+        our_rest, our_rest_top = _log_sum(rest_top, rest_sum), rest_top
+    if CHOSEN == BEST_OF_TEACHER:
+        rest_top, rest_sum, _, _ = _row_sum(place, step, inside, THEIR_REST_TOP, THEIR_REST_SUM, 1.0, no_rest, nothing)
+        their_rest = _log_sum(rest_top, rest_sum)
+    # The rest is an outcome like others: given, lost or apart.
+    rest_given = their_rest != float("-inf")
+    rest_possible = (our_rest != float("-inf")) & (CHOSEN == BEST_OF_TEACHER)
+    our_own = tl.where(rest_possible & (rest_given | (DIVERGENCE != REVERSE)), our_rest, float("-inf"))
+    their_own = tl.where(rest_possible & rest_given, their_rest, float("-inf"))
+    lost_own = tl.where(rest_given & ~rest_possible, their_rest, float("-inf"))
+    our_top, our_sum, our_below, our_part = _row_sum(place, step, inside, OUR_TOP, OUR_SUM, 1.0, is_rest, our_own)
+    their_top, their_sum, their_below, their_part = _row_sum(
+        place, step, inside, THEIR_TOP, THEIR_SUM, 1.0, is_rest, their_own
+    )
+    lost_top, lost_sum, _, _ = _row_sum(place, step, inside, LOST_TOP, LOST_SUM, 1.0, is_rest, lost_own)
     our_tempered, their_tempered = our_sum, their_sum
     if TEMPERED:
-        _, our_tempered, _ = _row_sum(place, step, inside, OUR_TOP, OUR_TEMPERED, inverse)
-        _, their_tempered, _ = _row_sum(place, step, inside, THEIR_TOP, THEIR_TEMPERED, inverse)
+        _, our_tempered, _, our_part = _row_sum(place, step, inside, OUR_TOP, OUR_TEMPERED, inverse, is_rest, our_own)
+        _, their_tempered, _, their_part = _row_sum(
+            place, step, inside, THEIR_TOP, THEIR_TEMPERED, inverse, is_rest, their_own
+        )
     our_log, their_log = tl.log(our_tempered), tl.log(their_tempered)
     our_whole, their_given = _log_sum(our_top, our_sum), _log_sum(their_top, their_sum)
     our_best = our_top
     log_inside = our_top * 0
     if DIVERGENCE == REVERSE:
-        apart_top, apart_sum, _ = _row_sum(place, step, inside, APART_TOP, APART_SUM, 1.0)
+        apart_own = tl.where(rest_possible & ~rest_given, our_rest, float("-inf"))
+        apart_top, apart_sum, _, _ = _row_sum(place, step, inside, APART_TOP, APART_SUM, 1.0, is_rest, apart_own)
         our_whole = _added(our_whole, _log_sum(apart_top, apart_sum))
         our_best = tl.maximum(our_top, apart_top)
         apart_tempered = apart_sum
         if TEMPERED:
-            _, apart_tempered, _ = _row_sum(place, step, inside, APART_TOP, APART_TEMPERED, inverse)
+            _, apart_tempered, _, _ = _row_sum(
+                place, step, inside, APART_TOP, APART_TEMPERED, inverse, is_rest, apart_own
+            )
         # -log(1 + exp(further)), where further is what the student gives apart against what it gives inside.
         further = (apart_top - our_top) * inverse + tl.log(apart_tempered) - our_log
         log_inside = -(tl.maximum(further, 0.0) + tl.log(1 + tl.exp(-tl.abs(further))))
@@ -406,13 +564,11 @@ def close_rows(
         # A block's terms are relative to its own largest values; here they become relative to the row's.
         cross = tl.load(place + CROSS * step, mask=inside, other=0.0)
         if DIVERGENCE == FORWARD:
-            part = tl.load(place + (THEIR_TEMPERED if TEMPERED else THEIR_SUM) * step, mask=inside, other=0.0)
-            moved = tl.where(part == 0, 0.0, part * (their_below - our_below))
+            moved = tl.where(their_part == 0, 0.0, their_part * (their_below - our_below))
             mean = tl.sum((cross + moved) * tl.exp(their_below * inverse), 1) * inverse / their_tempered
             mean = mean - their_log + our_log
         else:
-            part = tl.load(place + (OUR_TEMPERED if TEMPERED else OUR_SUM) * step, mask=inside, other=0.0)
-            moved = tl.where(part == 0, 0.0, part * (our_below - their_below))
+            moved = tl.where(our_part == 0, 0.0, our_part * (our_below - their_below))
             mean = tl.sum((cross + moved) * tl.exp(our_below * inverse), 1) * inverse / our_tempered
             mean = mean - our_log + their_log
     # Without a distribution on a side, or an outcome that both can give, nothing is compared. Of NaN this is not so.
@@ -427,8 +583,17 @@ def close_rows(
     # A teacher's NaN shows though the student cannot give its outcome.
     factor = tl.where(some, factor + 0 * lost_sum, 0.0)
     scale = factor / temperature * tl.load(weight + chunk, mask=chunk >= 0, other=0.0)
+    # Of all outcomes, whether or not they are chosen, one is the best on both sides.
     both = tl.load(place + BOTH_TOP * step, mask=inside, other=LOWEST)
-    agrees = some & (tl.max(tl.where(their_below == 0, both, float("-inf")), 1) >= our_best)
+    tops = tl.load(place + THEIR_TOP * step, mask=inside, other=LOWEST)
+    top = tl.max(tops, 1)
+    best = tl.max(tl.load(place + OUR_TOP * step, mask=inside, other=LOWEST), 1)
+    if DIVERGENCE == REVERSE:
+        best = tl.maximum(best, tl.max(tl.load(place + APART_TOP * step, mask=inside, other=LOWEST), 1))
+    best = tl.maximum(best, our_rest_top)
+    agrees = some & (tl.max(tl.where(tops == top[:, None], both, float("-inf")), 1) >= best)
+    if CHOSEN:
+        agrees = agrees & (top >= tl.max(tl.load(place + LOST_TOP * step, mask=inside, other=LOWEST), 1))
     lost = tl.where(our_best <= NOTHING, 1.0, _share(_log_sum(lost_top, lost_sum), their_given))
     out = numbers + tl.maximum(chunk, 0)
     many = chunks.to(tl.int64)
@@ -438,6 +603,8 @@ def close_rows(
     tl.store(out + AGREES * many, agrees.to(tl.float32), mask=chunk >= 0)
     tl.store(out + DROPPED * many, 1 - inside_columns * (1 - lost), mask=chunk >= 0)
     our_outside = tl.load(our_joint + row * (joint + 1) + joint, mask=real, other=float("-inf"))
+    if CHOSEN == BEST_OF_STUDENT:
+        our_whole = _added(our_whole, our_rest)
     tl.store(out + EMPTY * many, _share(our_outside, our_whole), mask=chunk >= 0)
     tl.store(out + COMPARED * many, some.to(tl.float32), mask=chunk >= 0)
     if TEXT:
@@ -448,10 +615,11 @@ def close_rows(
         chosen = tl.load(teacher + start + at, mask=alone, other=float("-inf")).to(tl.float32)
         there = their_joint + row * (joint + 1) + at - other_width
         chosen = tl.where(alone, chosen, tl.load(there, mask=at >= other_width, other=float("-inf")))
-        tl.store(out + PLAUSIBLE * many, tl.where(some, tl.exp(chosen - their_best), 0.0), mask=chunk >= 0)
+        top = tl.maximum(top, tl.max(tl.load(place + LOST_TOP * step, mask=inside, other=LOWEST), 1))
+        tl.store(out + PLAUSIBLE * many, tl.where(some, tl.exp(chosen - top), 0.0), mask=chunk >= 0)
     log_all = our_top * 0
     if LABELS:
-        all_top, all_sum, _ = _row_sum(place, step, inside, ALL_TOP, ALL_SUM, 1.0)
+        all_top, all_sum, _, _ = _row_sum(place, step, inside, ALL_TOP, ALL_SUM, 1.0, no_rest, nothing)
         log_all = all_top + tl.log(all_sum)
         label = tl.load(lists + row * LISTED + 4, mask=real, other=-1)
         start = tl.load(lists + row * LISTED, mask=real, other=0)
@@ -468,6 +636,8 @@ def close_rows(
     tl.store(place + ROW_SCALE * step, scale, mask=real)
     tl.store(place + ROW_FACTOR * step, factor, mask=real)
     tl.store(place + ROW_LOG_ALL * step, log_all, mask=real)
+    tl.store(place + ROW_OUR_REST * step, our_rest, mask=real)
+    tl.store(place + ROW_THEIR_REST * step, their_rest, mask=real)
 
 
 @triton.jit
@@ -492,6 +662,7 @@ def mixtures(
     their_joint,
     code,
     lists,
+    threshold,
     kept,
     out,
     rows,
@@ -502,6 +673,7 @@ def mixtures(
     blocks,
     inverse,
     beta,
+    CHOSEN: tl.constexpr,
     BOTH: tl.constexpr,
     OUR_ALIGNED: tl.constexpr,
     THEIR_ALIGNED: tl.constexpr,
@@ -534,6 +706,11 @@ def mixtures(
         BOTH,
         BLOCK,
     )
+    if CHOSEN:
+        chosen = _are_chosen(
+            ours, theirs, threshold, row, real, _places(block, token_blocks, width, BLOCK)[None, :], CHOSEN
+        )
+        ours = tl.where(chosen, ours, float("-inf"))
     possible = ours != float("-inf")
     our_top, our_log = (
         _row_numbers(kept, rows, row, real, ROW_OUR_TOP),
@@ -552,7 +729,19 @@ def mixtures(
 
 
 @triton.jit(do_not_specialize=["rows", "blocks"])
-def close_mixtures(found, lists, kept, numbers, rows, blocks, beta, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def close_mixtures(
+    found,
+    lists,
+    kept,
+    numbers,
+    rows,
+    blocks,
+    inverse,
+    beta,
+    CHOSEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Adds up what `mixtures` found: the values of chunks, and the mean that the gradient needs.
 
     Grid (tiles of rows,).
@@ -565,6 +754,19 @@ def close_mixtures(found, lists, kept, numbers, rows, blocks, beta, ROWS: tl.con
     place = found + row[:, None] * blocks + lane[None, :]
     theirs = tl.sum(tl.load(place, mask=inside, other=0.0), 1)
     ours = tl.sum(tl.load(place + step * blocks, mask=inside, other=0.0), 1)
+    if CHOSEN == BEST_OF_TEACHER:
+        # The rest is one outcome more.
+        our_rest = tl.load(kept + ROW_OUR_REST * step + row, mask=real, other=float("-inf"))
+        their_rest = tl.load(kept + ROW_THEIR_REST * step + row, mask=real, other=float("-inf"))
+        possible = our_rest != float("-inf")
+        log_q = (our_rest - tl.load(kept + ROW_OUR_TOP * step + row, mask=real, other=0.0)) * inverse
+        log_q = tl.where(possible, log_q - tl.load(kept + ROW_OUR_LOG * step + row, mask=real, other=0.0), 0.0)
+        log_p = (their_rest - tl.load(kept + ROW_THEIR_TOP * step + row, mask=real, other=0.0)) * inverse
+        log_p = log_p - tl.load(kept + ROW_THEIR_LOG * step + row, mask=real, other=0.0)
+        log_m = _log_mixture(log_p, log_q, beta)
+        given = possible & (their_rest != float("-inf"))
+        theirs += tl.where(given, tl.exp(log_p) * (log_p - log_m), 0.0)
+        ours += tl.where(possible, tl.exp(log_q) * (log_q - log_m), 0.0)
     value = beta * theirs + (1 - beta) * ours
     factor = tl.load(kept + ROW_FACTOR * step + row, mask=real, other=0.0)
     chunk = tl.load(lists + row * LISTED + 3, mask=real, other=-1)
@@ -581,6 +783,7 @@ def gradients(
     their_joint,
     code,
     lists,
+    threshold,
     kept,
     label_weight,
     out,
@@ -592,6 +795,7 @@ def gradients(
     inverse,
     beta,
     DIVERGENCE: tl.constexpr,
+    CHOSEN: tl.constexpr,
     LABELS: tl.constexpr,
     BOTH: tl.constexpr,
     OUR_ALIGNED: tl.constexpr,
@@ -624,11 +828,22 @@ def gradients(
     ours = tl.where(alone[None, :], logits, tl.load(our_joint + places, mask=shared, other=float("-inf")))
     theirs = tl.where(alone[None, :], theirs, tl.load(their_joint + places, mask=shared, other=float("-inf")))
     counts = compares[:, None] & (partner >= 0)[None, :] & (logits != float("-inf"))
-    given = theirs != float("-inf")
     if BOTH:
-        counts = counts & given
+        counts = counts & (theirs != float("-inf"))
+    itself = alone[None, :] & counts
+    if CHOSEN:
+        place = tl.where(alone, token, width + partner - other_width)
+        chosen = _are_chosen(ours, theirs, threshold, row, real, place[None, :], CHOSEN)
+        if CHOSEN == BEST_OF_TEACHER:
+            # What is not chosen has its share of the rest.
+            ours = tl.where(chosen, ours, _row_numbers(kept, rows, row, real, ROW_OUR_REST))
+            theirs = tl.where(chosen, theirs, _row_numbers(kept, rows, row, real, ROW_THEIR_REST))
+            itself = itself & chosen
+        else:
+            counts = counts & chosen
+    given = theirs != float("-inf")
     ours = tl.where(counts, ours, 0.0)
-    share = tl.where(alone[None, :], 1.0, tl.exp(tl.where(counts, logits, 0.0) - ours))
+    share = tl.where(itself, 1.0, tl.exp(tl.where(counts, logits, 0.0) - ours))
     our_top, our_log = (
         _row_numbers(kept, rows, row, real, ROW_OUR_TOP),
         _row_numbers(kept, rows, row, real, ROW_OUR_LOG),
