@@ -35,7 +35,7 @@ def compile_kernel(name: str, form: dict[str, Any], architecture: int) -> None:
     """Down to the machine's code, by Triton's own assembler."""
     kernel = getattr(triton_kernels, name)
     switches = {"BOTH": False, "OUR_ALIGNED": True, "THEIR_ALIGNED": True, "OUT_ALIGNED": True}
-    given = {**switches, "CHOSEN": form.get("DIVERGENCE", 1), "BY_KEPT": True, "TEXT": True, **SIZES, **form}
+    given = {**switches, "CHOSEN": 1, "BY_KEPT": True, "TEXT": True, **SIZES, **form}
     given = {argument: given[argument] for argument in kernel.arg_names if argument in given}
     types = dict.fromkeys(kernel.arg_names, "i32")
     types |= {argument: "fp32" for argument in types if argument in NUMBERS}
