@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,7 @@ def command(sources: tuple[str, ...], **options: Any) -> None:
         print_json(build_report(mapping, path, perf_counter() - started))
     else:
         _render(mapping, path, perf_counter() - started)
+        _render_next(teacher, student, _name_of(path, options))
 
 
 def _pair(sources: tuple[str, ...], teacher: str | None, student: str | None) -> tuple[str, str]:
@@ -169,3 +171,39 @@ def _render(mapping: Mapping, path: Path, seconds: float) -> None:
     console.print()
     console.print(summary(mapping.coverage()), soft_wrap=True)
     console.print(f"Written to {path}", soft_wrap=True)
+
+
+def _name_of(path: Path, options: dict[str, Any]) -> str:
+    """How a mapping is named in another command: by its name in the user's own store, else by its file."""
+    in_store = options["output"] is None and options["store"] is None
+    return path.parent.name if in_store else str(path)
+
+
+def _render_next(teacher: str, student: str, name: str) -> None:
+    """Prints the commands that come next, names filled in."""
+    console = stdout_console(least=60)
+    console.print("\nNext:")
+    models = _model_of(teacher, "TEACHER"), _model_of(student, "STUDENT")
+    for words in (
+        ["xtoken-align", "inspect", name],
+        ["xtoken-align", "init", *models, "corpus.jsonl", ">", "run.yaml"],
+        ["xtoken-align", "distill", "run.yaml"],
+    ):
+        console.print("  " + " ".join(word if word == ">" else shlex.quote(word) for word in words), soft_wrap=True)
+
+
+def _model_of(source: str, otherwise: str) -> str:
+    """The model whose tokenizer was given; a word to fill in where it was a tokenizer alone."""
+    from ..sources.presets import presets
+
+    if source in presets() and not Path(source).exists():
+        # The Hub's first place is the model's own; copies of tokenizers are by others.
+        places = [place for place in presets()[source].locations if not place.startswith(("pkg:", "Xenova/"))]
+        return places[0] if places else otherwise
+    path = Path(source).expanduser()
+    if not path.exists():
+        return otherwise if source.startswith("pkg:") else source
+    is_model = path.suffix == ".gguf" or (path / "config.json").exists()
+    if path.name == "tokenizer.json" and (path.parent / "config.json").exists():
+        return str(path.parent)
+    return source if is_model else otherwise

@@ -12,12 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..visible import printable
 from .console import print_json, stderr_console, stdout_console, store_option
 
 if TYPE_CHECKING:
-    from ..training import DistillConfig, DistillResult
+    from rich.table import Table
 
-_SHOWN = ("loss", "kd", "ce", "agreement", "eval_loss", "eval_kd", "eval_agreement")
+    from ..training import DistillConfig, DistillResult
+    from ..training.rows import LabelledRow
+
+_SHOWN = {
+    "loss": "loss",
+    "bits_per_byte": "bits/byte",
+    "kd": "kd",
+    "agreement": "agreement",
+    "eval_loss": "held-out loss",
+    "eval_bits_per_byte": "held-out bits/byte",
+}
+"""A logged number -> what it is called while a run goes on."""
 
 
 @click.command("distill")
@@ -26,6 +38,13 @@ _SHOWN = ("loss", "kd", "ce", "agreement", "eval_loss", "eval_kd", "eval_agreeme
 @click.option("--steps", type=int, metavar="N", help="Optimiser steps, instead of `training.max_steps`.")
 @store_option
 @click.option("--check", is_flag=True, help="Check the configuration, and do nothing else.")
+@click.option(
+    "--show",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --check, show the first N rows as the student is trained on them, labels marked.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Print every metric, not only the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option(
     "-q", "--quiet", is_flag=True, help="No progress; print the student's folder alone, or with --json the result."
@@ -39,6 +58,7 @@ def command(config: Path, **options: Any) -> None:
 
     \b
     Examples:
+      xtoken-align distill run.yaml --check --show 3
       xtoken-align distill run.yaml
       torchrun --nproc-per-node 4 --no-python xtoken-align distill run.yaml
     \b
@@ -50,6 +70,9 @@ def command(config: Path, **options: Any) -> None:
     """
     from ..training import read_config
 
+    if options["show"] is not None and not options["check"]:
+        raise click.UsageError("--show says what a run would train on: give it with --check.")
+
     def change(values: dict[str, Any]) -> None:
         if options["output"] is not None:
             values["output"] = options["output"]
@@ -58,15 +81,9 @@ def command(config: Path, **options: Any) -> None:
             if isinstance(training, dict):
                 training["max_steps"] = options["steps"]
 
-    made = read_config(config, change)
+    made = read_config(config, change, files=True)
     if options["check"]:
-        from ..training.config import check_config
-
-        check_config(made)
-        if options["as_json"]:
-            print_json({"config": str(config), "in_order": True})
-        else:
-            click.echo(f"{config} is in order: {made.sentence}.")
+        _check(made, config, options["show"], as_json=options["as_json"])
         return
     # Of the processes that torchrun starts, one speaks.
     speaks = os.environ.get("RANK", "0") == "0"
@@ -78,7 +95,7 @@ def command(config: Path, **options: Any) -> None:
     elif options["quiet"]:
         click.echo(result.student)
     else:
-        _render(result, made.sentence)
+        _render(result, made.sentence, verbose=options["verbose"])
 
 
 def _run(config: DistillConfig, store: Path | None, *, quiet: bool) -> DistillResult:
@@ -132,23 +149,85 @@ def _line(step: int, steps: int, found: Mapping[str, float]) -> None:
 
 
 def _figures(found: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {found[name]:.4g}" for name in _SHOWN if name in found)
+    return "  ".join(f"{said} {found[name]:.4g}" for name, said in _SHOWN.items() if name in found)
 
 
-def _render(result: DistillResult, sentence: str) -> None:
-    """Prints who learnt from whom, the teachers, the metrics before and after, and where the student is."""
+def _check(config: DistillConfig, path: Path, show: int | None, *, as_json: bool) -> None:
+    """Says that a configuration is in order, and shows rows if it should."""
+    rows = []
+    if show is not None:
+        from ..training.rows import labelled_rows
+
+        rows = labelled_rows(config, show)
+    if as_json:
+        shown = {"rows": [row.to_dict() for row in rows]} if show is not None else {}
+        print_json({"config": str(path), "in_order": True, **shown})
+        return
+    click.echo(f"{path} is in order: {config.sentence}.")
+    for number, row in enumerate(rows, start=1):
+        _render_row(number, row)
+
+
+def _render_row(number: int, row: LabelledRow) -> None:
+    """Prints a row's text part by part, those that are labels with a mark before them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    cut = f", {row.cut:,} more are cut off" if row.cut else ""
+    click.echo(f"\nRow {number}: {row.tokens:,} student tokens{cut}; {row.labels:,} are labels, marked with >")
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for name in ("mark", "message", "field"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("text", overflow="fold")
+    for part in row.parts:
+        message = "" if part.message is None else f"{part.message} {part.role}"
+        # A line of its own for every line of the text: a long answer stays readable.
+        lines = printable(part.surface.decode("utf-8", "replace")).split("\n")
+        text = Text("\u21b5\n".join(lines).removesuffix("\n"), style="bold" if part.labelled else "")
+        table.add_row(">" if part.labelled else "", message, part.field, text)
+    stdout_console(least=40).print(table)
+
+
+def _render(result: DistillResult, sentence: str, *, verbose: bool) -> None:
+    """Prints who learnt from whom, what came of it, where the student is, and how to load it."""
     from rich import box
     from rich.table import Table
 
-    console = stdout_console()
-    click.echo(f"{sentence[0].upper()}{sentence[1:]}\n")
+    console = stdout_console(least=60)
+    click.echo(f"{sentence[0].upper()}{sentence[1:]}.\n")
+    click.echo(f"{result.headline[0].upper()}{result.headline[1:]}\n")
     teachers = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for name in ("teacher", "loss", "mapping", "weight"):
-        teachers.add_column(name, no_wrap=True)
+        teachers.add_column(name, no_wrap=name != "teacher", overflow="fold")
     for teacher in result.teachers:
         teachers.add_row(teacher["name"], teacher["loss"], teacher["mapping"], f"{teacher['weight']:g}")
     console.print(teachers)
-    console.print()
+    if verbose:
+        console.print()
+        console.print(_metrics(result))
+    click.echo("")
+    for line in _facts(result):
+        console.print(line, soft_wrap=True)
+    console.print(f"Written to {result.student}. To load it:", soft_wrap=True)
+    console.print(f'  AutoModelForCausalLM.from_pretrained("{result.student}")', soft_wrap=True)
+    console.print(f'  AutoTokenizer.from_pretrained("{result.student}")', soft_wrap=True)
+
+
+def _facts(result: DistillResult) -> Iterator[str]:
+    resumed = f", resumed at step {result.resumed:,}" if result.resumed else ""
+    yield f"{result.steps:,} steps on {result.rows:,} rows, measured on {result.held_out:,} held-out rows{resumed}"
+    speed = "" if result.tokens_per_second is None else f", {result.tokens_per_second:,.0f} tokens/s in training"
+    memory = "" if result.peak_memory is None else f", peak memory {result.peak_memory / 1e9:.1f} GB"
+    yield f"{result.seconds:,.1f} s{speed}{memory}"
+    lost = [f"{100 * share:.1f}% of the {side}'s tokens" for side, share in result.cut.items() if share]
+    if lost:
+        yield f"Rows are too long: {' and '.join(lost)} are cut off (max_student_tokens, max_teacher_tokens)"
+
+
+def _metrics(result: DistillResult) -> Table:
+    from rich import box
+    from rich.table import Table
+
     metrics = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     columns = {"before": result.before, "after": result.after, "in training": result.training}
     metrics.add_column("metric", no_wrap=True)
@@ -156,12 +235,7 @@ def _render(result: DistillResult, sentence: str) -> None:
         metrics.add_column(name, justify="right", no_wrap=True)
     for metric in dict.fromkeys([*result.before, *result.after, *result.training]):
         metrics.add_row(metric, *(_number(column.get(metric)) for column in columns.values()))
-    console.print(metrics)
-    click.echo(
-        f"\n{result.steps:,} steps on {result.rows:,} rows, measured on {result.held_out:,} held-out rows, "
-        f"{result.seconds:.1f} s{f', resumed at step {result.resumed:,}' if result.resumed else ''}"
-    )
-    click.echo(f"Written to {result.student}")
+    return metrics
 
 
 def _number(value: float | None) -> str:

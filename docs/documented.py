@@ -136,8 +136,9 @@ def example_folder(folder: Path) -> Iterator[None]:
 
 
 def run(command: str) -> str:
-    """What a command prints, data and notes as a terminal shows them; `| tail -N` keeps the last N lines."""
+    """What a command prints, data and notes as a terminal shows them; `| tail -N` and `| head -N` keep N lines."""
     command, _, last = command.partition(" | tail -")
+    command, _, first = command.partition(" | head -")
     words = shlex.split(command)
     result = CliRunner().invoke(group(), words[1:], prog_name=words[0])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -146,7 +147,8 @@ def run(command: str) -> str:
     shipped = Path(import_module("xtoken_align").__file__ or "").parents[1] / "mappings"
     text = text.replace(str(shipped), "site-packages/xtoken_align/mappings")
     lines = [line.rstrip() for line in text.strip("\n").splitlines()]
-    return "\n".join(lines[-int(last or 0) :]) + "\n"
+    lines = lines[: int(first)] if first else lines[-int(last or 0) :]
+    return "\n".join(lines) + "\n"
 
 
 def refreshed(page: str) -> str:
@@ -164,6 +166,7 @@ def stable(text: str) -> str:
     """A page without what may differ from run to run: seconds, ages, the widths of columns, a training's figures."""
     text = re.sub(r"\b\d+(\.\d+)? ?(s|min|h|d|days)\b", "TIME", text)
     text = re.sub(r"(?<=[ :(])-?\d+\.\d+\b", "FIGURE", text)
+    text = re.sub(r"\([-+](\d+|FIGURE|\d+\.\d+)%\)|[\d,]+ tokens/s", "FIGURE", text)
     return re.sub(r"[ ─]+", " ", text)
 
 

@@ -60,8 +60,8 @@ def write_atomically(path: Path, content: bytes, *, overwrite: bool = True) -> N
         raise StoreError(f"cannot write {path} ({reason}): choose another place or make this one writable") from error
 
 
-def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuses a folder that `whole_folder` would not write.
+def check_folder(folder: Path, *, overwrite: bool, holds: str = "config.json") -> None:
+    """Refuses a folder that `whole_folder` would not write; `holds` is a file that every such folder has.
 
     Raises:
         StoreError: it holds something and `overwrite` is not set, or it holds what no model's folder holds.
@@ -74,15 +74,15 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     if entries and not overwrite:
         raise StoreError(f"the folder {folder} is not empty: choose another one, or allow it to be replaced (--force)")
     # Replacing removes all that is there: a home folder or a repository given by mistake must survive it.
-    if entries and ((folder / "config.json") not in entries or any(entry.is_dir() for entry in entries)):
+    if entries and ((folder / holds) not in entries or any(entry.is_dir() for entry in entries)):
         raise StoreError(
-            f"the folder {folder} is not replaced: expected nothing but a model's files in it, with a config.json and "
-            "without subfolders; choose another place"
+            f"the folder {folder} is not replaced: expected nothing but a model's files in it, {holds} among them, and "
+            "no subfolders; choose another place"
         )
 
 
 @contextmanager
-def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def whole_folder(folder: Path, *, overwrite: bool = False, holds: str = "config.json") -> Iterator[Path]:
     """Lets a model's folder be written under a temporary name, and gives it its own name when all is written.
 
     After an error, or Ctrl-C, what was there before is there still, and nothing else.
@@ -90,6 +90,7 @@ def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Args:
         folder: the folder; its parent is made if it is missing.
         overwrite: whether the files of a model that is there are replaced.
+        holds: a file by which such a model is known.
 
     Yields:
         An empty folder beside it.
@@ -97,7 +98,7 @@ def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         StoreError: it may not be replaced, or cannot be written.
     """
-    check_folder(folder, overwrite=overwrite)
+    check_folder(folder, overwrite=overwrite, holds=holds)
     beside = folder.with_name(TEMPORARY_PATTERN.replace("*", secrets.token_hex(8)))
     before = folder.with_name(TEMPORARY_PATTERN.replace("*", secrets.token_hex(8)))
     try:

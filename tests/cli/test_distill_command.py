@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -80,15 +81,40 @@ def test_it_ends_with_a_table_and_the_students_folder(invoke: Invoke, written: A
     assert done.code == 0
     assert "step 4/4  loss " in done.err
     assert "step 3/4" not in done.err
+    student = tmp_path / "run" / "student"
     lines = done.out.splitlines()
     assert lines[0].startswith("Student ")
     assert " learns from teacher " in lines[0]
-    assert lines[2].split() == ["teacher", "loss", "mapping", "weight"]
-    assert lines[4].split()[0] == "master"
-    (kd,) = [line.split() for line in lines if line.startswith("kd ")]
+    assert re.fullmatch(r"Held-out loss \d\.\d\d -> \d\.\d\d bits per byte \([+-][\d.]+%\)", lines[2])
+    assert lines[4].split() == ["teacher", "loss", "mapping", "weight"]
+    assert lines[6].split()[0] == "master"
+    assert lines[-5] == "4 steps on 27 rows, measured on 3 held-out rows"
+    assert re.fullmatch(r"[\d.]+ s, [\d,]+ tokens/s in training, peak memory \d+\.\d GB", lines[-4])
+    assert lines[-3:] == [
+        f"Written to {student}. To load it:",
+        f'  AutoModelForCausalLM.from_pretrained("{student}")',
+        f'  AutoTokenizer.from_pretrained("{student}")',
+    ]
+    assert not [line for line in lines if line.startswith("kd ")]
+    again = invoke("distill", written(), "--verbose").out.splitlines()
+    (kd,) = [line.split() for line in again if line.startswith("kd ")]
     assert len(kd) == 4
-    assert lines[-2].startswith("4 steps on 27 rows, measured on 3 held-out rows, ")
-    assert lines[-1] == f"Written to {tmp_path / 'run' / 'student'}"
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_rows_are_shown_with_their_labels_marked(
+    invoke: Invoke, written: Any, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = invoke("distill", written(), "--check", "--show", "2").out.splitlines()
+    assert max(map(len, shown[1:])) <= columns
+    assert re.fullmatch(r"Row 1: \d+ student tokens; \d+ are labels, marked with >", shown[2])
+    assert shown[3].split() == ["added", "<s>"]
+    assert shown[4].split()[:3] == [">", "text", "the"]
+    as_json = json.loads(invoke("distill", written(), "--check", "--show", "1", "--json").out)
+    assert [part["labelled"] for part in as_json["rows"][0]["parts"]] == [False, True, False]
+    alone = invoke("distill", written(), "--show", "1")
+    assert (alone.code, "give it with --check" in alone.err) == (2, True)
 
 
 def test_as_json_and_quietly(invoke: Invoke, written: Any, tmp_path: Path) -> None:
@@ -142,7 +168,7 @@ def test_a_configuration_is_checked_without_doing_anything(invoke: Invoke, writt
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"loss": {"kind": "pkl"}}, "loss: kind must be one of"),
+        ({"loss": {"kind": "zkl"}}, "loss: kind must be one of"),
         ({"loss": {"temprature": 1}}, "'loss.temprature': did you mean 'loss.temperature'?"),
         ({"texts": ["nowhere.txt"]}, "there is no file nowhere.txt"),
         ({"student": {"model": "./nowhere"}}, "which student.model names"),
@@ -188,3 +214,41 @@ def test_all_mistakes_of_a_file_are_listed(invoke: Invoke, written: Any) -> None
     lines = invoke("distill", path, "--check").err.splitlines()
     assert lines[0] == f"Error: {path} has 3 mistakes:"
     assert [line.split(": ")[0].rpartition(":")[0] for line in lines[1:]] == [f"  {path}"] * 3
+
+
+def test_init_prints_a_configuration_that_distill_takes(
+    invoke: Invoke, pair: Any, written: Any, tmp_path: Path
+) -> None:
+    written()
+    made = invoke("init", pair[0], pair[1], tmp_path / "corpus.txt", "-o", tmp_path / "run")
+    assert made.code == 0
+    assert made.err.splitlines()[-1] == "  xtoken-align distill run.yaml"
+    path = tmp_path / "new.yaml"
+    path.write_text(made.out)
+    assert invoke("distill", path, "--check").out.startswith(f"{path} is in order: student {pair[1]} ")
+    missing = invoke("init", "qwen3", "./nowhere", "gone.txt")
+    assert missing.code == 0
+    assert [line.split(":")[1] for line in missing.err.splitlines() if line.startswith("Note")] == [
+        " there is no file gone.txt",
+        " there is no folder ./nowhere, which student.model names",
+        " qwen3 is a tokenizer's name, and teachers[0].model a model",
+    ]
+
+
+def test_a_cache_is_written_and_named_as_a_configuration_names_it(
+    invoke: Invoke, written: Any, pair: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    path = written()
+    done = invoke("cache", path, "--top-k", "8")
+    folder = tmp_path / "run" / "cache"
+    assert done.code == 0
+    assert "30 of 30 rows" in done.err
+    assert done.out.splitlines()[-1] == f"  {{cache: {folder}, tokenizer: {pair[0]}}}"
+    as_json = json.loads(invoke("cache", path, "--top-k", "8", "--json").out)
+    assert (as_json["rows"], as_json["written"], as_json["folder"]) == (30, 0, str(folder))
+    assert invoke("cache", path, "--top-k", "8", "-q").out == f"{folder}\n"
+    learnt = written(teachers={"cache": str(folder), "tokenizer": str(pair[0])}, loss={"kind": "C_KL"})
+    assert invoke("distill", learnt, "-q").code == 0
+    refused = invoke("cache", written(), "--teacher", "3")
+    assert (refused.code, "there is no teacher 3" in refused.err) == (1, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,9 +18,9 @@ from transformers import LlamaForCausalLM
 
 import xtoken_align
 from xtoken_align.errors import CorpusError, MismatchError, OptionError, SourceError, XTokenWarning
-from xtoken_align.training import DistillConfig, DistillResult, distill, run, trainer, write_teacher_cache
+from xtoken_align.training import DistillConfig, DistillResult, distill, rows, run, trainer, write_teacher_cache
 from xtoken_align.training.config_file import from_values
-from xtoken_align.training.run import make_rows, split
+from xtoken_align.training.rows import make_rows, split
 
 pytest.importorskip("datasets")
 
@@ -77,6 +78,7 @@ def test_a_student_is_distilled_and_measured(start: Any, world: World, tmp_path:
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "before.json",
         "checkpoints",
+        "metrics.jsonl",
         "result.json",
         "run.json",
         "student",
@@ -90,12 +92,147 @@ def test_a_run_that_has_ended_is_not_run_again(start: Any, tmp_path: Path) -> No
     with pytest.MonkeyPatch.context() as patch:
         # It says so before it loads a model.
         patch.setattr(LlamaForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
-        patch.setattr(run.transformers, "AutoModelForCausalLM", None)
+        patch.setattr(run, "load_model", None)
         start()
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
     again = start(training={"logging_steps": 5})
     assert {**again.to_dict(), "seconds": 0} == {**first.to_dict(), "seconds": 0}
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_bits_per_byte_are_those_of_whole_logits(start: Any, world: World, tmp_path: Path) -> None:
+    made = start(training={"max_steps": 2})
+    without_labels = start("no-labels", loss={"ce_weight": 0.0}, training={"max_steps": 2})
+    assert without_labels.before["bits_per_byte"] == pytest.approx(made.before["bits_per_byte"], rel=1e-5)
+    _, held_out = make_rows(start.config("any"), tmp_path / "rows")
+    vocab, model = xtoken_align.read_vocab(world.student), world.load(world.student)
+    bits = size = 0.0
+    for row in held_out:
+        ids = torch.tensor([[1, *vocab.encode_batch([row["text"]])[0], 2]])
+        with torch.no_grad():
+            # The loss of transformers is a mean over all tokens but the first.
+            bits += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1) / math.log(2)
+        size += len(row["text"].encode())
+    assert made.before["bits_per_byte"] == pytest.approx(bits / size, rel=1e-5)
+    assert made.headline.startswith(f"held-out loss {bits / size:.2f} -> ")
+
+
+def test_what_is_logged_is_kept_line_by_line_and_once(start: Any, tmp_path: Path) -> None:
+    whole = start("whole", training={"eval_steps": 3})
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], "eval_loss" in line) for line in lines] == [
+        *((0, True), (1, False), (2, False), (3, True), (4, False), (6, False), (6, True), (6, True))
+    ]
+    assert lines[0]["eval_bits_per_byte"] == whole.before["bits_per_byte"]
+    assert lines[-1]["eval_bits_per_byte"] == whole.after["bits_per_byte"]
+    child = os.fork()
+    if not child:
+        trainer.DistillationMixin.compute_loss = at_call(6, trainer.DistillationMixin.compute_loss)
+        try:
+            start("cut", training={"eval_steps": 3})
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+    start("cut", training={"eval_steps": 3})
+    again = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line.get("loss", line.get("eval_loss"))) for line in again] == [
+        (line["step"], line.get("loss", line.get("eval_loss"))) for line in lines
+    ]
+
+
+def test_a_run_that_has_ended_goes_on_with_more_steps(start: Any, tmp_path: Path) -> None:
+    constant = {"lr_scheduler_type": "constant"}
+    whole = start("whole", training={"max_steps": 6, **constant})
+    start("parts", training={"max_steps": 4, **constant})
+    with pytest.raises(MismatchError, match="max_steps is 4 there, 2 here"):
+        start("parts", training={"max_steps": 2, **constant})
+    with pytest.raises(MismatchError, match=r"learning_rate is 0.01 there, 0.1 here"):
+        start("parts", training={"max_steps": 6, "learning_rate": 0.1, **constant})
+    # Killed on the way, it has not ended, and goes on.
+    child = os.fork()
+    if not child:
+        run.write_student = die
+        start("parts", training={"max_steps": 6, **constant})
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    parts = start("parts", training={"max_steps": 6, **constant})
+    assert (parts.steps, parts.resumed) == (6, 6)
+    assert far(student(tmp_path / "parts"), student(tmp_path / "whole")) == 0
+    assert (parts.before, parts.after) == (whole.before, whole.after)
+
+
+def test_more_epochs_go_on_too_and_without_a_checkpoint_nothing_does(start: Any) -> None:
+    one = start(training={"max_steps": -1, "num_train_epochs": 1})
+    two = start(training={"max_steps": -1, "num_train_epochs": 2})
+    assert (one.steps, two.steps, two.resumed) == (14, 28, 14)
+    start("none", training={"save_strategy": "no"})
+    with pytest.raises(MismatchError, match="has no checkpoint to go on from"):
+        start("none", training={"save_strategy": "no", "max_steps": 8})
+
+
+def test_the_students_folder_says_how_it_was_made(start: Any, world: World, tmp_path: Path) -> None:
+    made = start()
+    card = (made.student / "README.md").read_text()
+    assert made.headline in card
+    assert f"| teacher | {made.teachers[0]['loss']} | {made.teachers[0]['mapping']} | 1 |" in card
+    assert f"| bits_per_byte | {made.before['bits_per_byte']:.4f} | {made.after['bits_per_byte']:.4f} |" in card
+    assert "learns from teacher" in card
+
+
+def test_a_gguf_file_is_a_student_and_a_teacher(start: Any, world: World, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    write_gguf(world.load(world.student), world.student, tmp_path / "student.gguf", gguf)
+    options = {"learning_rate": 0.02, "max_steps": 3}
+    part = {"model": str(tmp_path / "student.gguf"), "tokenizer": str(world.student)}
+    made = start(student=part, teachers=[part], training=options)
+    assert made.before["kd"] == pytest.approx(0, abs=1e-6)
+    plain = start("plain", teachers=[{"model": str(world.student)}], training=options)
+    assert made.before["ce"] == pytest.approx(plain.before["ce"], rel=1e-4)
+    assert far(student(tmp_path / "run"), student(tmp_path / "plain")) < 1e-3
+
+
+def write_gguf(model: Any, tokenizer: Path, path: Path, gguf: Any) -> None:
+    """A Llama as llama.cpp keeps it: other names, and the rows of queries and keys in another order."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+    tokens = sorted(
+        json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"].items(), key=lambda p: p[1]
+    )
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([token for token, _ in tokens] + ["<pad0>", "<pad1>", "<pad2>"])
+    names = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    whole = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    for key, value in model.state_dict().items():
+        name = key.removesuffix(".weight")
+        data = value
+        if name.endswith(("q_proj", "k_proj")):
+            heads = config.num_attention_heads
+            data = value.view(heads, 2, -1, value.shape[1]).transpose(1, 2).reshape(value.shape)
+        new = whole.get(name) or "blk." + name.split(".", 3)[2] + "." + names[name.split(".", 3)[3]]
+        writer.add_tensor(f"{new}.weight", data.float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def die(*_: Any, **__: Any) -> None:
@@ -114,14 +251,14 @@ def at_call(count: int, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 MOMENTS: dict[str, tuple[Any, str, int]] = {
-    "while rows are read": (run, "pieces", 20),
+    "while rows are read": (rows, "pieces", 20),
     "before it has measured": (run, "write_atomically", 2),
     "before its first checkpoint": (trainer.DistillationMixin, "compute_loss", 2),
     "between two checkpoints": (trainer.DistillationMixin, "compute_loss", 4),
     "in a checkpoint": (trainer, "finish_checkpoint", 2),
     "while an old checkpoint is removed": (trainer.shutil, "rmtree", 1),
-    "while the student is written": (run.shutil, "copyfile", 2),
-    "before the result is written": (run, "write_atomically", 3),
+    "while the student is written": (shutil, "copyfile", 2),
+    "before the result is written": (run, "write_atomically", 4),
 }
 
 
@@ -226,7 +363,7 @@ def test_the_student_is_uploaded_where_the_file_says_so(
     monkeypatch.setattr(
         run.transformers.Trainer, "init_hf_repo", lambda self, *_: setattr(self, "hub_model_id", self.args.hub_model_id)
     )
-    start(training={"push_to_hub": True, "hub_model_id": "me/student", "max_steps": 2})
+    start(training={"push_to_hub": True, "hub_model_id": "me/student", "hub_token": "hf_none", "max_steps": 2})
     assert [(each["repo_id"], each["folder_path"]) for each in uploads] == [
         ("me/student", tmp_path / "run" / "student")
     ]
@@ -255,7 +392,10 @@ def test_another_tokenizer_in_the_students_folder_is_refused(start: Any, tmp_pat
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_adapters_are_merged_at_the_end(start: Any, world: World, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    start(lora={"r": 2, "target_modules": ["q_proj"]}, training={"learning_rate": 0.1})
+    start(lora={"r": 2, "target_modules": "q_proj"}, training={"learning_rate": 0.1})
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        path.name for path in (tmp_path / "run" / "adapter").iterdir()
+    }
     before, after = weights(world.load(world.student)), student(tmp_path / "run")
     assert [name for name in before if not torch.equal(before[name], after[name])] == [
         "model.layers.0.self_attn.q_proj.weight"

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from os import PathLike, fspath
 from pathlib import Path
@@ -56,11 +56,15 @@ def _last_cut(text: str, earliest: int, latest: int) -> int:
     return latest
 
 
+PACKED = (".gz", ".zst")
+"""Endings of files that are packed."""
+
 CHUNK_BYTES = 1 << 20
 _LONGEST_CHUNK = 4 << 20
 # Rows of a Parquet file in memory at a time: documents of a megabyte are no rarity.
 _ROWS = 128
 _STDIN = "-"
+_JSON_LINES = (".jsonl", ".ndjson")
 _BY_FIELD = "(--field, or text_field in a file)"
 # After a line's end and before text: no tokenizer's split reaches across. Empty lines and Unicode's spaces (below, as
 # UTF-8) stay with the line's end before them. A character of which only some bytes are read does not count as text.
@@ -103,14 +107,134 @@ def read_texts(
     """
     for path in paths:
         name = fspath(path)
-        endings = [suffix.lower() for suffix in Path(name).suffixes]
-        packed = endings.pop() if endings and endings[-1] in (".gz", ".zst") else ""
-        form = endings[-1] if endings else ""
+        form, packed = _form_of(name)
         if form == ".parquet" and not packed:
             yield from _parquet(name, field, progress)
             continue
         with _opened(name, packed, progress) as stream:
-            yield from _json_lines(stream, name, field) if form in (".jsonl", ".ndjson") else _plain(stream, name)
+            yield from _json_lines(stream, name, field) if form in _JSON_LINES else _plain(stream, name)
+
+
+def _form_of(name: str) -> tuple[str, str]:
+    """A file's ending, and that of what it is packed with: `.jsonl` and `.gz`."""
+    endings = [suffix.lower() for suffix in Path(name).suffixes]
+    packed = endings.pop() if endings and endings[-1] in PACKED else ""
+    return endings[-1] if endings else "", packed
+
+
+def read_rows(
+    paths: Sequence[str | PathLike[str]], *, field: str = "text", progress: Progress | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yields rows to train on, texts and chats.
+
+    Args:
+        paths: files, as `read_texts` takes them; a `.json` file holds a list of rows.
+        field: the field that holds a row's text, or its chat.
+        progress: is told of the bytes read, but for Parquet files with chats.
+
+    Yields:
+        `{"text": ..., "ends": ...}`, where `ends` says whether the text ends where the row ends: plain text comes in
+        stretches. Or `{"messages": [...], "tools": ...}`: a row without a text under `field` and with `messages`.
+
+    Raises:
+        CorpusError: a file cannot be read, is damaged, is not UTF-8, or a row is neither.
+        MissingExtraError: a format's library is not installed.
+    """
+    for path in paths:
+        name = fspath(path)
+        form, packed = _form_of(name)
+        if form == ".parquet" and not packed:
+            if (columns := _chat_columns(name, field)) is None:
+                yield from ({"text": text, "ends": True} for text in _parquet(name, field, progress))
+            else:
+                yield from _rows_of(
+                    enumerate(_parquet_entries(name, columns), start=1), field, "row", name, tables=True
+                )
+            continue
+        with _opened(name, packed, progress) as stream:
+            if form in _JSON_LINES:
+                yield from _rows_of(_json_entries(stream, name), field, "line", name)
+            elif form == ".json":
+                yield from _rows_of(enumerate(_json_list(stream, name), start=1), field, "row", name)
+            else:
+                yield from _stretches(_plain(stream, name))
+
+
+def _stretches(texts: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """Stretches of one text, of which the last one ends it."""
+    before: str | None = None
+    for text in texts:
+        if before is not None:
+            yield {"text": before, "ends": False}
+        before = text
+    if before is not None:
+        yield {"text": before, "ends": True}
+
+
+def _rows_of(
+    entries: Iterable[tuple[int, Any]], field: str, unit: str, name: str, *, tables: bool = False
+) -> Iterator[dict[str, Any]]:
+    for number, entry in entries:
+        row = row_of(entry, field, f"{unit} {number} of {name}", tables=tables)
+        if row is not None:
+            yield row
+
+
+def row_of(entry: Any, field: str, where: str, *, tables: bool = False) -> dict[str, Any] | None:
+    """A row to train on from an entry of a file or a data set; None where its text is null.
+
+    Args:
+        entry: the entry.
+        field: the field that holds a text, or a chat.
+        where: the entry's place, for messages.
+        tables: whether messages come from tables, which give each the keys of all: what is null in them is left out.
+
+    Raises:
+        CorpusError: it has neither a text nor a chat.
+
+    >>> row_of({"messages": [{"role": "user", "content": "Hi", "tool_calls": None}]}, "text", "row 1", tables=True)
+    {'messages': [{'role': 'user', 'content': 'Hi'}], 'tools': None}
+    """
+    if isinstance(entry, Mapping):
+        value = entry.get(field)
+        if isinstance(value, str) and not (field == "messages" and value.lstrip().startswith("[")):
+            return {"text": value, "ends": True}
+        chat = entry.get("messages") if value is None else value
+        if isinstance(chat, str):
+            chat = _parsed(chat, where)
+        if isinstance(chat, list) and chat:
+            _check_chat(chat, where)
+            return {"messages": _without_nulls(chat) if tables else chat, "tools": entry.get("tools")}
+        if field in entry and value is None:
+            return None
+    instead = _some(list(entry)) if isinstance(entry, Mapping) else type(entry).__name__
+    raise CorpusError(
+        f"{where} has no text under {field!r} and no chat under 'messages', but {instead}: name the field that has one "
+        "(text_field)"
+    )
+
+
+def _check_chat(chat: Sequence[Any], where: str) -> None:
+    for number, message in enumerate(chat):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            instead = _some(list(message)) if isinstance(message, Mapping) else type(message).__name__
+            raise CorpusError(
+                f"message {number} of {where} has no role but {instead}: a message is {{'role': ..., 'content': ...}}"
+            )
+
+
+def _without_nulls(value: Any) -> Any:
+    """A message without what is null in it."""
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def _parsed(text: str | bytes, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{where} is not JSON: {error}") from error
 
 
 class _Counting:
@@ -245,14 +369,28 @@ def _lines(stream: Readable, name: str) -> Iterator[bytes]:
         yield rest
 
 
-def _json_lines(stream: Readable, name: str, field: str) -> Iterator[str]:
+def _json_entries(stream: Readable, name: str) -> Iterator[tuple[int, Any]]:
+    """The values of the lines that are not empty, each with its line's number."""
     for number, line in enumerate(_lines(stream, name), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CorpusError(f"line {number} of {name} is not JSON: {error}") from error
+        if line.strip():
+            yield number, _parsed(line, f"line {number} of {name}")
+
+
+def _json_list(stream: Readable, name: str) -> list[Any]:
+    """The rows of a `.json` file."""
+    content = b""
+    while data := stream.read(CHUNK_BYTES):
+        content += data
+        if len(content) > MAX_TEXT_BYTES:
+            raise CorpusError(f"{name} has more than {MAX_TEXT_BYTES:,} bytes: write its rows as JSON lines (.jsonl)")
+    rows = _parsed(content, name)
+    if not isinstance(rows, list):
+        raise CorpusError(f"{name} holds no list of rows but {type(rows).__name__}: JSON lines end in .jsonl")
+    return rows
+
+
+def _json_lines(stream: Readable, name: str, field: str) -> Iterator[str]:
+    for number, entry in _json_entries(stream, name):
         if not isinstance(entry, dict) or not isinstance(entry.get(field, 0), str | None):
             instead = _some(list(entry)) if isinstance(entry, dict) else type(entry).__name__
             raise CorpusError(f"line {number} of {name} has no text under {field!r} but {instead}: name it {_BY_FIELD}")
@@ -297,6 +435,39 @@ def _parquet(name: str, field: str, progress: Progress | None) -> Iterator[str]:
     except (ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CorpusError(f"cannot read {name} as Parquet: {reason}") from error
+
+
+def _chat_columns(name: str, field: str) -> list[str] | None:
+    """The columns of a Parquet file that make its chats; None where `field` is no nested column and there are none."""
+    try:
+        from pyarrow import ArrowException, parquet, types
+    except ImportError as error:
+        raise MissingExtraError("Reading .parquet files", "corpus") from error
+    try:
+        schema = parquet.read_schema(name)
+    except (ArrowException, OSError) as error:
+        raise CorpusError(f"cannot read {name} as Parquet: {str(error).splitlines()[0]}") from error
+    chat = field if field in schema.names else "messages"
+    if chat not in schema.names or (chat == field and not types.is_nested(schema.field(chat).type)):
+        return None
+    return [column for column in (chat, "tools") if column in schema.names]
+
+
+def _parquet_entries(name: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, of some columns."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with parquet.ParquetFile(name) as file:
+            groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+            stored = [group.column(place) for group in groups for place in range(group.num_columns)]
+            of_chats = [part for part in stored if part.path_in_schema.partition(".")[0] in columns]
+            if sum(part.total_uncompressed_size for part in of_chats) > _unpacked_at_most(name):
+                raise _unpacks_too_far(name)
+            for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
+                yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        raise CorpusError(f"cannot read {name} as Parquet: {str(error).splitlines()[0]}") from error
 
 
 def _unpacked_at_most(name: str) -> int:

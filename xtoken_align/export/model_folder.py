@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import warnings
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,12 @@ _NAMED_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 """The roles that `tokenizer_config.json` has a key for: `bos_token` and so on."""
 
 
-def load_model(name: str) -> Any:
+def load_model(name: str, dtype: str | None = None) -> Any:
     """A causal language model from a folder, a GGUF file or folder, or the Hub; code that comes with it is not run.
-
-    Weights keep their dtype; those of a GGUF file become float32.
 
     Args:
         name: a path, or a Hub id with an optional `@revision`.
+        dtype: of the weights, such as `float32`; None for that of the files, and float32 for those of a GGUF file.
 
     Raises:
         MissingExtraError: torch or transformers is not installed.
@@ -38,16 +39,22 @@ def load_model(name: str) -> Any:
         raise MissingExtraError("A model", "train") from error
     path = Path(name).expanduser()
     folder = str(path) if path.exists() else name
-    options: dict[str, Any] = {"dtype": "auto"}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype) if dtype else "auto"}
+    of_gguf: dict[str, Any] = {"dtype": getattr(torch, dtype or "float32")}
+    if hasattr(transformers, "GgufConfig"):
+        # Where its kernels are installed, transformers would leave the weights packed, and train none of them.
+        of_gguf["quantization_config"] = transformers.GgufConfig(dequantize=True)
     if path.is_file() and path.suffix == ".gguf":
-        folder, options = str(path.parent), {"gguf_file": path.name, "dtype": torch.float32}
+        folder, options = str(path.parent), {"gguf_file": path.name, **of_gguf}
     elif path.is_dir() and not (path / "config.json").exists() and len(files := sorted(path.glob("*.gguf"))) == 1:
-        options = {"gguf_file": files[0].name, "dtype": torch.float32}
+        options = {"gguf_file": files[0].name, **of_gguf}
     elif not path.exists() and "@" in name:
         folder, _, revision = name.partition("@")
         options["revision"] = revision
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
+        # Unpacking a GGUF file draws a bar that nobody can switch off.
+        with redirect_stderr(io.StringIO()) if "gguf_file" in options else nullcontext():
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise SourceError(

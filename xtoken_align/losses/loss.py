@@ -101,7 +101,7 @@ class XTokenLoss(torch.nn.Module):
         mapping: of the two tokenizers.
         kind: "partition-kl", "c-kl", "p-kl", "h-kl", "gold", "strict", "bpm", "escd", "simct", "uld", "alm", or "auto",
             the mapping's choice; for research "exact", which is slow.
-        temperature: T.
+        temperature: T, which the logits of both sides are divided by.
         divergence: how two distributions P, Q over common outcomes, the teacher's and the student's, are compared:
             "forward", KL(P || Q), "reverse", KL(Q || P), or "jsd", beta KL(P || M) + (1 - beta) KL(Q || M) with
             M = beta P + (1 - beta) Q. None takes the kind's own.

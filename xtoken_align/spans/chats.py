@@ -497,7 +497,8 @@ def _on_axis(tokens: tuple[Numbers, SideText], axis: _Axis, vocab: Vocab, option
     is_end = axis.field[stretch] == FIELDS.index("end")
     # What stands between two stretches stands at the end of the one before.
     passed = np.maximum(axis.begins.searchsorted(begin) - 1, 0)
-    fields = np.where(inside, axis.field[stretch], 0).astype(np.uint8)
+    whose = inside | (_within_neighbours(side.end, stretch, axis) & side.has_text)
+    fields = np.where(whose, axis.field[stretch], 0).astype(np.uint8)
     counts = np.isin(fields, [FIELDS.index(name) for name in options.loss_on])
     return ChatRow(
         ids=ids,
@@ -505,11 +506,30 @@ def _on_axis(tokens: tuple[Numbers, SideText], axis: _Axis, vocab: Vocab, option
         places=np.where(on_axis, at, axis.closes[passed]),
         specials=np.where(inside & ~is_end, np.int32(-1), side.specials),
         between=axis.message[passed] * (axis.message[-1] + 1) + axis.message[passed + 1],
-        message=np.where(inside, axis.message[stretch] - 1, -1),
+        message=np.where(whose, axis.message[stretch] - 1, -1),
         fields=fields,
         labelled=counts & axis.labelled[stretch],
         compared=axis.common[stretch] | is_end,
     )
+
+
+def _within_neighbours(end: Numbers, stretch: Numbers, axis: _Axis) -> Flags:
+    r"""Which tokens reach over stretches that follow each other in one message and count alike.
+
+    The thought "why." and the template's mark behind it, `\n</think>`, are two stretches of the assistant's. The token
+    `.\n` is in neither, and the assistant's words all the same.
+
+    Args:
+        end: int64 (tokens,), where they end in the text.
+        stretch: int64 (tokens,), the stretch in which each begins.
+        axis: the stretches.
+    """
+    last = axis.begins.searchsorted(end) - 1
+    parts = (axis.begins[1:] != axis.ends[:-1]) | (axis.message[1:-1] != axis.message[:-2])
+    parts |= axis.labelled[1:] != axis.labelled[:-1]
+    borders = np.concatenate([[0], np.cumsum(parts)])
+    reaches: Flags = (stretch > 0) & (last > stretch) & (end <= axis.ends[last]) & (borders[last] == borders[stretch])
+    return reaches
 
 
 def _without_dummy_prefix(side: SideText, axis: _Axis) -> Numbers:

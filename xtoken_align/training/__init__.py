@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from .config_file import read_config
     from .distillation import Distillation
     from .on_policy import OnPolicy
-    from .run import DistillResult, distill
+    from .result import DistillResult
+    from .run import cache_teacher, distill
     from .served import ServedOptions, ServedTeacher
     from .teachers import TeacherSpec
     from .trainer import DistillationMixin, XTokenTrainer
@@ -30,7 +31,7 @@ _HOMES = {
     "Answer": ".spans.answers",
     "CacheReport": "cache.write",
     "DistillConfig": "config",
-    "DistillResult": "run",
+    "DistillResult": "result",
     "Distillation": "distillation",
     "DistillationMixin": "trainer",
     "LoraConfig": "config",
@@ -46,6 +47,7 @@ _HOMES = {
     "XTokenTrainer": "trainer",
     "align_ray": ".spans.ray_data",
     "cache_teacher_ray": "cache.ray_data",
+    "cache_teacher": "run",
     "distill": "run",
     "loss_bound": "cache.format",
     "read_config": "config_file",
@@ -71,6 +73,7 @@ __all__ = [
     "XTokenConfig",
     "XTokenTrainer",
     "align_ray",
+    "cache_teacher",
     "cache_teacher_ray",
     "distill",
     "loss_bound",

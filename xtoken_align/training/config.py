@@ -14,13 +14,17 @@ from typing import Any, Literal
 
 import torch
 from transformers import SchedulerType, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from ..errors import CorpusError, OptionError, SourceError, XTokenError
+from ..errors import OptionError, XTokenError
 from ..losses import LossOptions
+from ..losses.divergence import DIVERGENCES
+from ..losses.kinds import KINDS, PEERS, PRESETS
+from ..losses.options import IMPLEMENTATIONS
+from ..spans.batch import SpanCollator
+from ..spans.chats import ChatOptions
 from .served import mistakes_of_serving
-
-Mistake = tuple[str, str]
-"""The place of a mistake, such as `teachers[0].weight`, and a sentence about it that names the place."""
+from .spelling import Mistake, inside, nearest, unknown_settings
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -151,6 +155,7 @@ class XTokenConfig(TrainingArguments):
             else:
                 continue
             yield inside(where, name), f"{inside(where, name)} {expected}, but it is {value}"
+        yield from _unknown_reports(values.get("report_to"), inside(where, "report_to"))
         if values.get("fp16") and not torch.accelerator.is_available():
             place = inside(where, "fp16")
             yield place, f"{place} needs a GPU, and this run is on a CPU: leave it out, or take bf16"
@@ -164,6 +169,16 @@ class XTokenConfig(TrainingArguments):
             if name in own or (value != _plain_option(usual) and (value or usual not in (MISSING, None, ""))):
                 settings[name] = value
         return dict(sorted(settings.items()))
+
+
+def _unknown_reports(given: str | Sequence[str] | None, place: str) -> Iterator[Mistake]:
+    """What a run is to report to and transformers does not know."""
+    known = ("none", "all", *sorted(INTEGRATION_TO_CALLBACK))
+    for name in [given] if isinstance(given, str) else given or ():
+        if name not in known:
+            close = nearest(name, known)
+            meant = f": did you mean {close}?" if close else ""
+            yield place, f"{place} must be one or several of {', '.join(known)}, but it is {name!r}{meant}"
 
 
 def _plain_option(value: Any) -> Any:
@@ -186,12 +201,14 @@ class StudentConfig:
         tokenizer: what `read_vocab` takes, where the tokenizer is not in the model's place.
         revision: of a Hub id.
         dtype: of the weights. Mixed precision (`bf16`) trains weights that stay float32.
+        chat_template: for chats, a file with a Jinja template; by default the tokenizer's own.
     """
 
     model: str
     tokenizer: str | None = None
     revision: str | None = None
     dtype: Precision = "float32"
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +226,7 @@ class TeacherConfig:
         mapping: a mapping's file or name; by default found in the store, or built and kept.
         weight: the teacher's share of the distillation loss.
         loss: options of the loss for this teacher, over those that all teachers share.
+        chat_template: for chats, a file with a Jinja template; by default the tokenizer's own.
     """
 
     model: str | None = None
@@ -221,6 +239,7 @@ class TeacherConfig:
     mapping: str | None = None
     weight: float | None = None
     loss: dict[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         refuse(self.mistakes_in(vars(self)))
@@ -278,13 +297,15 @@ class DistillConfig:
     Attributes:
         student: the model that learns.
         teachers: the models that it learns from; in a file, one teacher needs no list.
-        texts: files, as `inspect --corpus` reads them.
+        texts: files with texts or chats, folders, patterns (`corpus/*.jsonl`), or data sets of the Hub
+            (`hf://OWNER/NAME`, with `@REVISION`, `/CONFIG` and `/SPLIT` behind it if need be); one needs no list.
         output: the run's folder; made if need be.
-        text_field: the field, or column, that holds a text.
+        text_field: the field, or column, that holds a text or a chat; chats stand under `messages` too.
         longest_text: characters; longer texts are cut into several rows, where a line or a word ends. By default three
             for every token of a student's row.
         holdout: rows that are not trained on but measured before and after; at most a tenth of all.
         loss: options of `XTokenLoss`.
+        collate: further options of `SpanCollator`, for chats such as `loss_on: [content, end]`.
         training: the trainer's options.
         lora: adapters instead of all weights.
         combine: how several teachers are weighed by row: `weigh_by`, `select`, `weight_temperature`, `average`, as in
@@ -302,6 +323,7 @@ class DistillConfig:
     longest_text: int | None = None
     holdout: int = 32
     loss: dict[str, Any] = field(default_factory=dict)
+    collate: dict[str, Any] = field(default_factory=dict)
     training: XTokenConfig = field(default_factory=XTokenConfig)
     lora: LoraConfig | None = None
     combine: dict[str, Any] = field(default_factory=dict)
@@ -318,6 +340,7 @@ class DistillConfig:
         for name, least in (("holdout", 0), ("longest_text", 2)):
             if values.get(name) is not None and values[name] < least:
                 yield name, f"{name} must be at least {least}, but it is {values[name]}"
+        yield from mistakes_of_collate(values.get("collate", {}), "collate")
         teachers, shared = values.get("teachers", ()), values.get("loss", {})
         wrong = list(mistakes_of_loss(shared, "loss"))
         yield from wrong
@@ -356,14 +379,6 @@ class DistillConfig:
         """The run's folder."""
         return Path(self.output).expanduser()
 
-    def sources(self) -> Iterator[tuple[str, str]]:
-        """What is read as models and tokenizers, each with the place in the file that names it."""
-        teachers = {f"teachers[{number}]": teacher for number, teacher in enumerate(self.teachers)}
-        for where, model in {"student": self.student, **teachers}.items():
-            for name in ("model", "tokenizer"):
-                if getattr(model, name) is not None:
-                    yield f"{where}.{name}", getattr(model, name)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a file has them."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -377,45 +392,35 @@ class DistillConfig:
         }
 
 
+def model_source(part: StudentConfig | TeacherConfig) -> str:
+    """Where the model of a student or a teacher is loaded from."""
+    return f"{part.model}@{part.revision}" if part.revision else str(part.model)
+
+
+def tokenizer_source(part: StudentConfig | TeacherConfig) -> str:
+    """Where the tokenizer of a student or a teacher is read from."""
+    return model_source(part) if part.tokenizer is None else part.tokenizer
+
+
+def template_of(part: StudentConfig | TeacherConfig) -> str | None:
+    """The chat template that a student or a teacher is given; None for its tokenizer's own.
+
+    Raises:
+        OptionError: its file cannot be read.
+    """
+    if part.chat_template is None:
+        return None
+    try:
+        return Path(part.chat_template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"cannot read the chat template {part.chat_template}: {error}") from error
+
+
 def refuse(mistakes: Iterable[Mistake], error: type[XTokenError] = OptionError) -> None:
     """Raises one error that names all of some mistakes, if there are any."""
     said = [sentence for _, sentence in mistakes]
     if said:
         raise error(said[0] if len(said) == 1 else "\n  ".join([f"{len(said)} mistakes:", *said]))
-
-
-def check_config(config: DistillConfig) -> None:
-    """Refuses a run whose files are not there, or whose output would replace what it reads.
-
-    Raises:
-        CorpusError: a file with texts is missing.
-        SourceError: a folder of a model or cache is missing.
-        OptionError: the output would replace what is read, or several of these.
-    """
-    problems: list[tuple[type[XTokenError], str]] = []
-    for name in config.texts:
-        if name != "-" and not Path(name).is_file():
-            advice = "name files with texts, from the folder that the run starts in"
-            problems.append((CorpusError, f"there is no file {name}: {advice}"))
-    for where, name in config.sources():
-        # Hub ids begin with a letter or digit and have one slash at most; anything else can only be a path.
-        is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-        if is_path and not Path(name).expanduser().exists():
-            advice = "name one from the folder that the run starts in, or a Hub id"
-            problems.append((SourceError, f"there is no folder {name}, which {where} names: {advice}"))
-    for number, teacher in enumerate(config.teachers):
-        if teacher.cache is not None and not Path(teacher.cache).expanduser().is_dir():
-            problems.append((SourceError, f"there is no folder {teacher.cache}, which teachers[{number}].cache names"))
-    student = config.folder / "student"
-    for where, name in config.sources():
-        if student.resolve() == Path(name).expanduser().resolve():
-            advice = f"which is what {where} names: choose another output"
-            problems.append((OptionError, f"the student would be written to {student}, {advice}"))
-    if student.exists() and not (config.folder / "run.json").exists():
-        advice = "choose another output, or move it away"
-        problems.append((OptionError, f"{student} is there already, and no run has written it: {advice}"))
-    kinds = {kind for kind, _ in problems}
-    refuse([("", said) for _, said in problems], kinds.pop() if len(kinds) == 1 else OptionError)
 
 
 def mistakes_of_loss(options: Mapping[str, Any], where: str) -> Iterator[Mistake]:
@@ -451,6 +456,42 @@ def mistakes_of_combining(options: Mapping[str, Any], teachers: int, where: str)
         yield where, f"{where} says how several teachers are weighed, but there is {teachers}: leave it out"
 
 
+LOSS_WORDS: dict[str, tuple[str, ...]] = {
+    "kind": ("auto", *KINDS),
+    "merge": ("first", "mean"),
+    "scale": ("fixed", "dynamic"),
+    "unreached": ("reroute", "drop"),
+    "normalize": ("rest", "none"),
+    "level_weight": ("plausible", "teacher", "text"),
+    "units": ("text", "path"),
+    "compat": tuple(PEERS),
+    "implementation": IMPLEMENTATIONS,
+    "divergence": DIVERGENCES,
+    "preset": tuple(PRESETS),
+}
+"""The words that an option of the loss may be."""
+
+COLLATE = tuple(
+    name
+    for name in SpanCollator.__dataclass_fields__
+    if name not in {"student", "teacher", "student_template", "teacher_template", "bos", "eos"}
+    and not name.startswith("max_")
+)
+"""Options of `SpanCollator` that a file may have; the others have places of their own."""
+
+
+def mistakes_of_collate(options: Mapping[str, Any], where: str) -> Iterator[Mistake]:
+    """What is wrong with options of the collator by themselves."""
+    yield from unknown_settings(options, COLLATE, where)
+    of_chats = {name: options[name] for name in ("loss_roles", "loss_on", "unplaced") if name in options}
+    try:
+        ChatOptions(**of_chats)
+    except OptionError as error:
+        yield where, f"{where}: {error}"
+    except TypeError:
+        yield where, f"{where}: loss_roles and loss_on are lists of names"
+
+
 def mistakes_of_weights(given: Sequence[float | None]) -> Iterator[Mistake]:
     """What is wrong with the teachers' weights together, and with those that are no numbers from 0 on."""
     known = [weight for weight in given if weight is not None]
@@ -462,33 +503,3 @@ def mistakes_of_weights(given: Sequence[float | None]) -> Iterator[Mistake]:
         if weight is not None and not 0 <= weight < math.inf:
             place = f"teachers[{number}].weight"
             yield place, f"{place} must be a number from 0 on, but it is {weight}"
-
-
-def unknown_settings(
-    keys: Iterable[Any], known: Sequence[str], where: str = "", renamed: Mapping[str, str] | None = None
-) -> Iterator[Mistake]:
-    """A mistake for every key that is not known, with its new name or the nearest name that is known."""
-    for key in keys:
-        place = inside(where, key)
-        if renamed and key in renamed:
-            yield place, f"{place} {renamed[key]}"
-        elif key not in known:
-            close = nearest(str(key), known)
-            meant = f": did you mean {inside(where, close)!r}?" if close else "."
-            every = ", ".join(known) if len(known) <= 40 else "those of XTokenConfig and transformers.TrainingArguments"
-            yield place, f"no setting is called {place!r}{meant} The settings are {every}"
-
-
-def nearest(word: str, known: Sequence[str]) -> str | None:
-    """The known word that a mistaken one was probably meant to be."""
-    from rapidfuzz import process
-    from rapidfuzz.distance import Indel
-
-    # A ratio from 0 to 1: `learning-rate` to `learning_rate` scores 0.92, `batch` to `batch_size` 0.67.
-    close = process.extractOne(word, known, scorer=Indel.normalized_similarity, score_cutoff=0.6)
-    return close[0] if close else None
-
-
-def inside(where: str, name: Any) -> str:
-    """The place of a setting: `training.seed` for `seed` under `training`."""
-    return f"{where}.{name}" if where else str(name)

@@ -6,7 +6,7 @@ import math
 import os
 import reprlib
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -14,47 +14,23 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from ..errors import OptionError
 from ..limits import MAX_YAML_VALUES
-from .config import DistillConfig, LoraConfig, Mistake, XTokenConfig, inside, nearest, refuse, unknown_settings
+from ..losses import LossOptions
+from .checks import mistakes_of_files
+from .config import COLLATE, LOSS_WORDS, DistillConfig, LoraConfig, XTokenConfig, refuse
+from .spelling import Mistake, inside, nearest, number, respelled, spelled, unknown_settings
 
 T = TypeVar("T")
 
-_RENAMED = {
-    # What `distill` called transformers' options before it took over their names.
-    "steps": "is called max_steps",
-    "epochs": "is called num_train_epochs",
-    "batch_size": "is called per_device_train_batch_size",
-    "accumulation": "is called gradient_accumulation_steps",
-    "schedule": "is called lr_scheduler_type",
-    "save_every": "is called save_steps",
-    "keep": "is called save_total_limit",
-    "log_every": "is called logging_steps",
-    "workers": "is called dataloader_num_workers",
-    "precision": "is written as bf16: true or fp16: true; without either it is float32",
-    "device": "is written as use_cpu: true",
-    # TRL's names for what stands elsewhere or is two things here.
-    "max_completion_length": "is called max_new_tokens",
-    "max_length": "is max_student_tokens and max_teacher_tokens, since the two sides count differently",
-    "beta": "is beta under `loss`, where divergence: jsd reads it",
-    "temperature": "is generation_temperature for sampling, and temperature under `loss` for the divergence",
-    # What the file says in another place.
-    "output_dir": "is the file's `output`",
-    "resume_from_checkpoint": "is not needed: the same command goes on from the last checkpoint",
-}
 
-_RENAMED_LORA = {
-    "rank": "is called r",
-    "alpha": "is called lora_alpha",
-    "dropout": "is called lora_dropout",
-    "targets": "is called target_modules",
-}
-
-
-def read_config(path: str | os.PathLike[str], change: Callable[[dict[str, Any]], None] | None = None) -> DistillConfig:
+def read_config(
+    path: str | os.PathLike[str], change: Callable[[dict[str, Any]], None] | None = None, *, files: bool = False
+) -> DistillConfig:
     """Reads a YAML file.
 
     Args:
         path: the file.
         change: changes its values before they are checked.
+        files: whether to see, too, that the files and folders are there that it names.
 
     Raises:
         OptionError: the file cannot be read, is no YAML, or has settings that make no sense. Every mistake is named,
@@ -79,7 +55,10 @@ def read_config(path: str | os.PathLike[str], change: Callable[[dict[str, Any]],
         raise OptionError(f"{path} is empty: it needs student, teachers, texts and output at least")
     if isinstance(values, dict) and change is not None:
         change(values)
-    config = _read(DistillConfig, values, "", mistakes)
+    usable = _usable(DistillConfig, values, "", mistakes)
+    if files and usable is not None:
+        mistakes += mistakes_of_files(usable)
+    config = None if mistakes or usable is None else _made(DistillConfig, usable, "", mistakes)
     if mistakes:
         mistakes.sort(key=lambda mistake: _line_of(mistake[0], lines))
         said = [f"{path}:{_line_of(place, lines)}: {sentence}" for place, sentence in mistakes]
@@ -199,18 +178,25 @@ def _plain_values(
 
 def _read(cls: type[T], values: Any, where: str, mistakes: list[Mistake]) -> T | None:
     """A dataclass from the values of one mapping, or None after adding what is wrong with them to `mistakes`."""
+    begun = len(mistakes)
+    usable = _usable(cls, values, where, mistakes)
+    return None if usable is None or len(mistakes) > begun else _made(cls, usable, where, mistakes)
+
+
+def _usable(cls: type[Any], values: Any, where: str, mistakes: list[Mistake]) -> dict[str, Any] | None:
+    """Those of a dataclass's values that are right by themselves; what is wrong is added to `mistakes`."""
     if not isinstance(values, Mapping):
         place = f"under {where}" if where else "in the file"
         mistakes.append((where, f"expected settings by name {place}, got {_shown(values)}"))
         return None
     assert is_dataclass(cls)
     known = {each.name: each for each in fields(cls) if each.init}
-    renamed = _RENAMED if issubclass(cls, XTokenConfig) else _RENAMED_LORA if issubclass(cls, LoraConfig) else {}
-    mistakes += unknown_settings(values, list(known), where, renamed)
-    begun, hints, usable = len(mistakes), get_type_hints(cls), {}
+    mistakes += unknown_settings(values, list(known), where, _others(cls))
+    hints, usable = get_type_hints(cls), {}
     for name, each in known.items():
         place = inside(where, name)
-        if name in values and name not in renamed:
+        # The file says it in a place of its own: `output`.
+        if name in values and (name != "output_dir" or cls is not XTokenConfig):
             before = len(mistakes)
             value = _value(hints[name], values[name], place, mistakes)
             if len(mistakes) == before:
@@ -220,8 +206,28 @@ def _read(cls: type[T], values: Any, where: str, mistakes: list[Mistake]) -> T |
     together: Any = getattr(cls, "mistakes_in", None)
     if together is not None:
         mistakes += together(usable, where)
-    if len(mistakes) > begun:
-        return None
+    return usable
+
+
+def _others(cls: type[Any]) -> dict[str, str]:
+    """The settings of other places that may be meant in a class's, by name."""
+    if cls is XTokenConfig:
+        return {each.name: each.name for each in fields(DistillConfig)} | {
+            name: f"loss.{name}" for name in LossOptions.__dataclass_fields__
+        }
+    if cls is not DistillConfig:
+        return {}
+    parts: dict[str, Iterable[str]] = {
+        "lora": LoraConfig.__dataclass_fields__,
+        "collate": COLLATE,
+        "loss": LossOptions.__dataclass_fields__,
+        "training": XTokenConfig.__dataclass_fields__,
+    }
+    return {name: f"{place}.{name}" for place, names in parts.items() for name in names}
+
+
+def _made(cls: type[T], usable: dict[str, Any], where: str, mistakes: list[Mistake]) -> T | None:
+    """The dataclass, or None where it refuses its values."""
     try:
         return cls(**usable)
     except OptionError as error:
@@ -232,6 +238,7 @@ def _read(cls: type[T], values: Any, where: str, mistakes: list[Mistake]) -> T |
 def _value(hint: Any, value: Any, place: str, mistakes: list[Mistake]) -> Any:
     """A value of a type; what is wrong with it is added to `mistakes`."""
     options = _alternatives(hint)
+    value = _respelled(hint, options, value, place)
     if isinstance(value, float) and not math.isfinite(value):
         mistakes.append((place, f"{place} must be a finite number, but it is {value}"))
         return None
@@ -245,8 +252,9 @@ def _value(hint: Any, value: Any, place: str, mistakes: list[Mistake]) -> Any:
             return _read(option, value, place, mistakes)
         if get_origin(option) in (tuple, list):
             inner = get_args(option)[0]
-            # One teacher need not be written as a list.
+            # One teacher, or one text, need not be written as a list.
             alone = isinstance(value, Mapping) and is_dataclass(inner)
+            alone = alone or (isinstance(value, str) and inner is str)
             if alone or isinstance(value, (list, tuple)):
                 each = [("", value)] if alone else [(f"[{number}]", one) for number, one in enumerate(value)]
                 listed = [_value(inner, one, f"{place}{end}", mistakes) for end, one in each]
@@ -256,6 +264,20 @@ def _value(hint: Any, value: Any, place: str, mistakes: list[Mistake]) -> Any:
     meant = f": did you mean {close}?" if close else ""
     mistakes.append((place, f"{place} must be {_described(hint)}, but it is {_shown(value)}{meant}"))
     return None
+
+
+def _respelled(hint: Any, options: tuple[Any, ...], value: Any, place: str) -> Any:
+    """A value as it is spelled here: `bf16` for a dtype, `1e-4` for a number, `C_KL` for a kind of loss."""
+    if isinstance(value, Mapping) and (get_origin(hint) or hint) is dict and place.rpartition(".")[2] == "loss":
+        return respelled({str(name): each for name, each in value.items()}, LOSS_WORDS)
+    if any(_is_plain(option, value) for option in options):
+        return value
+    words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
+    words += [each.value for option in options if _is_enum(option) for each in option]
+    if words:
+        return spelled(value, words)
+    read = number(value)
+    return read if any(_is_plain(option, read) for option in options) else value
 
 
 def _no_path(text: str) -> str | None:

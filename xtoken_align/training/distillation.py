@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -9,21 +10,24 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 
 from ..errors import MismatchError, OptionError, XTokenWarning
-from ..losses import FusedHead, LossOutput, MultiTeacherLoss, Student, XTokenLoss
+from ..losses import FusedHead, LossOutput, Metric, MultiTeacherLoss, Student, XTokenLoss
 from ..mapping.audit import unpaired_ends
 from ..mapping.mapping import Mapping as VocabMapping
 from ..read import read_vocab
 from ..spans.batch import SpanCollator
 from ..spans.spans import IGNORED, Spans
+from ..vocab.kinds import Kind
 from ..vocab.vocab import Vocab
 from .cache.read import TeacherCache
-from .config import mistakes_of_combining, mistakes_of_loss, mistakes_of_weights, refuse, unknown_settings
+from .config import mistakes_of_combining, mistakes_of_loss, mistakes_of_weights, refuse
 from .served import ServedTeacher
+from .spelling import unknown_settings
 from .teachers import (
     CACHED_KINDS,
     CachedTeacher,
@@ -139,16 +143,22 @@ class Distillation:
             teachers=tuple(map(SourcedVocab, self.teacher_vocabs, (spec.source for spec in specs))),
             caches=caches,
             options=dict(collate or {}),
+            templates=tuple(spec.chat_template for spec in specs),
         )
         self.teachers: list[LiveTeacher | CachedTeacher] = [
             LiveTeacher(spec.model, fused=fused) if cache is None else CachedTeacher()
             for spec, cache in zip(specs, caches, strict=True)
         ]
+        # How many bytes of text each token says; control tokens say none.
+        texts = np.isin(self.vocab.kinds, (Kind.TEXT, Kind.BYTE))
+        lengths = [len(surface) if says else 0 for surface, says in zip(self.vocab.surfaces, texts, strict=True)]
+        self._bytes = torch.tensor(lengths)
         self._head: FusedHead | None = try_fuse_head(model) if fused else None
 
     def to(self, device: torch.device | str) -> Distillation:
         """Moves losses and teachers; batches and the student are moved by whoever owns them."""
         self.loss.to(device)
+        self._bytes = self._bytes.to(device)
         for teacher in self.teachers:
             teacher.to(torch.device(device))
         return self
@@ -201,10 +211,45 @@ class Distillation:
                 return output
 
         if self._head is None:
-            return compare(model(**inputs).logits)
-        with self._head.computing(compare):
-            model(**inputs)
-        return self._head.output
+            output = compare(model(**inputs).logits)
+        else:
+            with self._head.computing(compare):
+                model(**inputs)
+            output = self._head.output
+        if (bits := self._bits(output.metrics["ce"], batch["labels"])) is not None:
+            output.metrics["bits_per_byte"] = bits
+        return output
+
+    def _bits(self, cross_entropy: Metric, labels: torch.Tensor) -> Metric | None:
+        """Bits of the labels, and the bytes of text in them; None where the loss has no cross-entropy.
+
+        Of the labels `The` (1.0 nats), ` sea` (2.0) and the end of the text (0.5): 3.5 nats are 5.05 bits, and 7 bytes.
+        """
+        losses = self.loss.losses if isinstance(self.loss, MultiTeacherLoss) else [self.loss]
+        if not cast("XTokenLoss", losses[0]).options.ce_weight:
+            return None
+        nats, count = cross_entropy
+        ids = labels[:, 1:][labels[:, 1:] != IGNORED]
+        # A peer's form gives the mean of its batch, with 1 as its count.
+        total = torch.where(count > 0, nats / count, torch.zeros_like(nats)) * len(ids)
+        return total / math.log(2), self._bytes.to(ids.device)[ids].sum().to(nats)
+
+    @torch.no_grad()
+    def measured_bits(self, model: Any, batch: Batch) -> Metric:
+        """Bits of a batch's labels, and the bytes of text in them, from whole logits: for losses without the labels."""
+        packed = bool(self.collate.options.get("pack"))
+        segments = batch["teachers"][0]["spans"].spans.student_segments if packed else None
+        inputs, labels = model_inputs(model, batch, segments), batch["labels"]
+        nats = torch.zeros((), device=labels.device)
+        for row in range(len(labels)):
+            # One row at a time: 512 positions of 128 thousand logits are 262 MB.
+            own = {
+                name: each[row : row + 1] if isinstance(each, torch.Tensor) else each for name, each in inputs.items()
+            }
+            logits = model(**own).logits[0, :-1].float()
+            nats += torch.nn.functional.cross_entropy(logits, labels[row, 1:], ignore_index=IGNORED, reduction="sum")
+        ids = labels[:, 1:][labels[:, 1:] != IGNORED]
+        return nats / math.log(2), self._bytes.to(ids.device)[ids].sum().to(nats)
 
     def total(self, means: Mapping[str, float]) -> float | None:
         """The loss that means of its parts come to; None where they are another project's, which add up otherwise.
@@ -278,6 +323,7 @@ class DistillationCollator:
         teachers: the teachers', in order.
         caches: each teacher's cache or server, None where it is a model.
         options: further arguments of `SpanCollator`, the same for all.
+        templates: each teacher's chat template, None where it is that of `options` or the tokenizer's own.
         lmbda: the share of the batches that are on-policy. If all are, rows need no more than a `prompt`, and a batch
             of such rows has nothing but them.
 
@@ -290,6 +336,7 @@ class DistillationCollator:
     teachers: tuple[SourcedVocab, ...]
     caches: tuple[TeacherCache | ServedTeacher | None, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    templates: tuple[Any, ...] = ()
     lmbda: float = 0.0
 
     def __post_init__(self) -> None:
@@ -317,8 +364,12 @@ class DistillationCollator:
     @cached_property
     def collators(self) -> tuple[SpanCollator, ...]:
         """One per teacher."""
-        student = self.student.vocab
-        return tuple(SpanCollator(student=student, teacher=side.vocab, **self.options) for side in self.teachers)
+        templates = self.templates or (None,) * len(self.teachers)
+        own = [{} if template is None else {"teacher_template": template} for template in templates]
+        return tuple(
+            SpanCollator(student=self.student.vocab, teacher=side.vocab, **{**self.options, **template})
+            for side, template in zip(self.teachers, own, strict=True)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # Made again from the vocabularies in another process.
@@ -337,7 +388,18 @@ class DistillationCollator:
         if self.lmbda == 1 and rows and not any(name in rows[0] for name in ("student_ids", "messages", "text")):
             return {"rows": HostRows(rows)}
         batch = self.batch([rows] * len(self.teachers))
+        if rows and "ends" in rows[0] and not self.options.get("pack"):
+            self._forget_false_ends(rows, batch)
         return {**batch, "rows": HostRows(rows)} if self.lmbda else batch
+
+    def _forget_false_ends(self, rows: Rows, batch: Mapping[str, Any]) -> None:
+        """Takes the label from the token that ends a text where a row says that its text goes on (`ends` is False)."""
+        eos = self.student.vocab.roles.get("eos", (None,))[0]
+        for number, row in enumerate(rows):
+            if eos is not None and not row.get("ends", True):
+                last = int(batch["attention_mask"][number].nonzero()[-1])
+                if int(batch["input_ids"][number, last]) == eos:
+                    batch["labels"][number, last] = IGNORED
 
     def batch(self, rows: Sequence[Rows]) -> dict[str, Any]:
         """A batch from each teacher's own rows, whose student sides are the same."""

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
-from ..corpus.texts import pieces, read_texts
-from ..errors import ArtifactError, CorpusError, MismatchError, MissingExtraError, OptionError, SourceError, StoreError
+from ..errors import ArtifactError, MismatchError, MissingExtraError, OptionError, StoreError
+from ..export.model_folder import load_model
 from ..files import write_atomically
 from ..read import read_vocab
-from ..sources.locate import locate, tokenizer_files
 from .cache.read import TeacherCache
-from .config import DistillConfig, LoraConfig, XTokenConfig, check_config
+from .cache.write import CacheReport, write_teacher_cache
+from .checks import check_config
+from .config import DistillConfig, LoraConfig, XTokenConfig, model_source, template_of, tokenizer_source
+from .distillation import Distillation
+from .result import DistillResult, model_card, peak_memory, upload, write_student
+from .rows import check_templates, collator_of, cut_shares, hashes_of, make_rows, sources_of
 from .served import ServedTeacher
-from .teachers import TeacherSpec
+from .teachers import CACHED_KINDS, TeacherSpec
 from .trainer import XTokenTrainer, last_checkpoint, sound_checkpoint
 
 Report = Callable[[int, int, Mapping[str, float]], object]
@@ -32,7 +34,13 @@ Report = Callable[[int, int, Mapping[str, float]], object]
 
 Say = Callable[[str], object]
 
-_MEASURES = ("loss", "kd", "ce", "agreement", "misfits", "dropped_mass", "empty_mass", "chunks_used")
+_SAMPLE = 256
+"""Rows by which it is told how much of all rows is cut off."""
+
+_LENGTH = ("max_steps", "num_train_epochs")
+"""Options that may grow when a run has ended: it goes on."""
+
+_MEASURES = ("loss", "bits_per_byte", "kd", "ce", "agreement", "misfits", "dropped_mass", "empty_mass", "chunks_used")
 """The metrics that say how good a student is."""
 
 _FREE = (
@@ -40,39 +48,6 @@ _FREE = (
     *("report_to", "run_name", "project", "push_to_hub", "ddp_timeout"),
 )
 """Beginnings of options that may change while a run is going on: they do not change what comes out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillResult:
-    """What a run has made.
-
-    Attributes:
-        student: the folder of the distilled student.
-        steps: how many the run has had.
-        rows: how many it was trained on.
-        held_out: how many it was measured on.
-        teachers: each one's name, loss, mapping version and weight.
-        before: loss, kd, ce, agreement and so on, on the held-out rows; empty without any.
-        after: the same at the end.
-        training: the same of the last logging, on rows trained on.
-        seconds: of this call.
-        resumed: the step that this call went on from; 0 for the beginning.
-    """
-
-    student: Path
-    steps: int
-    rows: int
-    held_out: int
-    teachers: tuple[dict[str, Any], ...]
-    before: dict[str, float]
-    after: dict[str, float]
-    training: dict[str, float]
-    seconds: float
-    resumed: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON of `distill`."""
-        return {**vars(self), "student": str(self.student), "teachers": list(self.teachers)}
 
 
 def distill(
@@ -84,8 +59,8 @@ def distill(
 ) -> DistillResult:
     """Distils a student as a configuration says.
 
-    Called again with the same configuration, it goes on from the last checkpoint and ends with the same student; called
-    again after the end, it says what was made.
+    Called again with the same configuration, it goes on from the last checkpoint and ends with the same student. Called
+    again after the end, it says what was made; with more steps (`max_steps` or `num_train_epochs`) it goes on to those.
 
     Args:
         config: of the run.
@@ -103,19 +78,16 @@ def distill(
     started = perf_counter()
     check_config(config)
     folder = RunFolder(config.folder)
-    result = folder.read("result.json")
+    result = _ended_before(config, folder)
     resumed = 0
-    if result is not None and folder.student.is_dir():
-        # What decides a run and needs no model; vocabularies have one fingerprint whatever width their logits have.
-        student = read_vocab(_tokenizer_of(config.student)).fingerprint
-        folder.claim(config, {"texts": hashes_of(config.texts), "student": student})
-        say(f"{config.sentence}: this run has ended before, nothing is trained")
+    if result is not None:
+        say(f"{config.sentence}: this run has ended before, nothing is trained; more steps go on from its end")
     else:
         say(f"{config.sentence}: loading the models")
         trainer = _make_trainer(config, folder, store=store, report=report, say=say)
         distillation, processes = trainer.distillation, trainer.args.world_size
         facts = {
-            "texts": hashes_of(config.texts),
+            "texts": hashes_of(sources_of(config.texts)),
             "student": distillation.vocab.fingerprint,
             "mappings": [mapping.version for mapping in distillation.mappings],
             "processes": processes,
@@ -127,11 +99,18 @@ def distill(
             resumed = int(checkpoint.name.rpartition("-")[2])
             say(f"going on from step {resumed:,}")
         say("reading the texts")
+
+        def told(count: int) -> None:
+            say(f"reading the texts: {count:,} rows")
+
         with trainer.args.main_process_first(desc="the texts"):
-            rows, held_out = make_rows(config, folder.texts, processes)
-        result = _train(trainer, folder, rows, held_out, checkpoint, say)
+            rows, held_out = make_rows(config, folder.texts, processes, told)
+        if "messages" in rows.column_names:
+            check_templates(config, distillation.vocab, distillation.teacher_vocabs)
+        cut = _cut(distillation, rows, say)
+        result = {**_train(trainer, folder, rows, held_out, checkpoint, say), "cut": cut}
         say("writing the student")
-        _write(trainer, folder, result, _tokenizer_of(config.student))
+        _write(trainer, folder, result, config)
     return DistillResult(
         **{**result, "student": folder.student, "teachers": tuple(result["teachers"])},
         seconds=perf_counter() - started,
@@ -139,35 +118,125 @@ def distill(
     )
 
 
-def _make_trainer(config: DistillConfig, folder: RunFolder, *, store: Any, report: Report, say: Say) -> XTokenTrainer:
-    """The student, the teachers, their mappings and the trainer of a run."""
-    # This run's progress is shown by its caller.
+def cache_teacher(
+    config: DistillConfig,
+    folder: str | Path | None = None,
+    *,
+    teacher: int = 0,
+    top_k: int = 64,
+    batch_size: int = 8,
+    progress: Callable[[int, int], object] = lambda *_: None,
+    say: Say = lambda _: None,
+) -> CacheReport:
+    """Runs a teacher of a configuration over its rows, those that are held out too, and keeps what it says of them.
+
+    Args:
+        config: of the run.
+        folder: the cache's folder; by default `cache` in the run's.
+        teacher: which of the teachers.
+        top_k: tokens that are kept of each position.
+        batch_size: rows that the teacher reads at a time.
+        progress: is told the rows done, and how many there are.
+        say: is told what is being done.
+
+    Raises:
+        OptionError: there is no such teacher, it is a cache already, or its loss cannot be learnt from one.
+        MismatchError: the folder is the cache of other rows, settings or of another model.
+        SourceError: the model or a tokenizer cannot be found.
+        CorpusError: the texts cannot be read.
+    """
+    check_config(config)
+    if teacher >= len(config.teachers):
+        raise OptionError(f"there are {len(config.teachers)} teachers, counted from 0: there is no teacher {teacher}")
+    part, run_folder = config.teachers[teacher], RunFolder(config.folder)
+    kind = {**config.loss, **part.loss}.get("kind", "auto")
+    if part.cache is not None:
+        raise OptionError(f"teachers[{teacher}] is the cache {part.cache} already")
+    if part.url is not None:
+        raise OptionError(f"teachers[{teacher}] is served at {part.url}: ServedTeacher.write_cache keeps what it says")
+    if kind not in ("auto", *CACHED_KINDS):
+        raise OptionError(f"{kind} needs the teacher's whole distribution: a cache serves {', '.join(CACHED_KINDS)}")
+    _silence_transformers()
+    say("reading the texts")
+    rows, held_out = make_rows(config, run_folder.texts)
+    every = [*rows, *held_out]
+    say(f"loading {model_source(part)}")
+    model = load_model(model_source(part), part.dtype)
+    if torch.cuda.is_available() and not config.training.use_cpu:
+        model = model.to("cuda")
+    spec = TeacherSpec(model=model, tokenizer=tokenizer_source(part), chat_template=template_of(part))
+    collate = collator_of(config, read_vocab(tokenizer_source(config.student)), spec.vocab(), part)
+    if "messages" in rows.column_names:
+        check_templates(replace(config, teachers=(part,)), collate.tables.student, [collate.tables.teacher])
+        every = []
+        for number, row in enumerate([*rows, *held_out], start=1):
+            spans = collate.spans([row])
+            every.append({"teacher_ids": spans.teacher_ids[0][spans.teacher_mask[0]]})
+            if number % 100 == 0:
+                say(f"tokenising chats: {number:,} of {len(rows) + len(held_out):,}")
+    say("running the teacher")
+    place = run_folder.path / "cache" if folder is None else Path(folder).expanduser()
+    return write_teacher_cache(
+        model, every, place, teacher=collate, top_k=top_k, batch_size=batch_size, progress=progress
+    )
+
+
+def _silence_transformers() -> None:
+    """What is done is told by whoever called."""
     logging: Any = transformers.logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def _ended_before(config: DistillConfig, folder: RunFolder) -> dict[str, Any] | None:
+    """What a run has made that has ended; None for one that has not, or is to go on."""
+    result = folder.read("result.json")
+    if result is None or not folder.student.is_dir():
+        return None
+    # What decides a run and needs no model; vocabularies have one fingerprint whatever width their logits have.
+    student = read_vocab(tokenizer_source(config.student)).fingerprint
+    folder.claim(config, {"texts": hashes_of(sources_of(config.texts)), "student": student})
+    return folder.read("result.json")
+
+
+def _cut(distillation: Distillation, rows: Any, say: Say) -> dict[str, float]:
+    """The share of the tokens that rows lose at their limits, by the first rows; says so where some are lost."""
+    sample = [rows[number] for number in range(min(len(rows), _SAMPLE))]
+    by_teacher = [cut_shares(collate, sample) for collate in distillation.collate.collators]
+    shares = {side: max(each[side] for each in by_teacher) for side in ("student", "teacher")}
+    lost = [f"{100 * share:.1f}% of the {side}'s tokens" for side, share in shares.items() if share]
+    if lost:
+        say(f"cut off at max_student_tokens and max_teacher_tokens: {' and '.join(lost)}")
+    return shares
+
+
+def _make_trainer(config: DistillConfig, folder: RunFolder, *, store: Any, report: Report, say: Say) -> XTokenTrainer:
+    """The student, the teachers, their mappings and the trainer of a run."""
+    _silence_transformers()
     given = config.training
     seed = given.seed if given.data_seed is None else given.data_seed
     args: XTokenConfig = replace(given, output_dir=str(folder.checkpoints), data_seed=seed, disable_tqdm=True)
     transformers.set_seed(args.seed)
-    student = load_model(config.student.model, revision=config.student.revision, dtype=config.student.dtype)
+    student = load_model(model_source(config.student), config.student.dtype)
     if config.lora is not None:
         student = with_lora(student, config.lora)
     teachers = []
     for teacher in config.teachers:
         model: Any
         if teacher.model is not None:
-            model = load_model(str(teacher.model), revision=teacher.revision, dtype=teacher.dtype)
+            model = load_model(model_source(teacher), teacher.dtype)
         elif teacher.url is not None:
-            model = ServedTeacher(teacher.url, _tokenizer_of(teacher), **teacher.served)
+            model = ServedTeacher(teacher.url, tokenizer_source(teacher), **teacher.served)
         else:
             model = TeacherCache(str(teacher.cache))
         teachers.append(
             TeacherSpec(
                 model=model,
-                tokenizer=_tokenizer_of(teacher),
+                tokenizer=tokenizer_source(teacher),
                 mapping=teacher.mapping,
                 weight=teacher.weight,
                 loss=teacher.loss,
+                chat_template=template_of(teacher),
             )
         )
     say("finding or building the mappings")
@@ -175,23 +244,17 @@ def _make_trainer(config: DistillConfig, folder: RunFolder, *, store: Any, repor
         student,
         args,
         teacher=teachers,
-        tokenizer=_tokenizer_of(config.student),
+        tokenizer=tokenizer_source(config.student),
         loss=config.loss,
         combine=config.combine,
+        collate={**config.collate, "student_template": template_of(config.student)},
         store=store,
-        callbacks=[_Reporting(report)],
+        callbacks=[_Reporting(report, folder.metrics)],
         # The rows are read when it is known that the run's folder may be used.
         eval_dataset=[],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
-
-
-def _tokenizer_of(config: Any) -> str:
-    """Where the tokenizer of a student or a teacher is read from."""
-    if config.tokenizer is not None:
-        return str(config.tokenizer)
-    return f"{config.model}@{config.revision}" if config.revision else str(config.model)
 
 
 def _train(
@@ -214,10 +277,13 @@ def _train(
         before = measured()
         if before and trainer.args.should_save:
             folder.write("before.json", before)
+    _begin_metrics(trainer, folder, before, checkpoint)
     say("training")
     # Measuring draws from the generators, and a run that goes on does not measure again.
     transformers.set_seed(trainer.args.seed)
+    started = perf_counter()
     trainer.train(checkpoint)
+    speed = trainer.tokens_trained_on() / (perf_counter() - started)
     after = measured()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     distillation = trainer.distillation
@@ -234,20 +300,44 @@ def _train(
         "before": before,
         "after": after,
         "training": _measures(logged[-1], "") if logged else {},
+        "tokens_per_second": speed or None,
+        "peak_memory": peak_memory(),
     }
 
 
-def _write(trainer: XTokenTrainer, folder: RunFolder, result: Mapping[str, Any], tokenizer: str) -> None:
+def _begin_metrics(
+    trainer: XTokenTrainer, folder: RunFolder, before: Mapping[str, float], checkpoint: Path | None
+) -> None:
+    """Begins `metrics.jsonl` with what was measured first, and with what was logged up to a checkpoint."""
+    if not trainer.args.should_save:
+        return
+    first = [{"step": 0, **{f"eval_{name}": value for name, value in before.items()}}] if before else []
+    state = None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    logged = [] if state is None else [entry for entry in state.log_history if _is_logged(entry)]
+    lines = "".join(json.dumps(entry) + "\n" for entry in [*first, *logged])
+    write_atomically(folder.metrics, lines.encode())
+
+
+def _is_logged(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of the trainer's log is one of `metrics.jsonl`."""
+    return "loss" in entry or "eval_loss" in entry
+
+
+def _write(trainer: XTokenTrainer, folder: RunFolder, result: Mapping[str, Any], config: DistillConfig) -> None:
     """Writes the student and then the result, in one process; uploads the student where `push_to_hub` says so."""
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
-        write_student(trainer.accelerator.unwrap_model(trainer.model), folder.student, tokenizer)
+        write_student(
+            trainer.accelerator.unwrap_model(trainer.model),
+            folder.student,
+            tokenizer=tokenizer_source(config.student),
+            side=trainer.distillation.mappings[0].student,
+            chat_template=template_of(config.student),
+            card=model_card(config, result),
+        )
         if trainer.args.push_to_hub:
-            from huggingface_hub import HfApi
-
             # The trainer itself uploads checkpoints.
-            api, place = HfApi(token=trainer.args.hub_token), str(trainer.hub_model_id)
-            api.upload_folder(repo_id=place, folder_path=folder.student, revision=trainer.args.hub_revision)
+            upload(folder.student, trainer.args, str(trainer.hub_model_id))
         folder.write("result.json", result)
     trainer.accelerator.wait_for_everyone()
 
@@ -267,13 +357,17 @@ def _measures(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
 
 
 class _Reporting(transformers.TrainerCallback):
-    """Tells how training goes."""
+    """Tells how training goes, and adds what is logged to a file, a line of JSON each."""
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
+    def __init__(self, report: Report, metrics: Path) -> None:
+        self._report, self._metrics = report, metrics
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         logs = kwargs.get("logs") or {}
+        # Before training there is no file yet: what is measured then is its first line.
+        if _is_logged(logs) and state.is_world_process_zero and self._metrics.exists():
+            with self._metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**logs, "step": state.global_step}) + "\n")
         # What is measured before and after training is told by the result.
         measured = control.should_evaluate and "eval_loss" in logs
         if ("loss" in logs or measured) and state.is_world_process_zero:
@@ -292,6 +386,7 @@ class RunFolder:
         checkpoints: where checkpoints are.
         texts: where the rows are kept.
         student: where the student will be.
+        metrics: what is logged, as JSON lines.
     """
 
     def __init__(self, path: Path) -> None:
@@ -299,9 +394,12 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.texts = path / "texts"
         self.student = path / "student"
+        self.metrics = path / "metrics.jsonl"
 
     def claim(self, config: DistillConfig, facts: Mapping[str, Any]) -> None:
-        """Writes down what a run is begun with, or checks that it was begun with the same.
+        """Writes down what a run is begun with, or checks that it was begun with the same, or with fewer steps.
+
+        A run that is to go on beyond its end has no result any more.
 
         Args:
             config: the run's.
@@ -328,11 +426,36 @@ class RunFolder:
             if begun != given:
                 (self.path / "before.json").unlink(missing_ok=True)
             self.write("run.json", given)
+        elif self._is_longer(begun, given):
+            # First the result, so that a process that is killed here is not taken for one that has ended.
+            (self.path / "result.json").unlink(missing_ok=True)
+            self.write("run.json", {**begun, **given})
         elif different := _differences({name: begun.get(name) for name in given}, given):
             raise MismatchError(
                 f"{self.path} was begun with other settings ({'; '.join(different[:3])}): run with those to go on, or "
                 "name another output"
             )
+
+    def _is_longer(self, begun: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+        """Whether nothing differs but the steps, and there are more of them.
+
+        Raises:
+            MismatchError: there is no checkpoint to go on from.
+        """
+        before, now = dict(begun["config"]["training"]), dict(given["config"]["training"])
+        # Of 20 steps that were begun: 30 go on, 10 are another run. Epochs decide where steps are not given (-1).
+        steps, more_steps = (training.pop("max_steps", -1) for training in (before, now))
+        epochs, more_epochs = (training.pop("num_train_epochs", 1.0) for training in (before, now))
+        begun_rest = {name: begun.get(name) for name in given} | {"config": {**begun["config"], "training": before}}
+        rest = {**given, "config": {**given["config"], "training": now}}
+        checkpoint = last_checkpoint(self.checkpoints)
+        reached = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        longer = more_steps > max(steps, reached) if more_steps > 0 else steps <= 0 and more_epochs > epochs
+        if not longer or _differences(begun_rest, rest):
+            return False
+        if checkpoint is None:
+            raise MismatchError(f"{self.path} has no checkpoint to go on from: name another output")
+        return True
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder, None where it is not there.
@@ -372,98 +495,6 @@ def _differences(begun: Any, given: Any, where: str = "") -> list[str]:
     return [] if begun == given else [f"{where} is {begun!r} there, {given!r} here"]
 
 
-def make_rows(config: DistillConfig, folder: Path, processes: int = 1) -> tuple[Any, Any]:
-    """The rows to train on and those to measure on, as data sets that are read from the disk.
-
-    Args:
-        config: the run's.
-        folder: where they are kept; what is there already is taken from there.
-        processes: among which those to measure on can be shared out.
-
-    Raises:
-        CorpusError: a file cannot be read, or there are no texts.
-        MissingExtraError: `datasets` is not installed.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("Training", "train") from error
-    files = hashes_of(config.texts)
-    datasets.disable_progress_bars()
-    try:
-        rows = datasets.Dataset.from_generator(
-            _rows,
-            gen_kwargs={"given": (tuple(config.texts), tuple(files.items()), config.text_field, config.characters)},
-            features=datasets.Features({"text": datasets.Value("large_string")}),
-            cache_dir=str(folder),
-        )
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, CorpusError):
-            raise error.__cause__ from error
-        raise
-    return split(rows, config.holdout, config.training.seed, processes)
-
-
-def _rows(given: tuple[Any, ...]) -> Iterator[dict[str, str]]:
-    paths, _, field, characters = given
-    empty = True
-    for text in read_texts(paths, field=field):
-        for piece in pieces(text, characters):
-            if piece.strip():
-                empty = False
-                yield {"text": piece}
-    if empty:
-        # A data set without rows cannot be read back.
-        raise CorpusError(f"there is no text in {', '.join(paths)}: name files that have some")
-
-
-def split(rows: Any, holdout: int, seed: int, processes: int = 1) -> tuple[Any, Any]:
-    """Rows to train on, in their order, and rows to measure on, drawn from all; a tenth of them at most."""
-    aside = min(holdout, len(rows) // 10)
-    aside -= aside % processes
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return rows.select(np.sort(order[aside:])), rows.select(np.sort(order[:aside]))
-
-
-def hashes_of(names: Sequence[str]) -> dict[str, str]:
-    """A hash of each file's bytes; what is no file has none."""
-    hashes = {}
-    for name in names:
-        path = Path(name)
-        if path.is_file():
-            facts = path.stat()
-            hashes[name] = _hash_of(path.resolve(), facts.st_size, facts.st_mtime_ns)
-    return hashes
-
-
-@lru_cache(maxsize=1024)
-def _hash_of(path: Path, size: int, changed: int) -> str:  # noqa: ARG001 - a file that was changed is read again
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-    return f"content {digest}"
-
-
-def load_model(name: str, *, revision: str | None, dtype: str | None) -> Any:
-    """A causal language model from a folder or the Hub; code that comes with it is not run.
-
-    Raises:
-        SourceError: it cannot be found or loaded.
-    """
-    folder = Path(name).expanduser()
-    try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            str(folder) if folder.is_dir() else name,
-            revision=revision or "main",
-            dtype=getattr(torch, dtype) if dtype else "auto",
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise SourceError(
-            f"cannot load the model {name} ({reason}): give a folder or a Hub id with a causal language model"
-        ) from error
-
-
 def with_lora(model: Any, config: LoraConfig) -> Any:
     """The model with adapters.
 
@@ -488,22 +519,3 @@ def with_lora(model: Any, config: LoraConfig) -> Any:
     except ValueError as error:
         reason = str(error).strip().split("\n")[0]
         raise OptionError(f"lora cannot be put into this student ({reason}): see lora.target_modules") from error
-
-
-def write_student(model: Any, folder: Path, tokenizer: str) -> None:
-    """Writes the student with its tokenizer's files; the folder appears whole or not at all.
-
-    Args:
-        model: the student; adapters are merged into its weights.
-        folder: takes its name in the last step; what was there before is replaced.
-        tokenizer: the source of the student's tokenizer.
-    """
-    whole = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    beside = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(beside, ignore_errors=True)
-    whole.save_pretrained(beside)
-    for file in tokenizer_files(locate(tokenizer).path):
-        shutil.copyfile(file, beside / file.name)
-    if folder.exists():
-        shutil.rmtree(folder)
-    beside.rename(folder)

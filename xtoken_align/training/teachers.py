@@ -35,6 +35,7 @@ class TeacherSpec:
         mapping: a `Mapping`, its file or its name in the store; by default found in the store, or built and kept.
         weight: its share of the distillation loss; 1 divided by the number of teachers by default.
         loss: options of `XTokenLoss` for this teacher, over those that all teachers share.
+        chat_template: for chats, a Jinja template or a function from messages to text; by default its tokenizer's own.
     """
 
     model: Any
@@ -42,6 +43,7 @@ class TeacherSpec:
     mapping: Any = None
     weight: float | None = None
     loss: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: Any = None
 
     @property
     def source(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import shutil
 import warnings
@@ -82,6 +83,7 @@ class DistillationMixin(_Base):
         self._counts: Counts | None = None
         self._lost = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self._sums, self._evaluated = MetricSums(), MetricSums()
+        self._tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
         distillation.to(self.args.device)
         distillation.loss.train()
         self.add_callback(_AfterSteps(self))
@@ -125,6 +127,7 @@ class DistillationMixin(_Base):
         """The distillation loss; divided by the counts of the step, and multiplied by the ranks that average it."""
         output = self.distillation(model, inputs, self._counts)
         self._sums.add({**output.metrics, **metrics_of_answers(inputs)})
+        self._tokens += inputs["attention_mask"].sum()
         # Counts batches since the last finite loss without waiting for the device: 0 0 1 2 0 for "1.2 1.1 nan inf 1.3".
         self._lost = torch.where(output.loss.detach().isfinite(), 0, self._lost + 1)
         if self.distillation.per_batch:
@@ -141,6 +144,8 @@ class DistillationMixin(_Base):
         losses.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self.distillation(model, inputs)
+            if "bits_per_byte" not in output.metrics:
+                output.metrics["bits_per_byte"] = self.distillation.measured_bits(model, inputs)
         losses.train()
         self._evaluated.add(output.metrics)
         return output.loss.detach(), None, None
@@ -190,7 +195,7 @@ class DistillationMixin(_Base):
             load_loss(Path(checkpoint), self.distillation.loss)
             checkpoint = str(checkpoint)
             state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
-            if state.global_step >= (self.args.max_steps if self.args.max_steps > 0 else state.max_steps):
+            if state.global_step >= self._planned_steps(state):
                 # The run was cut off after its last step; the trainer itself would make one step more.
                 self._load_from_checkpoint(checkpoint)
                 self.state = state
@@ -202,6 +207,13 @@ class DistillationMixin(_Base):
         output = super().train(checkpoint, *args, **kwargs)
         self._refuse_lost(after=1)
         return output
+
+    def _planned_steps(self, state: TrainerState) -> int:
+        """How many steps this run is to have, which may be more than the one that wrote a checkpoint was to have."""
+        if self.args.max_steps > 0 or not state.epoch:
+            return max(self.args.max_steps, 0) or state.max_steps
+        # 8 steps in 0.533 epochs: half an epoch has 7.5, rounded up, whatever the last digit of the quotient is.
+        return math.ceil(self.args.num_train_epochs * state.global_step / state.epoch - 1e-6)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Saves; older checkpoints are removed when the new one is known to be whole."""
@@ -218,6 +230,10 @@ class DistillationMixin(_Base):
             folder = Path(str(self.args.output_dir))
             finish_checkpoint(folder / f"checkpoint-{self.state.global_step}", self.distillation.loss)
             rotate(folder, limit=limit, best=self.state.best_model_checkpoint)
+
+    def tokens_trained_on(self) -> int:
+        """How many tokens of the student this process and its like have trained on since they began."""
+        return int(self.accelerator.reduce(self._tokens, "sum"))
 
     def _lost_batches(self) -> float:
         """How many batches in a row had a loss that is no finite number, on average over the ranks."""

@@ -1,0 +1,122 @@
+"""`xtoken-align cache`."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .console import print_json, stderr_console, stdout_console
+
+if TYPE_CHECKING:
+    from ..training import CacheReport, DistillConfig
+
+
+@click.command("cache")
+@click.argument("config", type=click.Path(path_type=Path, dir_okay=False), metavar="CONFIG")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The cache's folder. [default: cache in the run's folder]",
+)
+@click.option(
+    "--teacher",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Which of the teachers, counted from 0.",
+)
+@click.option(
+    "--top-k", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens that are kept of each position."
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Rows that the teacher reads at a time.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress; print the folder alone.")
+def command(
+    config: Path, output: Path | None, teacher: int, top_k: int, batch_size: int, as_json: bool, quiet: bool
+) -> None:
+    """Run a teacher of a `distill` configuration over its texts once, and keep what it says.
+
+    A run then learns from the cache, without the teacher in memory. Written again after it was cut off, the cache goes
+    on with the first file that is missing.
+
+    \b
+    Examples:
+      xtoken-align cache run.yaml
+      xtoken-align cache run.yaml --top-k 128 -o ./cache
+    """
+    from ..training import cache_teacher, read_config
+
+    made = read_config(config, files=True)
+    gc.enable()
+    try:
+        with _progress(quiet=quiet) as (say, report):
+            done = cache_teacher(
+                made, output, teacher=teacher, top_k=top_k, batch_size=batch_size, progress=report, say=say
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on with the first file that is missing.") from None
+    if as_json:
+        print_json({**asdict(done), "folder": str(done.folder)})
+    elif quiet:
+        click.echo(done.folder)
+    else:
+        _render(done, made, teacher)
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[tuple[Callable[[str], object], Callable[[int, int], object]]]:
+    """What is being done, and a bar over the rows where stderr is a terminal, else a line for every tenth of them."""
+    if quiet:
+        yield lambda _: None, lambda *_: None
+        return
+    if not sys.stderr.isatty():
+        told = [0]
+
+        def tell(done: int, rows: int) -> None:
+            if 10 * done // max(rows, 1) > told[0]:
+                told[0] = 10 * done // max(rows, 1)
+                click.echo(f"{done:,} of {rows:,} rows", err=True)
+
+        yield lambda text: click.echo(text, err=True), tell
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=stderr_console()) as bar:
+        task = bar.add_task("", total=None)
+        yield (
+            lambda text: bar.update(task, description=text),
+            lambda done, rows: bar.update(task, completed=done, total=rows),
+        )
+
+
+def _render(done: CacheReport, config: DistillConfig, teacher: int) -> None:
+    """Prints what was written, and how a configuration names it."""
+    from ..training.config import tokenizer_source
+
+    console = stdout_console(least=60)
+    console.print(
+        f"{done.rows:,} rows, {done.positions:,} positions, {done.bytes / 1e6:,.1f} MB in {done.seconds:,.1f} s; "
+        f"{done.written:,} files written, {done.kept:,} were there",
+        soft_wrap=True,
+    )
+    console.print(f"Left out of the kept tokens: {100 * done.mean_rest:.2f}% of the probability", soft_wrap=True)
+    console.print(f"Written to {done.folder}. In the configuration, in place of the teacher's model:", soft_wrap=True)
+    source = tokenizer_source(config.teachers[teacher])
+    console.print(f"  {{cache: {done.folder}, tokenizer: {source}}}", soft_wrap=True)
