@@ -48,7 +48,8 @@ def test_its_adapters_need_no_more_than_their_comment_marks_taken_away(tmp_path:
     path = tmp_path / "run.yaml"
     written = starter("teacher", "student", ["a.txt"])
     before, after = written.split("lora: null\n")
-    path.write_text(before + re.sub(r"(?m)^# ", "", after))
+    adapters, blank, rest = after.partition("\n\n")
+    path.write_text(before + re.sub(r"(?m)^# ", "", adapters) + blank + rest)
     lora = read_config(path).lora
     assert lora is not None
     assert (lora.r, lora.lora_alpha) == (16, 32)
