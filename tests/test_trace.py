@@ -22,7 +22,7 @@ def test_a_tokens_way_to_its_gradient_stays_short(tmp_path: Path) -> None:
     # Of these, checks of the call, END and plausible paths, and the parts of fingerprints are about 60 functions. More
     # are the parts of functions that did not fit on a screen.
     assert files <= 52
-    assert functions <= 365
+    assert functions <= 370
 
 
 def test_a_training_step_stays_short(tmp_path: Path) -> None:
