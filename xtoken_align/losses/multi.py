@@ -38,10 +38,12 @@ class MultiTeacherLoss(torch.nn.Module):
         alpha_mb = A alpha_m exp(s_mb / t) / sum over n of alpha_n exp(s_nb / t),   t = weight_temperature
 
     s_mb is, over the row's tokens that count in the loss,
-      - "cross-entropy": minus the teacher's cross-entropy of the row, in nats per token of the student, so that
-        teachers with other tokenizers compare;
-      - "entropy": minus the mean entropy of the teacher's distributions, in nats;
-      - "confidence": the logarithm of the mean of its highest probability.
+
+    - "cross-entropy": minus the teacher's cross-entropy of the row, in nats per token of the student, so that teachers
+      with other tokenizers compare;
+    - "entropy": minus the mean entropy of the teacher's distributions, in nats;
+    - "confidence": the logarithm of the mean of its highest probability.
+
     Of a `TopK` the rest counts as spread evenly over the tokens that it does not list.
 
     Args:

@@ -198,10 +198,10 @@ class StudentConfig:
 
     Attributes:
         model: a folder, or a Hub id, for `from_pretrained`; code that comes with a model is not run.
-        tokenizer: what `read_vocab` takes, where the tokenizer is not in the model's place.
+        tokenizer: what `read_vocab` takes, where the tokenizer is not beside the model.
         revision: of a Hub id.
         dtype: of the weights. Mixed precision (`bf16`) trains weights that stay float32.
-        chat_template: for chats, a file with a Jinja template; by default the tokenizer's own.
+        chat_template: for chats, a file with a Jinja template; by default that of the tokenizer.
     """
 
     model: str
@@ -226,7 +226,7 @@ class TeacherConfig:
         mapping: a mapping's file or name; by default found in the store, or built and kept.
         weight: the teacher's share of the distillation loss.
         loss: options of the loss for this teacher, over those that all teachers share.
-        chat_template: for chats, a file with a Jinja template; by default the tokenizer's own.
+        chat_template: for chats, a file with a Jinja template; by default that of the tokenizer.
     """
 
     model: str | None = None
