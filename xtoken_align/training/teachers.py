@@ -13,6 +13,7 @@ import torch
 
 from ..errors import MismatchError, OptionError, VocabularyError
 from ..losses import FusedHead, Hidden, LossOutput, Teacher, TopK, fuse_head
+from ..losses.kinds import KINDS
 from ..mapping.mapping import Mapping as VocabMapping
 from ..read import read_vocab
 from ..spans.batch import block_mask
@@ -21,7 +22,7 @@ from ..vocab.vocab import Vocab
 from .cache.read import TeacherCache
 from .served import ServedTeacher
 
-CACHED_KINDS = ("partition-kl", "c-kl", "p-kl")
+CACHED_KINDS = tuple(name for name, kind in KINDS.items() if kind.partial_teachers)
 """Losses for which a teacher's best tokens are enough."""
 
 

@@ -16,11 +16,11 @@ from xtoken_align.mapping.mapping import Mapping
 from xtoken_align.spans.batch import SpanCollator
 from xtoken_align.training import TeacherCache, write_teacher_cache
 from xtoken_align.training.cache.format import loss_bound
+from xtoken_align.training.teachers import CACHED_KINDS
 from xtoken_align.vocab.kinds import Kind
 from xtoken_align.vocab.vocab import Vocab
 
 TEXTS = ["abcab cde", "xyxy zab", "a", "mnopq rst uvw", "babbab"]
-KINDS = ["partition-kl", "c-kl", "p-kl"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def step(mapping: Mapping, kind: str, logits: torch.Tensor, teacher: Any, batch:
     return float(made.kd), gradient
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CACHED_KINDS)
 @pytest.mark.parametrize("pack", [False, True])
 def test_a_cache_gives_the_losses_and_gradients_of_the_teacher_itself(
     tmp_path: Path, student: Vocab, vocab: Vocab, mapping: Mapping, model: Causal, kind: str, *, pack: bool
