@@ -33,7 +33,7 @@ import torch
 from train import ARMS, FULL, GPU, PAIRS, QUICK, Arm, Place, Settings, run_arm, run_bounds, world_of
 
 HERE = Path(__file__).parent
-SEEDED = ("CE", "CE + C-KL", "CE + GOLD", "CE + P-KL")
+SEEDED = ("CE", "CE + C-KL", "CE + GOLD", "CE + P-KL", "CE + ALM")
 """The arms that are trained with every seed."""
 FAMILIES = ("CE", "CE + C-KL", "CE + GOLD", "CE + ALM")
 """The arms of `families`, with the first seed."""
