@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import direction, print_json, stdout_console, steps, store_option, tokenizers
+from .console import (
+    check_place,
+    direction,
+    ignore_notes,
+    output_option,
+    print_json,
+    stdout_console,
+    steps,
+    store_option,
+    tokenizers,
+)
 
 if TYPE_CHECKING:
     from ..mapping.mapping import Mapping
@@ -19,9 +29,7 @@ if TYPE_CHECKING:
 @click.argument("sources", nargs=-1, metavar="TEACHER STUDENT", shell_complete=tokenizers)
 @click.option("--teacher", shell_complete=tokenizers, help="The teacher's tokenizer, instead of the first argument.")
 @click.option("--student", shell_complete=tokenizers, help="The student's tokenizer, instead of the second argument.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write this file instead of into the store."
-)
+@output_option
 @store_option
 @click.option("--name", help="The mapping's name in the store. [default: STUDENT--TEACHER]")
 @click.option("--top-k", type=int, default=4, show_default=True, help="Pieces of a decomposition that get weights.")
@@ -59,15 +67,10 @@ def command(sources: tuple[str, ...], **options: Any) -> None:
       xtoken-align build --teacher gpt-oss --student model.gguf --student-logits 32064
     """
     teacher, student = _pair(sources, options["teacher"], options["student"])
-    if options["output"] is not None and (options["store"] is not None or options["name"] is not None):
-        raise click.UsageError("-o names the file itself: give it alone, or --store and --name.")
+    check_place(options)
     started = perf_counter()
     if options["quiet"]:
-        import warnings
-
-        from ..errors import XTokenWarning
-
-        warnings.simplefilter("ignore", XTokenWarning)
+        ignore_notes()
     with steps(quiet=options["quiet"] or options["as_json"]) as say:
         mapping, path = _build(teacher, student, options, say)
     if options["quiet"]:

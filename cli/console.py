@@ -11,7 +11,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -33,6 +33,26 @@ store_option = click.option(
     help="The store's folder. [default: $XTOKEN_ALIGN_STORE, else the user's data folder]",
 )
 """`--store` of the commands that write there."""
+
+output_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write this file instead of into the store."
+)
+"""`-o` of the commands that write a mapping."""
+
+
+def check_place(options: Mapping[str, Any]) -> None:
+    """Refuses a file beside a place in the store: `--output` with `--store` or `--name`."""
+    if options["output"] is not None and (options["store"] is not None or options["name"] is not None):
+        raise click.UsageError("-o names the file itself: give it alone, or --store and --name.")
+
+
+def ignore_notes() -> None:
+    """Leaves the project's warnings unsaid, for `--quiet`."""
+    import warnings
+
+    from ..errors import XTokenWarning
+
+    warnings.simplefilter("ignore", XTokenWarning)
 
 
 def tokenizers(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:

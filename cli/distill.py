@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..visible import printable
-from .console import print_json, stderr_console, stdout_console, store_option
+from .console import ignore_notes, print_json, stderr_console, stdout_console, store_option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -102,11 +102,7 @@ def _run(config: DistillConfig, store: Path | None, *, quiet: bool) -> DistillRe
     # Switched off for short commands; a run of days needs it.
     gc.enable()
     if quiet:
-        import warnings
-
-        from ..errors import XTokenWarning
-
-        warnings.simplefilter("ignore", XTokenWarning)
+        ignore_notes()
     from ..training import distill
 
     try:

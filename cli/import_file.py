@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import direction, print_json, stdout_console, steps, tokenizers
+from .console import (
+    check_place,
+    direction,
+    ignore_notes,
+    output_option,
+    print_json,
+    stdout_console,
+    steps,
+    store_option,
+    tokenizers,
+)
 
 if TYPE_CHECKING:
     from ..export.imported import Imported
@@ -17,15 +27,8 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("teacher", shell_complete=tokenizers)
 @click.argument("student", shell_complete=tokenizers)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write this file instead of into the store."
-)
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The store's folder. [default: $XTOKEN_ALIGN_STORE, else the user's data folder]",
-)
+@output_option
+@store_option
 @click.option("--name", help="The mapping's name in the store. [default: STUDENT--TEACHER-imported]")
 @click.option("--drop-scale-trick", is_flag=True, help="Leave out the links that NeMo-RL's scale trick wrote.")
 @click.option("--student-logits", type=int, metavar="N", help="The student model's logit width.")
@@ -45,14 +48,9 @@ def command(file: Path, teacher: str, student: str, **options: Any) -> None:
       xtoken-align import projection.pt qwen3 llama-3
       xtoken-align import projection.pt qwen3 llama-3 --drop-scale-trick -o mapping.npz
     """
-    if options["output"] is not None and (options["store"] is not None or options["name"] is not None):
-        raise click.UsageError("-o names the file itself: give it alone, or --store and --name.")
+    check_place(options)
     if options["quiet"]:
-        import warnings
-
-        from ..errors import XTokenWarning
-
-        warnings.simplefilter("ignore", XTokenWarning)
+        ignore_notes()
     with steps(quiet=options["quiet"] or options["as_json"]) as say:
         imported, path = _import(file, teacher, student, options, say)
     if options["quiet"]:

@@ -7,20 +7,13 @@ from typing import Any
 
 import click
 
-from .console import direction, print_json, steps
+from .console import check_place, direction, output_option, print_json, steps, store_option
 
 
 @click.command("pull")
 @click.argument("repository", metavar="USER/REPO[@REVISION]")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write this file instead of into the store."
-)
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The store's folder. [default: $XTOKEN_ALIGN_STORE, else the user's data folder]",
-)
+@output_option
+@store_option
 @click.option("--name", help="The mapping's name in the store. [default: STUDENT--TEACHER]")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -40,9 +33,8 @@ def command(repository: str, **options: Any) -> None:
     from ..store.load import is_repository, load
     from ..store.store import Store
 
+    check_place(options)
     output: Path | None = options["output"]
-    if output is not None and (options["store"] is not None or options["name"] is not None):
-        raise click.UsageError("-o names the file itself: give it alone, or --store and --name.")
     if not is_repository(repository.partition("@")[0]):
         raise OptionError(f"{repository!r} is not a Hub id: expected user/repo or user/repo@revision, without -- or ..")
     if output is not None and output.exists() and not options["force"]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import mappings, print_json, stdout_console, steps, store_option, tokenizers
+from .console import ignore_notes, mappings, print_json, stdout_console, steps, store_option, tokenizers
 
 if TYPE_CHECKING:
     from ..export.transplant import Transplant
@@ -65,11 +65,7 @@ def command(model: str, tokenizer: str, **options: Any) -> None:
       xtoken-align transplant model.gguf Qwen/Qwen3-4B --out ./out --mapping qwen3--smollm2
     """
     if options["quiet"]:
-        import warnings
-
-        from ..errors import XTokenWarning
-
-        warnings.simplefilter("ignore", XTokenWarning)
+        ignore_notes()
     with steps(quiet=options["quiet"] or options["as_json"]) as say:
         moved = _transplant(model, tokenizer, options, say)
     if options["quiet"]:

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import re
-import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,33 +16,19 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+from experiments import scripts_of
 
 import xtoken_align
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "real_models"
-NAMES = sorted(file.stem for file in FOLDER.glob("*.py"))
 TEXTS = ["the cat sat on 12 mats, 201 of them", "a hat and a cat: 2012 hats, the end", "def f(x):\n    return x + 12\n"]
 
 
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[SimpleNamespace]:
-    """The experiment's modules, which are scripts beside each other."""
-    for package in ("torch", "transformers"):
-        pytest.importorskip(package)
-    import torch
-
-    threads, others = torch.get_num_threads(), {name: sys.modules.pop(name, None) for name in NAMES}
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield SimpleNamespace(**{name: __import__(name) for name in NAMES})
-    finally:
-        sys.path.remove(str(FOLDER))
-        torch.set_num_threads(threads)
-        for name, module in others.items():
-            sys.modules.pop(name, None)
-            if module is not None:
-                sys.modules[name] = module
+    with scripts_of(FOLDER) as modules:
+        yield modules
 
 
 def tokenizer_of(*, digits: bool, size: int) -> Any:

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from experiments import scripts_of
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "uncommon_token"
-NAMES = sorted(file.stem for file in FOLDER.glob("*.py"))
 MEASURED = {"exact", "first_digit", "later_digits", "packed", "perplexity"}
 
 
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[SimpleNamespace]:
-    """The experiment's modules, which are scripts beside each other."""
-    for package in ("torch", "transformers", "tokenizers"):
-        pytest.importorskip(package)
-    import torch
-
-    threads, others = torch.get_num_threads(), {name: sys.modules.pop(name, None) for name in NAMES}
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield SimpleNamespace(**{name: __import__(name) for name in NAMES})
-    finally:
-        sys.path.remove(str(FOLDER))
-        torch.set_num_threads(threads)
-        for name, module in others.items():
-            sys.modules.pop(name, None)
-            if module is not None:
-                sys.modules[name] = module
+    with scripts_of(FOLDER) as modules:
+        yield modules
 
 
 @pytest.fixture(scope="module")
