@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xtoken_align import Mapping, Vocab, build
-from xtoken_align.rules.pieces import decompose, equal_surfaces
+from xtoken_align.rules.pieces import Pair, decompose, equal_surfaces
 from xtoken_align.vocab.kinds import Kind
 
 Real = Callable[[str], Vocab]
@@ -142,6 +142,19 @@ def test_pieces_spell_their_token_unless_it_is_counted_as_lossy(real: Real, stud
     assert wrong == []
     assert not (pieces.lengths[tokens.kinds > Kind.BYTE] > 0).any()
     assert (by.kinds[pieces.ids] <= Kind.BYTE).all()
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("llama-3", "qwen3"), ("mistral-v1", "llama-3")])
+def test_both_ways_of_a_pair_are_written_as_each_alone(real: Real, student: str, teacher: str) -> None:
+    tokens, by = real(student), real(teacher)
+    pair = Pair.of(tokens, by)
+    for pieces, alone in (
+        (pair.student_pieces, decompose(tokens, by, equal_surfaces(tokens, by))),
+        (pair.teacher_pieces, decompose(by, tokens, equal_surfaces(by, tokens))),
+    ):
+        assert np.array_equal(pieces.lengths, alone.lengths)
+        assert np.array_equal(pieces.ids, alone.ids)
+        assert np.array_equal(pieces.lossy, alone.lossy)
 
 
 @pytest.mark.parametrize("teacher", ["qwen3", "mistral-v1", "llama-4", "o200k"])

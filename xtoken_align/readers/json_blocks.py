@@ -17,9 +17,12 @@ Hook = Callable[[list[tuple[str, Any]]], Any]
 _VOCAB = re.compile(r'"vocab"\s*:\s*(?=\{)')
 _KEY = re.compile(rb'"merges"\s*:\s*(?=\[\s*(?:\[\s*)?")')
 _END = {True: re.compile(rb'"\s*\]\s*\]'), False: re.compile(rb'"\s*\]')}
-_AT_END = {True: re.compile(rb'("\s*\]\s*\])\s*\}\s*\}\s*\Z'), False: re.compile(rb'("\s*\])\s*\}\s*\}\s*\Z')}
+_AT_END = {True: re.compile(rb'"\s*\]\s*\]\Z'), False: re.compile(rb'"\s*\]\Z')}
 _FIRST_OF_PAIRS = re.compile(rb'[^"]*("\s*,\s*")')
 _BETWEEN = {True: re.compile(rb'"\s*\]\s*,\s*\[\s*"'), False: re.compile(rb'"\s*,\s*"')}
+_ESCAPED = re.compile(rb'\\["\\]')
+_TAIL = 200
+"""Bytes from the last merge to the end of its list, spaces included."""
 _CONTROLS = re.compile(rb"[\x01-\x1f]")
 _MARK = "\uffffmerges\uffff"
 _VOCAB_MARK = "\uffffvocab\uffff"
@@ -156,11 +159,10 @@ def _take_out(data: bytes) -> tuple[bytes, Merges] | None:
         return None
     start = data.index(b'"', key.end()) + 1
     paired = data[key.end() : start].count(b"[") == 2
-    # Files have their merges at the end: what stands there is tried first, and is told by what it would hold.
-    last = data.rfind(b'"')
-    end = _AT_END[paired].match(data, last)
-    value = _value(_masked(data[start:last]), paired=paired) if end is not None else None
-    stop = 0 if end is None else end.end(1)
+    # In most files the last list is that of the merges: it is tried first, and is told by what it would hold.
+    stop = data.rfind(b"]") + 1
+    end = _AT_END[paired].search(data, max(start, stop - _TAIL), stop)
+    value = _value(_masked(data[start : end.start()]), paired=paired) if end is not None else None
     if value is None:
         masked = _masked(data[start:])
         place = _closing_quote(masked, paired=paired)
@@ -174,7 +176,7 @@ def _take_out(data: bytes) -> tuple[bytes, Merges] | None:
 
 def _masked(text: bytes) -> bytes:
     """A text in which every quote begins or ends a string: escaped ones are masked, in two bytes as before."""
-    return text.replace(b"\\\\", b"\1\1").replace(b'\\"', b"\2\2")
+    return _ESCAPED.sub(lambda match: b"\1\1" if match[0] == b"\\\\" else b"\2\2", text)
 
 
 def _closing_quote(masked: bytes, *, paired: bool) -> tuple[int, int] | None:

@@ -141,7 +141,7 @@ class Pair:
             )
             return cls(student, teacher, True, student_equal, student_pieces, teacher_pieces)  # noqa: FBT003
         student_pieces = decompose(student, teacher, student_equal)
-        teacher_pieces = decompose(teacher, student, equal_surfaces(teacher, student))
+        teacher_pieces = decompose(teacher, student, _the_other_way(student_equal, student, teacher))
         return cls(student, teacher, False, student_equal, student_pieces, teacher_pieces)  # noqa: FBT003
 
 
@@ -156,6 +156,17 @@ def equal_surfaces(tokens: Vocab, by: Vocab) -> NDArray[np.int32]:
     for kind, id_of in ((Kind.TEXT, by.written_text_id), (Kind.BYTE, by.lowest_byte_id)):
         ids = tokens.ids_of(kind)
         equal[ids] = [id_of.get(surfaces[token_id], -1) for token_id in ids.tolist()]
+    return equal
+
+
+def _the_other_way(student_equal: NDArray[np.int32], student: Vocab, teacher: Vocab) -> NDArray[np.int32]:
+    """`equal_surfaces(teacher, student)`, read off the other direction where no surface of either has two ids."""
+    if student.repeated_surfaces or teacher.repeated_surfaces:
+        return equal_surfaces(teacher, student)
+    # The students 0, 1, 2 with the teachers 4, none, 3: the teachers 3 and 4 have the students 2 and 0.
+    equal = np.full(len(teacher), -1, dtype=np.int32)
+    matched = np.flatnonzero(student_equal >= 0)
+    equal[student_equal[matched]] = matched
     return equal
 
 

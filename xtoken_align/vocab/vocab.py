@@ -207,7 +207,7 @@ class Vocab:
         table.pop(b"", None)
         return table
 
-    @property
+    @cached_property
     def repeated_surfaces(self) -> int:
         """How many text and byte ids have a surface that a lower id has already."""
         return len(self.speakable_ids) - len(self.lowest_text_id.keys() | self.lowest_byte_id.keys())
