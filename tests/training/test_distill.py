@@ -9,7 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ import xtoken_align
 from xtoken_align.errors import CorpusError, MismatchError, OptionError, SourceError, XTokenWarning
 from xtoken_align.training import DistillConfig, DistillResult, distill, rows, run, trainer, write_teacher_cache
 from xtoken_align.training.config_file import from_values
+from xtoken_align.training.result import headline_of
 from xtoken_align.training.rows import make_rows, split
 
 pytest.importorskip("datasets")
@@ -105,16 +106,43 @@ def test_bits_per_byte_are_those_of_whole_logits(start: Any, world: World, tmp_p
     without_labels = start("no-labels", loss={"ce_weight": 0.0}, training={"max_steps": 2})
     assert without_labels.before["bits_per_byte"] == pytest.approx(made.before["bits_per_byte"], rel=1e-5)
     _, held_out = make_rows(start.config("any"), tmp_path / "rows")
-    vocab, model = xtoken_align.read_vocab(world.student), world.load(world.student)
-    bits = size = 0.0
-    for row in held_out:
-        ids = torch.tensor([[1, *vocab.encode_batch([row["text"]])[0], 2]])
-        with torch.no_grad():
-            # The loss of transformers is a mean over all tokens but the first.
-            bits += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1) / math.log(2)
-        size += len(row["text"].encode())
-    assert made.before["bits_per_byte"] == pytest.approx(bits / size, rel=1e-5)
-    assert made.headline.startswith(f"held-out loss {bits / size:.2f} -> ")
+
+    def bits_per_byte(folder: Path) -> float:
+        vocab, model = xtoken_align.read_vocab(folder), world.load(folder)
+        bits = size = 0.0
+        for row in held_out:
+            ids = torch.tensor([[1, *vocab.encode_batch([row["text"]])[0], 2]])
+            with torch.no_grad():
+                # The loss of transformers is a mean over all tokens but the first.
+                bits += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1) / math.log(2)
+            size += len(row["text"].encode())
+        return bits / size
+
+    before, ceiling = bits_per_byte(world.student), bits_per_byte(world.teacher)
+    assert made.before["bits_per_byte"] == pytest.approx(before, rel=1e-5)
+    assert made.headline.startswith(f"held-out loss {before:.2f} -> ")
+    # The teacher's own, from whole logits or not; of several by number.
+    assert made.before["teacher_bits_per_byte"] == pytest.approx(ceiling, rel=1e-5)
+    assert made.after["teacher_bits_per_byte"] == made.before["teacher_bits_per_byte"]
+    assert f"; teacher {ceiling:.2f}" in made.headline
+    twice = [{"model": str(world.teacher)}] * 2
+    several = start("several", teachers=twice, training={"max_steps": 1, "fused": False})
+    for number in (0, 1):
+        assert several.after[f"teacher_bits_per_byte/{number}"] == pytest.approx(ceiling, rel=1e-5)
+    assert f"; best teacher {ceiling:.2f}" in several.headline
+
+
+def test_the_headline_says_how_near_the_teacher_the_student_has_come() -> None:
+    def said(after: float, **teachers: float) -> str:
+        measured = {"bits_per_byte": after, **{f"teacher_bits_per_byte{end}": bits for end, bits in teachers.items()}}
+        whole = headline_of({"before": {"bits_per_byte": 1.5}, "after": measured, "training": {}})
+        return whole.partition("%)")[2]
+
+    assert said(1.25, **{"": 1.0}) == "; teacher 1.00, 50% of the way"
+    assert said(0.99, **{"": 1.0}) == "; teacher 1.00, passed"
+    assert said(1.6, **{"": 0.98}) == "; teacher 0.980"
+    assert said(1.2, **{"/0": 1.2, "/1": 0.9}) == "; best teacher 0.900, 50% of the way"
+    assert said(1.2) == ""
 
 
 def test_what_is_logged_is_kept_line_by_line_and_once(start: Any, tmp_path: Path) -> None:
@@ -138,6 +166,47 @@ def test_what_is_logged_is_kept_line_by_line_and_once(start: Any, tmp_path: Path
     assert [(line["step"], line.get("loss", line.get("eval_loss"))) for line in again] == [
         (line["step"], line.get("loss", line.get("eval_loss"))) for line in lines
     ]
+
+
+class Writer:
+    """In place of TensorBoard's writer: notes what it is told."""
+
+    told: ClassVar[list[tuple[str, str, int]]] = []
+
+    def __init__(self, log_dir: str) -> None:
+        self.folder = log_dir
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        assert math.isfinite(value)
+        self.told.append((self.folder, name, step))
+
+    def add_text(self, *_: Any) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_tensorboard_has_all_that_is_measured_in_the_runs_folder(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.integrations import integration_utils
+
+    class StandIn(integration_utils.TensorBoardCallback):
+        def __init__(self) -> None:
+            self._SummaryWriter, self.tb_writer, self.logging_dir = Writer, None, None
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", StandIn)
+    Writer.told.clear()
+    start(training={"report_to": "tensorboard", "eval_steps": 3})
+    assert {folder for folder, _, _ in Writer.told} == {str(tmp_path / "run" / "tensorboard")}
+    steps = {name: [step for _, told, step in Writer.told if told == name] for _, name, _ in Writer.told}
+    # Before training, on the way, and after it.
+    assert steps["eval/bits_per_byte"] == steps["eval/teacher_bits_per_byte"] == [0, 3, 6, 6]
+    assert steps["train/loss"] == steps["train/bits_per_byte"] == steps["train/kd"] == [1, 2, 4, 6]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_that_has_ended_goes_on_with_more_steps(start: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from ..errors import OptionError
 from ..mapping.mapping import Mapping
 from ..spans.spans import Predictions, Spans
 from .checks import check_positions, check_tokenizers
-from .inputs import Hidden, Logits, TopK, compute_dtype, source_of
+from .inputs import Hidden, Logits, TopK, compute_dtype, logits_at, source_of
 from .options import check_floats, check_one_of, check_shape
 from .tables import live_tokens
 
@@ -38,7 +38,7 @@ def chunk_log_likelihoods(
         silent: int64, tokens without a probability.
     """
     rows = getattr(predictions, which)
-    logits = _logits_of(side, rows)
+    logits = logits_at(side, rows)
     scores = logits.to(compute_dtype(logits)).index_fill(1, silent, -torch.inf)
     own = getattr(predictions, f"{which}_tokens").long()
     # A row without any mass would make NaN of its gradient too.
@@ -49,14 +49,6 @@ def chunk_log_likelihoods(
     offsets = getattr(predictions, f"{which}_offsets")
     chunk = torch.arange(len(offsets) - 1, device=rows.device).repeat_interleave(offsets.diff())
     return log_probabilities.new_zeros(len(offsets) - 1).index_add(0, chunk, log_probabilities).clamp_max(0)
-
-
-def _logits_of(side: torch.Tensor | Logits | Hidden, rows: torch.Tensor) -> torch.Tensor:
-    if isinstance(side, Hidden):
-        states = side.states.flatten(0, 1).index_select(0, rows)
-        logits = torch.nn.functional.linear(states, side.weight, side.bias) * side.scale
-        return logits if side.softcap is None else side.softcap * torch.tanh(logits / side.softcap)
-    return (side.logits if isinstance(side, Logits) else side).flatten(0, 1).index_select(0, rows)
 
 
 def chunk_advantages(

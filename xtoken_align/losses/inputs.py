@@ -368,6 +368,15 @@ def _adds_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
     return bool((total == 16).all())
 
 
+def logits_at(side: torch.Tensor | Logits | Hidden, rows: torch.Tensor) -> torch.Tensor:
+    """The logits (n, V) at some positions, int64 (n,), counted through the batch: position t of row b is b * T + t."""
+    if isinstance(side, Hidden):
+        states = side.states.flatten(0, 1).index_select(0, rows)
+        logits = torch.nn.functional.linear(states, side.weight, side.bias) * side.scale
+        return logits if side.softcap is None else side.softcap * torch.tanh(logits / side.softcap)
+    return (side.logits if isinstance(side, Logits) else side).flatten(0, 1).index_select(0, rows)
+
+
 def source_of(side: Student | Teacher) -> Source:
     """A side as rows without its graph: what the student or the teacher hands in."""
     if isinstance(side, TopK):

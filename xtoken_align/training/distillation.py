@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from ..errors import MismatchError, OptionError, XTokenWarning
-from ..losses import FusedHead, LossOutput, Metric, MultiTeacherLoss, Student, XTokenLoss
+from ..losses import FusedHead, LossOutput, Metric, MultiTeacherLoss, Student, Teacher, TopK, XTokenLoss
+from ..losses.inputs import logits_at
 from ..mapping.audit import unpaired_ends
 from ..mapping.mapping import Mapping as VocabMapping
 from ..read import read_vocab
@@ -40,6 +41,9 @@ from .teachers import (
     vocab_of,
     weights_of,
 )
+
+TEACHER_BITS = "teacher_bits_per_byte"
+"""The metric of what a teacher itself spends on the labels."""
 
 Batch = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
@@ -149,16 +153,15 @@ class Distillation:
             LiveTeacher(spec.model, fused=fused) if cache is None else CachedTeacher()
             for spec, cache in zip(specs, caches, strict=True)
         ]
-        # How many bytes of text each token says; control tokens say none.
-        texts = np.isin(self.vocab.kinds, (Kind.TEXT, Kind.BYTE))
-        lengths = [len(surface) if says else 0 for surface, says in zip(self.vocab.surfaces, texts, strict=True)]
-        self._bytes = torch.tensor(lengths)
+        self._bytes = bytes_of_text(self.vocab)
+        self._teacher_bytes = list(map(bytes_of_text, self.teacher_vocabs))
         self._head: FusedHead | None = try_fuse_head(model) if fused else None
 
     def to(self, device: torch.device | str) -> Distillation:
         """Moves losses and teachers; batches and the student are moved by whoever owns them."""
         self.loss.to(device)
         self._bytes = self._bytes.to(device)
+        self._teacher_bytes = [each.to(device) for each in self._teacher_bytes]
         for teacher in self.teachers:
             teacher.to(torch.device(device))
         return self
@@ -218,6 +221,8 @@ class Distillation:
             output = self._head.output
         if (bits := self._bits(output.metrics["ce"], batch["labels"])) is not None:
             output.metrics["bits_per_byte"] = bits
+        if not self.loss.training:
+            output.metrics.update(self._bits_of_teachers(answers, batch["teachers"]))
         return output
 
     def _bits(self, cross_entropy: Metric, labels: torch.Tensor) -> Metric | None:
@@ -233,6 +238,28 @@ class Distillation:
         # A peer's form gives the mean of its batch, with 1 as its count.
         total = torch.where(count > 0, nats / count, torch.zeros_like(nats)) * len(ids)
         return total / math.log(2), self._bytes.to(ids.device)[ids].sum().to(nats)
+
+    @torch.no_grad()
+    def _bits_of_teachers(self, answers: Sequence[Teacher], sides: Sequence[Batch]) -> dict[str, Metric]:
+        """Bits of the labels by each teacher that runs, and the bytes of text in them: how far a student may come.
+
+        Those of a cache are left out: it knows the text's tokens only where they are among the best.
+        """
+        several, measured = len(answers) > 1, {}
+        for number, (answer, side, lengths) in enumerate(zip(answers, sides, self._teacher_bytes, strict=True)):
+            if isinstance(answer, TopK):
+                continue
+            ids = side["input_ids"]
+            counted = torch.as_tensor(side["spans"].spans.teacher_loss_mask, device=ids.device)
+            nats = torch.zeros((), device=ids.device)
+            for row in range(len(ids)):
+                # One row at a time, as in `measured_bits`.
+                positions = row * ids.shape[1] + counted[row, 1:].nonzero().squeeze(1)
+                logits = logits_at(answer, positions).float()
+                nats += torch.nn.functional.cross_entropy(logits, ids.flatten()[positions + 1], reduction="sum")
+            name = f"{TEACHER_BITS}/{number}" if several else TEACHER_BITS
+            measured[name] = nats / math.log(2), lengths.to(ids.device)[ids[:, 1:][counted[:, 1:]]].sum().to(nats)
+        return measured
 
     @torch.no_grad()
     def measured_bits(self, model: Any, batch: Batch) -> Metric:
@@ -266,6 +293,12 @@ class Distillation:
             end = f"/{number}" if several else ""
             value += weight * loss.options.kd_weight * means.get(f"scale{end}", 1.0) * means.get(f"kd{end}", 0.0)
         return float(value)
+
+
+def bytes_of_text(vocab: Vocab) -> torch.Tensor:
+    """How many bytes of text each token says, int64 (V,); control tokens say none."""
+    texts = np.isin(vocab.kinds, (Kind.TEXT, Kind.BYTE))
+    return torch.tensor([len(surface) if says else 0 for surface, says in zip(vocab.surfaces, texts, strict=True)])
 
 
 @dataclass(frozen=True, eq=False)

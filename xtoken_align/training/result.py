@@ -15,6 +15,7 @@ from ..files import TEMPORARY_PATTERN, whole_folder
 from ..mapping.mapping import Side
 from ..visible import printable
 from .config import DistillConfig
+from .distillation import TEACHER_BITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,9 @@ def headline_of(result: Mapping[str, Any]) -> str:
 
     >>> headline_of({"before": {"bits_per_byte": 2.31}, "after": {"bits_per_byte": 2.05}, "training": {}})
     'held-out loss 2.31 -> 2.05 bits per byte (-11%)'
+    >>> teacher = {"teacher_bits_per_byte": 1.98}
+    >>> headline_of({"before": {"bits_per_byte": 2.31}, "after": {"bits_per_byte": 2.05, **teacher}, "training": {}})
+    'held-out loss 2.31 -> 2.05 bits per byte (-11%); teacher 1.98, 79% of the way'
     >>> headline_of({"before": {}, "after": {}, "training": {"bits_per_byte": 1.5}})
     'loss 1.50 bits per byte on the last rows trained on; no rows were held out'
     """
@@ -74,11 +78,26 @@ def headline_of(result: Mapping[str, Any]) -> str:
         change = 100 * (after / before - 1) if before else 0.0
         # 0.975 -> 0.968 shows in three digits behind the point alone.
         digits = 2 if max(before, after) >= 1 else 3
-        return f"held-out loss {before:.{digits}f} -> {after:.{digits}f} bits per byte ({change:+.{_digits(change)}f}%)"
+        change_of = f"{before:.{digits}f} -> {after:.{digits}f} bits per byte ({change:+.{_digits(change)}f}%)"
+        return f"held-out loss {change_of}{_ceiling(before, result['after'])}"
     last = result["training"].get("bits_per_byte")
     if last is None:
         return "no rows were held out"
     return f"loss {last:.2f} bits per byte on the last rows trained on; no rows were held out"
+
+
+def _ceiling(before: float, measured: Mapping[str, float]) -> str:
+    """What the teacher itself reaches, and how much of the way there the student has come; of several, the best one."""
+    of_teachers = [value for name, value in measured.items() if name.partition("/")[0] == TEACHER_BITS]
+    if not of_teachers:
+        return ""
+    best, after = min(of_teachers), measured["bits_per_byte"]
+    way = ""
+    if after < best:
+        way = ", passed"
+    elif after < before:
+        way = f", {(before - after) / (before - best):.0%} of the way"
+    return f"; {'best ' if len(of_teachers) > 1 else ''}teacher {best:.{2 if best >= 1 else 3}f}{way}"
 
 
 def _digits(change: float) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import TrainerState
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..errors import ArtifactError, MismatchError, MissingExtraError, OptionError, StoreError
@@ -22,7 +23,7 @@ from .cache.read import TeacherCache
 from .cache.write import CacheReport, write_teacher_cache
 from .checks import check_config
 from .config import DistillConfig, LoraConfig, XTokenConfig, model_source, template_of, tokenizer_source
-from .distillation import Distillation
+from .distillation import TEACHER_BITS, Distillation
 from .result import DistillResult, model_card, peak_memory, upload, write_student
 from .rows import check_templates, collator_of, cut_shares, hashes_of, make_rows, sources_of
 from .served import ServedTeacher
@@ -40,7 +41,18 @@ _SAMPLE = 256
 _LENGTH = ("max_steps", "num_train_epochs")
 """Options that may grow when a run has ended: it goes on."""
 
-_MEASURES = ("loss", "bits_per_byte", "kd", "ce", "agreement", "misfits", "dropped_mass", "empty_mass", "chunks_used")
+_MEASURES = (
+    "loss",
+    "bits_per_byte",
+    TEACHER_BITS,
+    "kd",
+    "ce",
+    "agreement",
+    "misfits",
+    "dropped_mass",
+    "empty_mass",
+    "chunks_used",
+)
 """The metrics that say how good a student is."""
 
 _FREE = (
@@ -254,6 +266,10 @@ def _make_trainer(config: DistillConfig, folder: RunFolder, *, store: Any, repor
         eval_dataset=[],
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    for callback in trainer.callback_handler.callbacks:
+        # It knows its folder from where training begins, and what is measured before would go to the working directory.
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(folder.tensorboard)
     return trainer
 
 
@@ -387,6 +403,7 @@ class RunFolder:
         texts: where the rows are kept.
         student: where the student will be.
         metrics: what is logged, as JSON lines.
+        tensorboard: what is logged, for TensorBoard, if `report_to` names it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -395,6 +412,7 @@ class RunFolder:
         self.texts = path / "texts"
         self.student = path / "student"
         self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
 
     def claim(self, config: DistillConfig, facts: Mapping[str, Any]) -> None:
         """Writes down what a run is begun with, or checks that it was begun with the same, or with fewer steps.
