@@ -1,56 +1,77 @@
-"""Compiles every kernel for an architecture of GPUs, 80 or 90, and prints the name of each: no GPU is needed for it."""
+"""Compiles every kernel for an architecture of GPUs, 80 or 90, and prints what each needs: no GPU is needed for it."""
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from xtoken_align.losses import triton_kernels
+from xtoken_align.losses import kernels
 
-TENSORS = {"student": "bf16", "teacher": "bf16", "scores": "bf16", "values": "bf16", "lists": "i64", "threshold": "i64"}
-"""What pointers point to; others to float32, or to int32 where they are places."""
-PLACES = {"code", "member", "begin", "big", "lane", "slice_begin", "order", "source"}
-POINTERS = {*TENSORS, *PLACES, "our_joint", "their_joint", "out", "found", "weight", "kept", "numbers", "entropy"}
-POINTERS |= {"label_weight", "factor"}
+HALF = {"student", "teacher", "values"}
+PLACES = {"lists": "i64", "threshold": "i64", "cells": "i64", "other_cells": "i64", "ours": "i64", "theirs": "i64"}
+PLACES |= dict.fromkeys(("code", "tokens", "order", "work", "source"), "i32")
+FLOATS = {"masses", "found", "weight", "kept", "numbers", "entropy", "factors", "factor", "loss", "out", "other_out"}
+"""What pointers point to: bfloat16, places, or float32."""
 NUMBERS = {"inverse", "temperature", "beta"}
 """Arguments that are floats; the others that are no pointers are whole numbers."""
-SIZES = {"ROWS": 2, "BLOCK": 256, "LANES": 64}
+SIZES = {"ROWS": 2, "BLOCK": 2048, "LANES": 256}
 FORMS: list[tuple[str, dict[str, Any]]] = [
-    ("joint_masses", {"FIELD": 0}),
-    ("thresholds", {"CHOSEN": 1}),
-    ("sums", {"DIVERGENCE": 0, "TEMPERED": False, "LABELS": True}),
-    ("close_rows", {"DIVERGENCE": 1, "TEMPERED": True, "LABELS": True}),
+    ("copies", {}),
+    ("impossible", {}),
+    ("joint_masses", {}),
+    ("thresholds", {"CHOSEN": 1, "BLOCK": 4096}),
+    ("sums", {"DIVERGENCE": 0, "TEMPERED": False}),
+    ("close_rows", {"DIVERGENCE": 1, "TEMPERED": True, "BLOCK": 128}),
     ("mixtures", {}),
-    ("close_mixtures", {}),
-    ("gradients", {"DIVERGENCE": 1, "LABELS": True}),
+    ("close_mixtures", {"BLOCK": 128}),
+    ("gradients", {"DIVERGENCE": 1}),
+    ("totals", {"BLOCK": 1024}),
     ("multiplied", {}),
 ]
 
 
-def compile_kernel(name: str, form: dict[str, Any], architecture: int) -> None:
+def compile_kernel(name: str, form: dict[str, Any], architecture: int) -> bytes:
     """Down to the machine's code, by Triton's own assembler."""
-    kernel = getattr(triton_kernels, name)
+    kernel = getattr(kernels, name)
     switches = {"BOTH": False, "OUR_ALIGNED": True, "THEIR_ALIGNED": True, "OUT_ALIGNED": True}
-    given = {**switches, "CHOSEN": 1, "BY_KEPT": True, "TEXT": True, **SIZES, **form}
+    given = {**switches, "CHOSEN": 1, "BY_KEPT": True, "TEXT": True, "LABELS": True, "COPIES": True, **SIZES, **form}
     given = {argument: given[argument] for argument in kernel.arg_names if argument in given}
     types = dict.fromkeys(kernel.arg_names, "i32")
+    pointers = {**dict.fromkeys(HALF, "bf16"), **PLACES, **dict.fromkeys(FLOATS, "fp32")}
+    types |= {argument: "*" + pointers[argument] for argument in types if argument in pointers}
     types |= {argument: "fp32" for argument in types if argument in NUMBERS}
-    for argument in types:
-        if argument in POINTERS:
-            types[argument] = "*" + TENSORS.get(argument, "i32" if argument in PLACES else "fp32")
     types |= dict.fromkeys(given, "constexpr")
     places = {argument: (place,) for place, argument in enumerate(kernel.arg_names)}
-    even = {places[argument]: [["tt.divisibility", 16]] for argument in types if argument in POINTERS}
+    even = {places[argument]: [["tt.divisibility", 16]] for argument in types if argument in pointers}
     constants = {places[argument]: value for argument, value in given.items()}
     source = ASTSource(kernel, types, constexprs=constants, attrs=even)
-    assert "cubin" in triton.compile(source, target=GPUTarget("cuda", architecture, 32)).asm
+    options = {"num_warps": 8 if "OUR_ALIGNED" in kernel.arg_names else 4}
+    made: bytes = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["cubin"]
+    return made
+
+
+def resources(code: bytes) -> str:
+    """The registers of a thread, and the bytes that it keeps in memory because it has not enough of them."""
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not program.exists():
+        return ""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        told = subprocess.run([program, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
+    return f"{found[1]} registers, {found[2]} bytes" if found else ""
 
 
 if __name__ == "__main__":
     for kernel_name, kernel_form in FORMS:
-        compile_kernel(kernel_name, kernel_form, int(sys.argv[1]))
-        print(kernel_name)  # noqa: T201 - the test reads it
+        made = compile_kernel(kernel_name, kernel_form, int(sys.argv[1]))
+        print(kernel_name, resources(made))  # noqa: T201 - the test reads it

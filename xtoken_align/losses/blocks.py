@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..errors import OptionError
 from ..spans.spans import IGNORED
@@ -29,6 +30,7 @@ from .inputs import (
     compute_dtype,
     new_gradients,
 )
+from .lines import Lines, lines_of, sent
 from .plan import Batch, Block, Further, Ids, Part, block_sizes
 from .tables import Outcomes, Table, without
 
@@ -82,6 +84,7 @@ class Result:
         plausible: the teacher's mass on the text's outcome over that on its likeliest, where that is asked.
         cross_entropy: scalar, summed over the labels.
         gradients: of the logits or hidden states, the head, its bias and the links' log weights; None where not wanted.
+        totals: what all of this adds up to, where the kernels made it.
     """
 
     value: torch.Tensor
@@ -92,13 +95,109 @@ class Result:
     plausible: torch.Tensor
     cross_entropy: torch.Tensor
     gradients: list[torch.Tensor | None]
+    totals: Totals | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """What the numbers of a batch are multiplied by, on its device.
+
+    Attributes:
+        chunk: floats (N,), each chunk's weight.
+        factors: floats (4,): of the chunks' weighted values in the loss, of the labels' cross-entropies there, and of
+            both in the means that are reported.
+        labels: whether there are labels.
+    """
+
+    chunk: torch.Tensor
+    factors: torch.Tensor
+    labels: bool = False
+
+    @cached_property
+    def of_values(self) -> torch.Tensor:
+        """Floats (N,), what each chunk's value is multiplied by in the loss."""
+        return self.chunk * self.factors[0]
+
+
+Number = float | torch.Tensor
+
+
+def weights_of(
+    chunk: NDArray[np.float32],
+    factors: Sequence[Number],
+    constants: Sequence[Number],
+    like: torch.Tensor,
+    *,
+    labels: bool = True,
+) -> tuple[Weights, torch.Tensor]:
+    """The weights and some further numbers, sent to a device in one copy as far as they are on the host.
+
+    Args:
+        chunk: float32 (N,).
+        factors: four.
+        constants: the further numbers.
+        like: says on which device, and in which dtype what is made of it is computed.
+        labels: whether there are labels.
+    """
+    dtype, device = compute_dtype(like), like.device
+    values = [*factors, *constants]
+    if any(isinstance(one, torch.Tensor) and one.device.type != "cpu" for one in values):
+        there = [torch.as_tensor(one).to(device, dtype, non_blocking=True) for one in values]
+        own, heads = torch.from_numpy(chunk).to(device, dtype, non_blocking=True), torch.stack(there)
+        return Weights(own, heads[: len(factors)], labels), heads[len(factors) :]
+    kind = torch.empty(0, dtype=dtype).numpy().dtype
+    parts = [np.array([float(one) for one in part], dtype=kind) for part in (factors, constants)]
+    made = sent([*parts, chunk.astype(kind)], device)
+    return Weights(made[2], made[0], labels), made[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Totals:
+    """Sums over a pass's chunks, weighted, and over its labels: scalars in the order of the kernel that makes them.
+
+    Attributes:
+        loss: both, times their factors.
+        kd: of the values.
+        ce: of the labels' cross-entropies.
+        kd_mean: the first times the third factor.
+        ce_mean: the second times the fourth.
+        used: of the weights.
+        agrees: of `Result.agrees`; and so on.
+        dropped: see there.
+        empty: see there.
+        compared: see there.
+        chunks_used: how many chunks with a weight were compared.
+    """
+
+    loss: torch.Tensor
+    kd: torch.Tensor
+    ce: torch.Tensor
+    kd_mean: torch.Tensor
+    ce_mean: torch.Tensor
+    used: torch.Tensor
+    agrees: torch.Tensor
+    dropped: torch.Tensor
+    empty: torch.Tensor
+    compared: torch.Tensor
+    chunks_used: torch.Tensor
+
+
+def totals_of(result: Result, weights: Weights) -> Totals:
+    """What a pass's numbers add up to, by plain operations."""
+    chunk, factors = weights.chunk, weights.factors
+    kd, ce = (result.value * chunk).sum(), result.cross_entropy
+    parts = torch.stack([result.agrees, result.dropped, result.empty, result.compared])
+    loss, used = kd * factors[0] + ce * factors[1], chunk.sum()
+    counted = (result.compared * (chunk > 0)).sum()
+    return Totals(loss, kd, ce, kd * factors[2], ce * factors[3], used, *(parts * chunk).sum(dim=1), counted)
 
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
     """What stays the same from block to block; `result` and `gradients` are filled.
 
-    `numbers` (6, N) holds the result's numbers per chunk. With `kernels` Triton's compare the first term's outcomes.
+    `numbers` (6, N) holds the result's numbers per chunk, `entropies` what the kernels made of labels. With `kernels`
+    Triton's compare the first term's outcomes.
     """
 
     student: Source
@@ -107,10 +206,10 @@ class _Pass:
     path: str
     kernels: bool
     numbers: torch.Tensor
-    chunk_weight: torch.Tensor
-    label_weight: torch.Tensor | None
+    weights: Weights
     gradients: Gradients | None
     result: Result
+    entropies: list[torch.Tensor] = field(default_factory=list)
     buffers: cpu.Buffers = field(default_factory=cpu.Buffers)
 
 
@@ -120,8 +219,7 @@ def run(
     teacher: Source,
     objective: Objective,
     blocks: Sequence[Block],
-    chunk_weight: torch.Tensor,
-    label_weight: torch.Tensor | None,
+    weights: Weights,
     wanted: Sequence[bool],
 ) -> Result:
     """One pass over the blocks.
@@ -131,22 +229,22 @@ def run(
         teacher: the teacher's.
         objective: what is compared.
         blocks: the rows and chunks of each block.
-        chunk_weight: floats (N,); the gradient is that of the sum of chunk_weight * value and label_weight * CE.
-        label_weight: scalar, or None without labels.
+        weights: the gradient is that of `Totals.loss`.
         wanted: whether the gradient of states, head, bias and links is.
     """
     dtype, device = compute_dtype(student.states), student.states.device
-    numbers = torch.zeros(6, len(chunk_weight), dtype=dtype, device=device)
-    value, agrees, dropped, empty, compared_, plausible = numbers
-    entropy = torch.zeros((), dtype=dtype, device=device)
-    result = Result(value, agrees, dropped, empty, compared_, plausible, entropy, gradients=[None] * 4)
+    count = len(weights.chunk)
+    zeros = torch.zeros(6 * count + 1, dtype=dtype, device=device)
+    numbers = zeros[:-1].view(6, count)
+    result = Result(*numbers, zeros[-1], gradients=[None] * 4)
     compared, links = _with_leaf(objective) if wanted[3] else (objective, None)
-    lift = _lift(student, chunk_weight, label_weight)
+    lift = _lift(student, weights)
     path = _path(objective.implementation, student, teacher)
     kernels = path == "triton" and _suits_kernels(compared, teacher)
     lines = None
     if kernels and _whole(compared, student, teacher, blocks):
-        lines = triton.lines_of(blocks, in_batch=True, labels=label_weight is not None)
+        lines = lines_of(blocks, in_batch=True, labels=weights.labels)
+        lines = lines.with_idle(len(student.states)) if any(wanted) else lines
         blocks = tuple(_without_rows(blocks))
     firsts = _firsts([block.student_rows for block in blocks]), _firsts([block.teacher_rows for block in blocks])
     # What is added to what level one has written, or in another dtype than the logits', is added up in blocks apart.
@@ -154,30 +252,27 @@ def run(
     gradients = None
     if any(wanted):
         written = [block.student_rows for block, first in zip(blocks, firsts[0], strict=True) if first >= 0]
-        written = written if lines is None else [lines.student]
-        gradients = new_gradients(student, written, weight=wanted[1], bias=wanted[2], links=links)
-    pass_ = _Pass(
-        student,
-        teacher,
-        compared,
-        path=path,
-        kernels=kernels,
-        numbers=numbers,
-        chunk_weight=chunk_weight * lift,
-        label_weight=None if label_weight is None else label_weight * lift,
-        gradients=gradients,
-        result=result,
-    )
+        whole = lines is not None
+        gradients = new_gradients(student, written, whole=whole, weight=wanted[1], bias=wanted[2], links=links)
+    lifted = weights if lift is None else replace(weights, factors=weights.factors * lift)
+    pass_ = _Pass(student, teacher, compared, path, kernels, numbers, lifted, gradients, result)
     with torch.autocast(device.type, enabled=False):
         if lines is not None:
             out = None if gradients is None else gradients.states
             _compare_lines(lines, student.states, teacher.states, pass_, out)
         for block, student_first, teacher_first in zip(blocks, *firsts, strict=True):
             _run_block(block, student_first, teacher_first, pass_)
+    if path == "triton":
+        # Where lines are those of the batch, they have all labels.
+        entropies = [*pass_.entropies, result.cross_entropy[None]]
+        entropy = entropies[0] if lines is not None else torch.cat(entropies)
+        made = triton.add_up(numbers, entropy, weights.chunk, weights.factors)
+        result.totals = Totals(*made)
+        result.cross_entropy = result.totals.ce
     if gradients is not None:
         result.gradients = [gradients.states, gradients.weight, gradients.bias, gradients.links]
         for gradient in result.gradients:
-            if gradient is not None and isinstance(lift, torch.Tensor):
+            if gradient is not None and lift is not None:
                 gradient.div_(lift)
     return result
 
@@ -267,19 +362,17 @@ def _place_among(rows: Ids, read: Ids) -> Ids:
 
 
 def _compare_lines(
-    lines: triton.Lines, scores: torch.Tensor, teachers: torch.Tensor, pass_: _Pass, gradient: torch.Tensor | None
+    lines: Lines, scores: torch.Tensor, teachers: torch.Tensor, pass_: _Pass, gradient: torch.Tensor | None
 ) -> None:
     """Rows compared by Triton's kernels, with the labels' cross-entropies."""
-    term, result = pass_.objective.terms[0], pass_.result
+    term, weights = pass_.objective.terms[0], pass_.weights
     assert isinstance(term.table, Outcomes)
-    wanted = triton.Wanted(pass_.chunk_weight, pass_.label_weight, gradient)
-    entropy = triton.compare_rows(
-        scores, teachers, term.table, lines, wanted, pass_.numbers, measure=pass_.objective.measure, both=term.both
+    wanted = triton.Wanted(weights.chunk, weights.factors, weights.labels, gradient)
+    pass_.entropies.append(
+        triton.compare_rows(
+            scores, teachers, term.table, lines, wanted, pass_.numbers, measure=pass_.objective.measure, both=term.both
+        )
     )
-    if entropy is not None:
-        result.cross_entropy += entropy
-    if lines.late is not None and pass_.label_weight is not None:
-        _add_cross_entropy(scores, lines.late, pass_.label_weight, gradient, result)
 
 
 def _run_block(block: Block, student_first: int, teacher_first: int, pass_: _Pass) -> None:
@@ -304,7 +397,7 @@ def _run_block(block: Block, student_first: int, teacher_first: int, pass_: _Pas
         others = torch.from_numpy(block.teacher_rows).to(device, non_blocking=True)
         teachers = teacher.read(others, read[1], teacher_first)
     if by_kernels:
-        lines = triton.lines_of([block], in_batch=False, labels=pass_.label_weight is not None)
+        lines = lines_of([block], in_batch=False, labels=pass_.weights.labels)
         _compare_lines(lines, scores, teachers.scores, pass_, gradient)
     if len(block.teacher_rows):
         _compare_chunks(block, scores, teachers, pass_, gradient, skips=by_kernels)
@@ -312,8 +405,8 @@ def _run_block(block: Block, student_first: int, teacher_first: int, pass_: _Pas
             _compare_levels(block, levels, scores, teachers, pass_, gradient)
         for further in block.further:
             _compare_further(further, scores, teachers, pass_, gradient)
-    if block.labels is not None and pass_.label_weight is not None and not by_kernels:
-        _add_cross_entropy(scores, block.labels, pass_.label_weight, gradient, pass_.result)
+    if block.labels is not None and pass_.weights.labels and not by_kernels:
+        _add_cross_entropy(scores, block.labels, pass_.weights.factors[1], gradient, pass_.result)
     if gradients is not None and gradient is not None and not in_place:
         gradients.add(rows, scores, gradient)
 
@@ -336,15 +429,17 @@ def _with_leaf(objective: Objective) -> tuple[Objective, torch.Tensor]:
     return replace(objective, terms=(Term(term.formula, table),)), leaf
 
 
-def _lift(student: Source, chunk_weight: torch.Tensor, label_weight: torch.Tensor | None) -> float | torch.Tensor:
+def _lift(student: Source, weights: Weights) -> torch.Tensor | None:
     """What brings the largest weight near 1 where a head's products run in float16, in which less than 6e-8 is 0; else
-    1.
+    None.
     """
-    weights = chunk_weight if label_weight is None else torch.cat([chunk_weight, label_weight[None]])
-    if student.weight is None or student.states.dtype != torch.float16 or not len(weights):
-        return 1.0
+    if student.weight is None or student.states.dtype != torch.float16:
+        return None
+    largest = torch.cat([weights.of_values, weights.factors[1:2]] if weights.labels else [weights.of_values])
+    if not len(largest):
+        return None
     # A power of two, which changes no digit.
-    return torch.exp2(-weights.amax().clamp(1e-30, 1e30).log2().ceil())
+    return torch.exp2(-largest.amax().clamp(1e-30, 1e30).log2().ceil())
 
 
 def _firsts(rows: list[Ids]) -> list[int]:
@@ -377,9 +472,9 @@ def _compare_chunks(
             if number == 0 and skips:
                 continue
             if number == 0:
-                found = _fast(term, student, teacher, pass_, pass_.chunk_weight[chunks], place)
+                found = _fast(term, student, teacher, pass_, pass_.weights.of_values[chunks], place)
             if found is None:
-                weight = pass_.chunk_weight[chunks]
+                weight = pass_.weights.of_values[chunks]
                 found = _differentiate(term, student, teacher, pass_, weight, place, adds=number > 0)
             result = pass_.result
             result.value[chunks] += found.value
@@ -483,7 +578,7 @@ def _compare_levels(
     student = Reads(scores, objective.student_silent, wanted=gradient is not None)
     teacher = Reads(teachers.scores, objective.teacher_silent, teachers.log_rest)
     chunk = torch.from_numpy(levels.chunk).to(scores.device, non_blocking=True)
-    factor = pass_.chunk_weight[chunk]
+    factor = pass_.weights.of_values[chunk]
     how = objective.level_weight
     with torch.set_grad_enabled(gradient is not None):
         value, shares = level_values(student, teacher, levels, measure=objective.measure, level_weight=how)
@@ -524,7 +619,7 @@ def _compare_further(
     chunk = torch.from_numpy(further.chunk).to(scores.device, non_blocking=True)
     with torch.set_grad_enabled(gradient is not None):
         value, found = further.values(student, teacher, outcomes, objective.measure)
-        total = (value * pass_.chunk_weight[chunk]).sum()
+        total = (value * pass_.weights.of_values[chunk]).sum()
     if gradient is not None:
         student.add_gradient(total, gradient)
     result.value.index_put_((chunk,), value.detach(), accumulate=True)
@@ -562,7 +657,7 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        value: torch.Tensor,
+        value: list[torch.Tensor],
         rows_of: torch.Tensor | None,
         made: list[Sequence[torch.Tensor | None]],
         again: Callable[[], Sequence[torch.Tensor | None]],
@@ -570,7 +665,8 @@ class _Attached(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.rows_of, ctx.made, ctx.again = rows_of, made, again
         ctx.inputs = [None if one is None else (one.dtype, one.shape) for one in inputs]
-        return value.clone()
+        # In a list it is no input, so that it becomes the result as it is.
+        return value[0]
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor) -> Any:
@@ -620,7 +716,7 @@ def attach(
     """
     if all(gradient is None for gradient in gradients):
         return value
-    result: torch.Tensor = _Attached.apply(value, rows_of, [gradients], again, *inputs)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _Attached.apply([value], rows_of, [gradients], again, *inputs)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -629,38 +725,28 @@ def run_batch(
     teacher: Source,
     objective: Objective,
     batch: Batch,
-    *,
-    chunk_factor: torch.Tensor,
-    label_factor: torch.Tensor,
+    weights: Weights,
     link_log_weight: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, Result, torch.Tensor]:
-    """chunk_factor * sum of the chunks' weighted values + label_factor * sum of the labels' cross-entropies.
+) -> tuple[torch.Tensor, Result]:
+    """The sum of the chunks' weighted values and of the labels' cross-entropies, times their factors.
 
     Args:
         student: the student.
         teacher: the teacher; gets no gradient.
         objective: what is compared.
         batch: the plan.
-        chunk_factor: scalar, detached.
-        label_factor: scalar, detached.
+        weights: those of its chunks; whether there are labels is seen here.
         link_log_weight: floats (links,), with a graph, where W is learnt.
 
     Returns:
-        That scalar with the graph of the student and of the links' weights; the pass; and floats (N,), each chunk's
-        weight, 0 for misfits.
+        That scalar with the graph of the student and of the links' weights, and the pass with its totals.
     """
-    dtype, device = compute_dtype(student.states), student.states.device
-    weight = torch.from_numpy(batch.weight).to(device, dtype, non_blocking=True)
-    chunk_factor, label_factor = (one.to(device, dtype, non_blocking=True) for one in (chunk_factor, label_factor))
     inputs = [*student.inputs, link_log_weight]
     wanted = [torch.is_grad_enabled() and one is not None and one.requires_grad for one in inputs]
-    labels = any(block.labels is not None for block in batch.blocks)
-    # The pass makes the gradient of the whole sum, so the factors go into it; the value is made of its parts below.
-    arguments = (
-        (student, teacher, objective, batch.blocks),
-        (weight * chunk_factor, label_factor if labels else None, wanted),
-    )
-    result = run(*arguments[0], *arguments[1])
-    value = (result.value * weight).sum() * chunk_factor + result.cross_entropy * label_factor
-    loss = attach(value, inputs, result.gradients, lambda: run(*arguments[0], *arguments[1]).gradients)
-    return loss, result, weight
+    weights = replace(weights, labels=any(block.labels is not None for block in batch.blocks))
+    arguments = (student, teacher, objective, batch.blocks, weights, wanted)
+    result = run(*arguments)
+    if result.totals is None:
+        result.totals = totals_of(result, weights)
+    loss = attach(result.totals.loss, inputs, result.gradients, lambda: run(*arguments).gradients)
+    return loss, result

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
 from ..errors import OptionError
-from .blocks import Objective, Term, attach, run
+from .blocks import Objective, Term, Weights, attach, run
 from .divergence import Measure, compare, masked_sorted_distance, normalised, sorted_distance
 from .inputs import Compared, Rows, Source, compute_dtype
 from .options import (
@@ -264,7 +265,7 @@ def _of_rows(
     check_rows(student_logits, teacher_logits)
     dtype, rows = compute_dtype(student_logits), len(student_logits)
     # What divides the sum goes into the pass: a gradient that is right as it is need not be read once more.
-    factors = row_weights(student_logits, weight) * share_of_row(rows, weight, reduction)
+    factors = row_factors(student_logits, weight, reduction)
     if torch.compiler.is_compiling():
         # All rows at once: the compiler cuts them as it likes, and makes the gradient.
         sides = Rows(student_logits.to(dtype)), Rows(teacher_logits.detach().to(dtype))
@@ -279,14 +280,16 @@ def _of_rows(
         Source(states=teacher_logits.detach(), width=teacher_logits.shape[1]),
         objective,
         blocks_of_rows(rows, sizes),
-        factors,
-        None,
+        Weights(factors, _ones(student_logits.device, dtype)),
         (student_logits.requires_grad and torch.is_grad_enabled(), False, False, False),
     )
     result = run(*arguments)
-    values = result.value * factors
+    if reduction == "none":
+        value = result.value * factors
+    else:
+        value = (result.value * factors).sum() if result.totals is None else result.totals.loss
     return attach(
-        values if reduction == "none" else values.sum(),
+        value,
         [student_logits],
         result.gradients[:1],
         lambda: run(*arguments).gradients[:1],
@@ -318,6 +321,22 @@ def _kept(make: Callable[[bool], tuple[Term, ...]], *tensors: torch.Tensor) -> C
         return found[1]
 
     return terms
+
+
+@cache
+def _ones(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """The factors of a sum that is not multiplied by anything."""
+    with torch.inference_mode(mode=False):
+        return torch.ones(4, device=device, dtype=dtype)
+
+
+def row_factors(logits: torch.Tensor, weight: torch.Tensor | None, reduction: str) -> torch.Tensor:
+    """Floats (N,), what each row's value is multiplied by in the result, in the dtype of the values."""
+    share = share_of_row(len(logits), weight, reduction)
+    if weight is None:
+        assert isinstance(share, float)
+        return logits.new_full((len(logits),), share, dtype=compute_dtype(logits))
+    return row_weights(logits, weight) * share
 
 
 def share_of_row(rows: int, weight: torch.Tensor | None, reduction: str) -> float | torch.Tensor:
@@ -699,7 +718,7 @@ def alm(
     """
     check_one_of("reduction", reduction, REDUCTIONS)
     values = binary_ce(teacher_log_likelihood.detach(), student_log_likelihood, tau=tau)
-    values = values * (row_weights(values, weight) * share_of_row(len(values), weight, reduction))
+    values = values * row_factors(values, weight, reduction)
     return values if reduction == "none" else values.sum()
 
 

@@ -406,6 +406,7 @@ def new_gradients(
     source: Source,
     written: Sequence[NDArray[np.int64]],
     *,
+    whole: bool = False,
     weight: bool,
     bias: bool,
     links: torch.Tensor | None = None,
@@ -415,6 +416,7 @@ def new_gradients(
     Args:
         source: the student.
         written: the rows of logits that are written whole where they are to stand, which need not be set to 0.
+        whole: whether that is all of them.
         weight: whether the head's gradient is wanted.
         bias: whether that of its bias is.
         links: W's log weights as a leaf, where they are learnt.
@@ -422,7 +424,9 @@ def new_gradients(
     dtype = compute_dtype(source.states)
     # Of logits the gradient is as large as they are; bfloat16 has the range of float32, so nothing of it becomes 0.
     kept = torch.bfloat16 if source.weight is None and source.states.dtype == torch.bfloat16 else dtype
-    if source.weight is None and written:
+    if source.weight is None and whole:
+        states = torch.empty_like(source.states, dtype=kept, memory_format=torch.contiguous_format)
+    elif source.weight is None and written:
         states = torch.empty_like(source.states, dtype=kept, memory_format=torch.contiguous_format)
         others = np.setdiff1d(np.arange(len(states)), np.concatenate(written), assume_unique=True)
         states.index_fill_(0, torch.from_numpy(others).to(states.device, non_blocking=True), 0)

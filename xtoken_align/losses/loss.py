@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch._compile import _disable_dynamo
 from torch.utils._pytree import tree_map_only
 
@@ -21,7 +22,7 @@ from ..mapping.mapping import Mapping
 from ..spans.spans import IGNORED, Predictions, Spans
 from ..vocab.vocab import Vocab
 from .advantages import chunk_log_likelihoods
-from .blocks import Objective, Result, Term, attach, run_batch
+from .blocks import Number, Objective, Result, Term, Totals, Weights, attach, run_batch, totals_of, weights_of
 from .chain import Left, LevelOne, chain_trees
 from .checks import check_ids, check_labels, check_mapping, check_sides, check_spans
 from .exact import ExactPaths
@@ -89,6 +90,27 @@ class _Buffer:
     """Stands in a table for a tensor that the module holds as a buffer."""
 
     name: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """What a call multiplies and counts.
+
+    Attributes:
+        factors: see `Weights`.
+        chunks: how many chunks there are.
+        labels: how many labels.
+        scale: the factor of KD.
+    """
+
+    factors: tuple[Number, ...]
+    chunks: int
+    labels: int
+    scale: Number
+
+    def weights(self, chunk: NDArray[np.float32], misfits: int, like: torch.Tensor) -> tuple[Weights, torch.Tensor]:
+        """The weights of chunks, and the numbers of the metrics: chunks, labels, scale, 1, misfits, how many chunks."""
+        return weights_of(chunk, self.factors, (self.chunks, self.labels, self.scale, 1, misfits, len(chunk)), like)
 
 
 class XTokenLoss(torch.nn.Module):
@@ -314,18 +336,19 @@ class XTokenLoss(torch.nn.Module):
         label_count = 0 if own_labels is None else int((own_labels != IGNORED).sum())
         chunks = _divisor(num_chunks_in_batch, len(predictions))
         items = _divisor(num_items_in_batch, label_count)
-        factor = torch.ones((), dtype=torch.float64) if self.scale is None else self.scale.factor.clone()
-        kd_factor = share * self.options.kd_weight * factor / chunks
-        ce_factor = self.options.ce_weight / torch.as_tensor(items, dtype=torch.float64)
+        factor = 1.0 if self.scale is None else self.scale.factor.clone()
+        factors = (share * self.options.kd_weight * factor / chunks, self.options.ce_weight / items)
+        call = _Call((*factors, 1 / chunks, 1 / items), len(predictions), label_count, factor)
         compare = self._apart if self.options.kind in {"alm", "exact"} else self._distributions
-        loss, result, weights, misfits = compare(student, teacher, host, own_labels, kd_factor, ce_factor, shares)
-        counts = {"chunks": len(predictions), "labels": label_count}
-        metrics = self._metrics(result, weights, misfits, factor, shares, **counts)
+        loss, totals, constants = compare(student, teacher, host, own_labels, call, shares)
+        own = (totals.kd_mean, totals.ce_mean)
         if shares is not None:
             loss = loss + (shares.sum(loss) - loss).detach()
+            own = (shares.sum(own[0]), shares.sum(own[1]))
+        metrics = self._metrics(totals, constants, shares)
         if self.scale is not None and self.training:
             self.scale.add(metrics["kd"], metrics["ce"])
-        return LossOutput(loss, metrics["kd"][0] / chunks, metrics["ce"][0] / items, metrics)
+        return LossOutput(loss, *own, metrics)
 
     def _check_forms(self, teacher: Teacher, shares: Shares | None) -> None:
         """Refuses a teacher's or sharded logits' form that the kind cannot read."""
@@ -342,29 +365,19 @@ class XTokenLoss(torch.nn.Module):
                 f"{', '.join(able[:-1])} or {able[-1]}"
             )
 
-    def _metrics(
-        self,
-        result: Result,
-        weights: torch.Tensor,
-        misfits: int,
-        factor: torch.Tensor,
-        shares: Shares | None,
-        *,
-        chunks: int,
-        labels: int,
-    ) -> dict[str, Metric]:
-        """The parts and the counts of a call, summed over the ranks that share its logits."""
+    def _metrics(self, totals: Totals, constants: torch.Tensor, shares: Shares | None) -> dict[str, Metric]:
+        """The parts and the counts of a call, summed over the ranks that share its logits; see `_Call.weights`."""
         total = (lambda value: value) if shares is None else shares.sum
-        kd, ce = total((result.value * weights).sum()), total(result.cross_entropy)
-        one = kd.new_ones(())
+        chunks, labels, scale, one, misfits, count = constants.unbind()
         metrics = {
-            "kd": (kd, one * chunks),
-            "ce": (ce, one * labels),
-            "scale": (factor.to(kd, non_blocking=True), one),
-            **{
-                name: (total(numerator), total(denominator))
-                for name, (numerator, denominator) in _compared(result, weights, misfits).items()
-            },
+            "kd": (total(totals.kd), chunks),
+            "ce": (total(totals.ce), labels),
+            "scale": (scale, one),
+            "agreement": (total(totals.agrees), total(totals.compared)),
+            "chunks_used": (total(totals.chunks_used), total(count)),
+            "misfits": (total(misfits), total(count)),
+            "dropped_mass": (total(totals.dropped), total(totals.used)),
+            "empty_mass": (total(totals.empty), total(totals.used)),
         }
         if not KINDS[self.options.kind].agreement:
             del metrics["agreement"]
@@ -421,11 +434,10 @@ class XTokenLoss(torch.nn.Module):
         teacher: Teacher,
         spans: Spans,
         labels: Ids | None,
-        kd_factor: torch.Tensor,
-        ce_factor: torch.Tensor,
+        call: _Call,
         shares: Shares | None,
-    ) -> tuple[torch.Tensor, Result, torch.Tensor, int]:
-        """The loss with its graph, the pass, each chunk's weight, and how many chunks are misfits."""
+    ) -> tuple[torch.Tensor, Totals, torch.Tensor]:
+        """The loss with its graph, what the pass adds up to, and the constants of `_Call.weights`."""
         predictions = spans.predictions()
         left = None if self._level_one is None else self._level_one.left(spans, predictions)
         if shares is None:
@@ -444,16 +456,11 @@ class XTokenLoss(torch.nn.Module):
         if log_weight is not None:
             log_weight = log_weight if shares is None else shares.replicated(log_weight)
             objective = _with_weights(objective, log_weight)
-        loss, result, weights = run_batch(
-            source_of(student),
-            source_of(teacher),
-            objective,
-            batch,
-            chunk_factor=kd_factor,
-            label_factor=ce_factor,
-            link_log_weight=log_weight,
-        )
-        return loss, result, weights, batch.misfits
+        sources = source_of(student), source_of(teacher)
+        weights, constants = call.weights(batch.weight, batch.misfits, sources[0].states)
+        loss, result = run_batch(*sources, objective, batch, weights, log_weight)
+        assert result.totals is not None
+        return loss, result.totals, constants
 
     def _apart(
         self,
@@ -461,23 +468,21 @@ class XTokenLoss(torch.nn.Module):
         teacher: Teacher,
         spans: Spans,
         labels: Ids | None,
-        kd_factor: torch.Tensor,
-        ce_factor: torch.Tensor,
+        call: _Call,
         shares: Shares | None,
-    ) -> tuple[torch.Tensor, Result, torch.Tensor, int]:
+    ) -> tuple[torch.Tensor, Totals, torch.Tensor]:
         """`_distributions` for kinds without a common space, of which the cross-entropy alone is made in blocks."""
         assert shares is None
         predictions = spans.predictions()
-        loss, result = self._cross_entropy(student, teacher, predictions, labels, kd_factor, ce_factor)
-        weights = torch.from_numpy(predictions.weight).to(result.cross_entropy)
-        factor = kd_factor.to(weights)
+        loss, result = self._cross_entropy(student, teacher, predictions, labels, call)
+        weights, constants = call.weights(predictions.weight, 0, result.cross_entropy)
         if self._paths is None:
             values, known = self._likelihoods(student, teacher, predictions)
-            kd = (values * weights).sum() * factor
+            kd = (values * weights.of_values).sum()
         else:
-            kd, values = self._exact(self._paths, student, teacher, spans, weights, factor)
+            kd, values = self._exact(self._paths, student, teacher, spans, weights)
             known = torch.ones_like(values)
-        return loss + kd, _with_values(result, values.detach(), known), weights, 0
+        return loss + kd, totals_of(_with_values(result, values.detach(), known), weights), constants
 
     def _likelihoods(
         self, student: Student, teacher: Teacher, predictions: Predictions
@@ -507,8 +512,7 @@ class XTokenLoss(torch.nn.Module):
         student: Student,
         teacher: Teacher,
         spans: Spans,
-        weights: torch.Tensor,
-        factor: torch.Tensor,
+        weights: Weights,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Exact's part of the loss, with its graph, and each chunk's value, found along the bytes of its tokens."""
         predictions, objective = spans.predictions(), self.objective()
@@ -516,12 +520,12 @@ class XTokenLoss(torch.nn.Module):
         given: dict[str, Any] = {
             "silent": (objective.student_silent, objective.teacher_silent),
             "measure": self.options.measure,
-            "weight": weights * factor,
+            "weight": weights.of_values,
             "wanted": [torch.is_grad_enabled() and one is not None and one.requires_grad for one in sources[0].inputs],
         }
         values, gradients = paths.run(*sources, spans, predictions, **given)
         kd = attach(
-            (values * weights).sum() * factor,
+            (values * weights.of_values).sum(),
             sources[0].inputs,
             gradients,
             lambda: paths.run(*sources, spans, predictions, **given)[1],
@@ -534,8 +538,7 @@ class XTokenLoss(torch.nn.Module):
         teacher: Teacher,
         predictions: Predictions,
         labels: Ids | None,
-        kd_factor: torch.Tensor,
-        ce_factor: torch.Tensor,
+        call: _Call,
     ) -> tuple[torch.Tensor, Result]:
         """The labels' part alone, made in blocks."""
         nothing = Predictions(
@@ -543,29 +546,14 @@ class XTokenLoss(torch.nn.Module):
         )
         batch = self._plan(nothing, labels, None, fused=isinstance(student, Hidden))
         sources = source_of(student), source_of(teacher)
-        loss, result, _ = run_batch(*sources, self.objective(), batch, chunk_factor=kd_factor, label_factor=ce_factor)
-        return loss, result
+        weights, _ = call.weights(batch.weight, 0, sources[0].states)
+        return run_batch(*sources, self.objective(), batch, weights)
 
 
 def _with_values(result: Result, values: torch.Tensor, compared: torch.Tensor) -> Result:
     """A pass of the labels alone with the values of chunks that were made without it."""
     zeros = torch.zeros_like(values)
     return replace(result, value=values, agrees=zeros, dropped=zeros, empty=zeros, compared=compared.to(zeros))
-
-
-def _compared(result: Result, weights: torch.Tensor, misfits: int) -> dict[str, Metric]:
-    """What a pass could compare, as numerators and denominators."""
-    # Numbers of the host are filled in, since a copy of one would be waited for.
-    used, count = weights.sum(), weights.new_full((), len(weights))
-    parts = torch.stack([result.agrees, result.compared, result.dropped, result.empty])
-    agrees, compared, dropped, empty = (parts * weights).sum(dim=1)
-    return {
-        "agreement": (agrees, compared),
-        "chunks_used": ((result.compared * (weights > 0)).sum(), count),
-        "misfits": (count.new_full((), misfits), count),
-        "dropped_mass": (dropped, used),
-        "empty_mass": (empty, used),
-    }
 
 
 def _next_labels(labels: Ids) -> Ids:
@@ -628,7 +616,7 @@ def _divisor(given: Count | None, own: int) -> Count:
     """What a sum is divided by; where there is nothing to divide, 1."""
     if given is None:
         return max(own, 1)
-    return given.clamp_min(1) if isinstance(given, torch.Tensor) else max(given, 1)
+    return given.double().clamp_min(1) if isinstance(given, torch.Tensor) else max(given, 1)
 
 
 def _with_weights(objective: Objective, log_weight: torch.Tensor) -> Objective:

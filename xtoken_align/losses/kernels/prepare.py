@@ -1,0 +1,222 @@
+"""What is made before the sweeps: joint columns, keys of the best outcomes, copies of rows that leave tokens out."""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-not-found, import-untyped"
+# ruff: noqa: ANN001, ANN201, ANN202, N803 - a kernel takes plain pointers and numbers, many of them
+
+import triton
+import triton.language as tl
+
+from .read import (
+    BEST_OF_STUDENT,
+    CHUNK,
+    LISTED,
+    LOWEST,
+    Sides,
+    field,
+    joint_masses_at,
+    keys_of,
+    log_sum,
+    partners,
+    places_of,
+    scores_at,
+    tile_of,
+)
+
+DIGIT = tl.constexpr(11)
+"""Bits of an outcome's key that are looked at in one pass, of which there are five."""
+DIGIT_VALUES = tl.constexpr(2048)
+"""How many numbers these bits can make."""
+FIRST_DIGIT = tl.constexpr(44)
+"""Where the highest of them begin."""
+
+
+@triton.jit(do_not_specialize=["count"])
+def copies(student, teacher, out, other_out, ours, theirs, width, other_width, count, BLOCK: tl.constexpr):
+    """Copies of the rows of both sides that leave something out.
+
+    Args:
+        student: logits.
+        teacher: logits.
+        out: like the student's logits, the copies one after another.
+        other_out: the teacher's.
+        ours: int64 (count, 2), where each of the student's rows and its copy begin.
+        theirs: int64, the teacher's.
+        width: of the student's rows.
+        other_width: of the teacher's.
+        count: how many of the student's rows there are; those of the teacher follow.
+        BLOCK: tokens of a program.
+
+    Grid (rows of both sides, blocks of the wider side).
+    """
+    number = tl.program_id(0)
+    token = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    if number < count:
+        start, place = tl.load(ours + 2 * number), tl.load(ours + 2 * number + 1)
+        tl.store(out + place + token, tl.load(student + start + token, mask=token < width), mask=token < width)
+    else:
+        number -= count
+        start, place = tl.load(theirs + 2 * number), tl.load(theirs + 2 * number + 1)
+        mask = token < other_width
+        tl.store(other_out + place + token, tl.load(teacher + start + token, mask=mask), mask=mask)
+
+
+@triton.jit(do_not_specialize=["count", "other_count"])
+def impossible(out, other_out, cells, other_cells, count, other_count, BLOCK: tl.constexpr):
+    """-inf at some places of the copies: cells int64 (count,), other_cells int64 (other_count,). Grid (blocks,)."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    lowest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    own = tl.load(cells + place, mask=place < count, other=0)
+    tl.store(out + own, lowest.to(out.dtype.element_ty), mask=place < count)
+    own = tl.load(other_cells + place, mask=place < other_count, other=0)
+    tl.store(other_out + own, lowest.to(other_out.dtype.element_ty), mask=place < other_count)
+
+
+@triton.jit
+def _lane_sums(scores, start, real, tokens, first, last, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """Sums of exponentials along `tokens`, of which every lane takes one of `LANES`; relative to the lane's largest."""
+    place = tl.arange(0, LANES)
+    top = tl.full((ROWS, LANES), LOWEST, tl.float32)
+    total = tl.full((ROWS, LANES), 0.0, tl.float32)
+    for at in range(first, last, LANES):
+        token = tl.load(tokens + at + place, mask=at + place < last, other=-1)
+        value = scores_at(scores + start[:, None] + token[None, :], real[:, None] & (token >= 0)[None, :])
+        larger = tl.maximum(top, value)
+        more = tl.where(value == float("-inf"), 0.0, tl.exp(value - larger))
+        total = total * tl.exp(top - larger) + more
+        top = larger
+    return top, total
+
+
+@triton.jit(do_not_specialize=["rows", "joint", "parts"])
+def joint_masses(
+    student,
+    teacher,
+    lists,
+    tokens,
+    order,
+    work,
+    out,
+    rows,
+    joint,
+    parts,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Log of the sum over each joint column's tokens on both sides: out (2, n, joint + 1), -inf where none has any.
+
+    A program sums either one big column or `LANES` small ones. Those of a slice of small columns of the sizes 3, 2, 2
+    stand in `tokens` as 0 1 2, 3 4 5, 6 - -: the first tokens, the second ones, ...; a big column's as they are.
+
+    Args:
+        student: logits.
+        teacher: logits.
+        lists: the rows' lines.
+        tokens: int32, of all parts, -1 for none.
+        order: int32, the column of each lane of the slices, -1 for none.
+        work: int32 (parts, 4): the side, 0 or 1; where the part's tokens begin and end; its column if it is a big one,
+            else -1 less the place of its first lane in `order`.
+        out: see above.
+        rows: n.
+        joint: how many columns there are; one more holds what is outside of every column.
+        parts: how many parts there are.
+        ROWS: of a tile.
+        LANES: how many columns, or tokens of a big one, at once.
+
+    Grid (tiles of rows * parts,).
+    """
+    part = tl.program_id(0) % parts
+    row = (tl.program_id(0) // parts).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    exists = row < rows
+    real = exists & (field(lists, row, exists, CHUNK, -1) >= 0)
+    side, own = tl.load(work + 4 * part), tl.load(work + 4 * part + 3)
+    first, last = tl.load(work + 4 * part + 1), tl.load(work + 4 * part + 2)
+    start = tl.load(lists + row * LISTED + side, mask=real, other=0)
+    if side == 0:
+        top, total = _lane_sums(student, start, real, tokens, first, last, ROWS, LANES)
+    else:
+        top, total = _lane_sums(teacher, start, real, tokens, first, last, ROWS, LANES)
+    place = (row + side * rows.to(tl.int64)) * (joint + 1)
+    if own >= 0:
+        whole = tl.max(top, 1)
+        tl.store(out + place + own, log_sum(whole, tl.sum(total * tl.exp(top - whole[:, None]), 1)), mask=exists)
+    else:
+        column = tl.load(order - 1 - own + tl.arange(0, LANES))
+        mask = exists[:, None] & (column >= 0)[None, :]
+        tl.store(out + place[:, None] + column[None, :], log_sum(top, total), mask=mask)
+
+
+@triton.jit
+def _values_of(sides, tile, block, CHOSEN: tl.constexpr, BOTH: tl.constexpr, BLOCK: tl.constexpr):
+    """The log masses of the side whose best outcomes are looked for, as `outcomes` gives them; only it is read."""
+    place = tl.arange(0, BLOCK)
+    if block < sides.token_blocks:
+        token = block * BLOCK + place
+        partner, alone = partners(sides, token)
+        mask = tile.compares[:, None] & alone[None, :]
+        if CHOSEN == BEST_OF_STUDENT:
+            values = scores_at(sides.student + tile.ours[:, None] + token[None, :], mask)
+        else:
+            values = scores_at(sides.teacher + tile.theirs[:, None] + partner[None, :], mask)
+        if BOTH and CHOSEN == BEST_OF_STUDENT:
+            theirs = scores_at(sides.teacher + tile.theirs[:, None] + partner[None, :], mask)
+            values = tl.where(theirs == float("-inf"), float("-inf"), values)
+    else:
+        column = (block - sides.token_blocks) * BLOCK + place
+        mask = tile.compares[:, None] & (column < sides.joint)[None, :]
+        values = joint_masses_at(sides, tile.row[:, None], column[None, :], mask, 0 if CHOSEN == BEST_OF_STUDENT else 1)
+        if BOTH and CHOSEN == BEST_OF_STUDENT:
+            theirs = joint_masses_at(sides, tile.row[:, None], column[None, :], mask, 1)
+            values = tl.where(theirs == float("-inf"), float("-inf"), values)
+    return values
+
+
+@triton.jit(do_not_specialize=["rows", "other_width", "joint", "token_blocks", "blocks", "most"])
+def thresholds(
+    student,
+    teacher,
+    masses,
+    code,
+    lists,
+    out,
+    rows,
+    width,
+    other_width,
+    joint,
+    token_blocks,
+    blocks,
+    most,
+    CHOSEN: tl.constexpr,
+    BOTH: tl.constexpr,
+    OUR_ALIGNED: tl.constexpr,
+    THEIR_ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The key of the outcome that is the last of the best `most` of a row, 0 where there are fewer: out int64 (n,).
+
+    It is found digit by digit, from the highest: the outcomes whose keys begin like it are counted by their next digit.
+    Where all that begin like it are among the best, no further digit decides anything; so equal outcomes alone ask for
+    the last two digits, which are their places. Grid (n,).
+    """
+    sides = Sides(student, teacher, masses, code, lists, rows, width, other_width, joint, token_blocks)
+    tile = tile_of(sides, tl.program_id(0), OUR_ALIGNED, THEIR_ALIGNED, 1)
+    number = tl.arange(0, 2 * DIGIT_VALUES)
+    missing, prefix, shift = most, tl.program_id(0).to(tl.int64) * 0, FIRST_DIGIT + tl.program_id(0) * 0
+    while shift >= 0:
+        counts = tl.full((2 * DIGIT_VALUES,), 0, tl.int32)
+        for block in range(blocks):
+            values = _values_of(sides, tile, block, CHOSEN, BOTH, BLOCK)
+            keys = keys_of(values, places_of(sides, block, BLOCK)[None, :])
+            begins = (values != float("-inf")) & ((keys >> (shift + DIGIT)) == prefix)
+            # What does not count has a number that no digit has.
+            digit = tl.where(begins, (keys >> shift) & (DIGIT_VALUES - 1), 2 * DIGIT_VALUES - 1).to(tl.int32)
+            counts += tl.histogram(tl.reshape(digit, (BLOCK,)), 2 * DIGIT_VALUES)
+        counts = tl.where(number < DIGIT_VALUES, counts, 0)
+        from_here = tl.cumsum(counts, 0, reverse=True)
+        own = tl.max(tl.where(from_here >= missing, number, 0), 0)
+        missing -= tl.sum(tl.where(number > own, counts, 0), 0)
+        prefix = prefix * DIGIT_VALUES + own
+        if tl.sum(tl.where(number == own, counts, 0), 0) <= missing:
+            prefix = prefix << shift
+            shift = shift * 0
+        shift -= DIGIT
+    tl.store(out + tl.program_id(0), prefix)
