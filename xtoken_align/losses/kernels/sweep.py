@@ -299,7 +299,7 @@ def mixtures(
 
 
 @triton.jit
-def _slopes(log_q, log_p, given, mean, log_inside, beta, DIVERGENCE: tl.constexpr):
+def slopes_of(log_q, log_p, given, mean, log_inside, beta, DIVERGENCE: tl.constexpr):
     """What a divergence changes by with an outcome's log mass, over T."""
     if DIVERGENCE == FORWARD:
         slope = tl.exp(log_q) - tl.exp(log_p)
@@ -377,7 +377,7 @@ def gradients(
     log_q, log_p = _log_shares(kept, rows, tile.row, tile.real, ours, theirs, inverse)
     mean = row_numbers(kept, rows, tile.row, tile.real, ROW_MEAN)
     log_inside = row_numbers(kept, rows, tile.row, tile.real, ROW_LOG_INSIDE)
-    slope = _slopes(log_q, log_p, theirs != float("-inf"), mean, log_inside, beta, DIVERGENCE)
+    slope = slopes_of(log_q, log_p, theirs != float("-inf"), mean, log_inside, beta, DIVERGENCE)
     scale = row_numbers(kept, rows, tile.row, tile.real, ROW_SCALE)
     change = tl.where(counts & (scale != 0), scale * slope * part, 0.0)
     if LABELS:
