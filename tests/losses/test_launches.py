@@ -86,8 +86,8 @@ def launches_of(work: Callable[[], torch.Tensor], monkeypatch: pytest.MonkeyPatc
     work().backward()
     with counted(monkeypatch) as counts:
         work().backward()
-    # Reading a number that is on a device waits for it. The processor's way looks whether the loss's gradient is 1; on a
-    # GPU a kernel does, which multiplies by it.
+    # Reading a number that is on a device waits for it. The processor's way reads the gradient of the loss, to see if
+    # it is 1; on a GPU a kernel does, which multiplies by it.
     assert counts["_local_scalar_dense"] == 1, counts
     assert not counts["nonzero"], counts
     counts["multiplied"] += counts.pop("_local_scalar_dense")

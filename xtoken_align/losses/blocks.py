@@ -189,7 +189,10 @@ def totals_of(result: Result, weights: Weights) -> Totals:
     parts = torch.stack([result.agrees, result.dropped, result.empty, result.compared])
     loss, used = kd * factors[0] + ce * factors[1], chunk.sum()
     counted = (result.compared * (chunk > 0)).sum()
-    return Totals(loss, kd, ce, kd * factors[2], ce * factors[3], used, *(parts * chunk).sum(dim=1), counted)
+    agrees, dropped, empty, compared = (parts * chunk).sum(dim=1)
+    return Totals(
+        loss, kd, ce, kd * factors[2], ce * factors[3], used, agrees, dropped, empty, compared, chunks_used=counted
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +239,8 @@ def run(
     count = len(weights.chunk)
     zeros = torch.zeros(6 * count + 1, dtype=dtype, device=device)
     numbers = zeros[:-1].view(6, count)
-    result = Result(*numbers, zeros[-1], gradients=[None] * 4)
+    value, agrees, dropped, empty, compared_, plausible = numbers
+    result = Result(value, agrees, dropped, empty, compared_, plausible, zeros[-1], gradients=[None] * 4)
     compared, links = _with_leaf(objective) if wanted[3] else (objective, None)
     lift = _lift(student, weights)
     path = _path(objective.implementation, student, teacher)
