@@ -186,6 +186,29 @@ def unfuse_head(model: torch.nn.Module) -> torch.nn.Module:
     return head
 
 
+def captured(head: FusedHead, forward: Callable[[], object]) -> Hidden:
+    """The hidden states that a model hands to its head, with the head; nothing is computed of them.
+
+    Args:
+        head: the model's, fused.
+        forward: calls the model once.
+
+    Raises:
+        OptionError: as `FusedHead.computing`.
+    """
+    received: list[Hidden] = []
+
+    def keep(hidden: Hidden) -> LossOutput:
+        # In place of a loss.
+        received.append(hidden)
+        nothing = hidden.states.new_zeros(())
+        return LossOutput(nothing, nothing, nothing)
+
+    with head.computing(keep):
+        forward()
+    return received[0]
+
+
 @cache
 def _fused_class(cls: Any) -> type[FusedHead]:
     return type(f"Fused{cls.__name__}", (FusedHead, cls), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,33 @@ DIVIDED = ("logits_scaling",)
 """By what they divide them: Granite."""
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """The bound of the logits: Gemma, RecurrentGemma, xLSTM."""
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """An output head without its model: all that makes logits of hidden states.
+
+    Attributes:
+        weight: floats (V, D).
+        bias: floats (V,), or None.
+        scale: what the model multiplies its logits by.
+        softcap: the bound of the logits, or None.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scale: float
+    softcap: float | None
+
+    def to(self, device: torch.device | str | None) -> Head:
+        """The head on a device."""
+        return Head(
+            self.weight.to(device), None if self.bias is None else self.bias.to(device), self.scale, self.softcap
+        )
+
+    def hidden(self, states: torch.Tensor) -> Hidden:
+        """States (B, T, D) with the head: in its precision, or in that of autocast where it is on."""
+        return Hidden(_cast(states.to(self.weight.dtype)), self.weight, self.bias, self.scale, self.softcap)
 
 
 def output_head(model: torch.nn.Module) -> torch.nn.Module:
@@ -104,9 +132,7 @@ def hidden_of(head: torch.nn.Module, states: torch.Tensor, scale: float, softcap
         OptionError: the matrix is spread over ranks.
     """
     linear: Any = getattr(head, "base_layer", head)
-    device = states.device.type
-    if torch.is_autocast_enabled(device) and states.dtype != torch.float64:
-        states = states.to(torch.get_autocast_dtype(device))
+    states = _cast(states)
     if hasattr(linear.weight, "device_mesh"):
         raise OptionError(
             "the head's matrix must be whole on each rank while the loss is computed, but it is a DTensor; leave the "
@@ -121,6 +147,14 @@ def hidden_of(head: torch.nn.Module, states: torch.Tensor, scale: float, softcap
     if len(weights) > 1:
         weights = [torch.cat([one.to(states.dtype) for one in weights], dim=1)]
     return Hidden(torch.cat(inputs, dim=-1) if len(inputs) > 1 else states, weights[0], bias, scale, softcap)
+
+
+def _cast(states: torch.Tensor) -> torch.Tensor:
+    """States in the precision that autocast has a head compute in."""
+    device = states.device.type
+    if torch.is_autocast_enabled(device) and states.dtype != torch.float64:
+        return states.to(torch.get_autocast_dtype(device))
+    return states
 
 
 def _adapters(head: Any) -> list[tuple[Any, Any, Any, float]]:

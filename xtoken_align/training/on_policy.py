@@ -31,8 +31,8 @@ from ..spans.spans import IGNORED
 from ..vocab.kinds import Kind
 from ..vocab.roles import stop_ids
 from ..vocab.vocab import Vocab
+from .cache.model import at_rest
 from .cache.read import TeacherCache
-from .cache.write import at_rest
 from .config import XTokenConfig, refuse
 from .distillation import DistillationCollator
 from .teachers import plain

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from ..errors import MismatchError, OptionError, VocabularyError
-from ..losses import FusedHead, Hidden, LossOutput, Teacher, TopK, fuse_head
+from ..losses import FusedHead, Teacher, TopK, average_logits, fuse_head
+from ..losses.fuse import captured
+from ..losses.heads import Head
 from ..losses.kinds import KINDS
 from ..mapping.mapping import Mapping as VocabMapping
 from ..read import read_vocab
@@ -126,29 +128,32 @@ class LiveTeacher:
         if self._head is None:
             logits: torch.Tensor = self.model(**inputs).logits
             return logits.to(side["input_ids"].device)
-        received: list[Hidden] = []
-
-        def keep(hidden: Hidden) -> LossOutput:
-            # In place of a loss: nothing is computed from the states yet.
-            received.append(hidden)
-            nothing = hidden.states.new_zeros(())
-            return LossOutput(nothing, nothing, nothing)
-
-        with self._head.computing(keep):
-            self.model(**inputs)
-        return received[0]
+        return captured(self._head, lambda: self.model(**inputs))
 
 
 class CachedTeacher:
-    """A cache or a server; the collator has looked the batch's rows up, or asked about them."""
+    """A cache or a server; the collator has looked the batch's rows up, or asked about them.
+
+    Args:
+        head: the output head, of a cache of hidden states.
+        fused: whether logits may be left for the loss to make, block by block.
+    """
+
+    def __init__(self, head: Head | None = None, *, fused: bool = True) -> None:
+        self._head, self._fused = head, fused
 
     def to(self, device: torch.device) -> None:
-        """Has nothing to move."""
+        """Moves the head."""
+        self._head = None if self._head is None else self._head.to(device)
 
+    @torch.no_grad()
     def answer(self, side: Mapping[str, Any], segments: Any = None) -> Teacher:  # noqa: ARG002 - as for models
-        """What the teacher said of its side of a batch."""
-        top_k: TopK = side["top_k"]
+        """What the teacher said of its side of a batch: best tokens, or what a model that runs gives."""
         device = side["input_ids"].device
+        if self._head is not None:
+            hidden = self._head.hidden(side["states"].to(device))
+            return hidden if self._fused else average_logits([hidden]).logits
+        top_k: TopK = side["top_k"]
         return replace(
             top_k, ids=top_k.ids.to(device), log_probs=top_k.log_probs.to(device), rest=top_k.rest.to(device)
         )

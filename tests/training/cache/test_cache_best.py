@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xtoken_align.training.cache import write
-from xtoken_align.training.cache.write import best_tokens
+from xtoken_align.training.cache import model as running
+from xtoken_align.training.cache.model import best_tokens
 
 
 def slow(logits: torch.Tensor, top_k: int, dead: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -81,7 +81,7 @@ def test_half_precision_logits_are_counted_in_float32(dtype: torch.dtype) -> Non
 def test_blocks_of_rows_give_what_all_rows_give_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(11, 30)
     whole = best_tokens(logits, 5)
-    monkeypatch.setitem(write._TOGETHER, "cpu", 70)
+    monkeypatch.setitem(running._TOGETHER, "cpu", 70)
     assert all(map(torch.equal, best_tokens(logits, 5), whole))
 
 

@@ -20,7 +20,7 @@ from cache_models import Causal, files_of
 from xtoken_align import read_vocab
 from xtoken_align.errors import MismatchError, MissingExtraError, OptionError
 from xtoken_align.training import write_teacher_cache
-from xtoken_align.training.cache.format import CacheSettings, corpus_hash, hash_of_sum, make_settings
+from xtoken_align.training.cache.format import CacheSettings, corpus_facts, hash_of_sum, make_settings
 from xtoken_align.training.cache.ray_data import CacheShards, CorpusRows, _Number, cache_teacher_ray
 from xtoken_align.vocab.vocab import Vocab
 
@@ -139,14 +139,14 @@ def test_parts_of_a_corpus_in_any_order_have_the_hash_of_the_whole(
     assert [part["rows"] for part in parts] == [[2], [1], [3]]
     whole = hash_of_sum(sum(int(part["sum"][0], 16) for part in parts), 6)
     rows = [{"text": text} for text in TEXTS[:6]]
-    assert whole == corpus_hash(rows, teacher, settings_of)
+    assert whole == corpus_facts(rows, teacher, settings_of).hash
     # Every row counts, and its place: a corpus with one other row, or two exchanged, is another.
     for at in range(6):
         other = [*rows]
         other[at] = {"text": f"{rows[at]['text']}."}
-        assert corpus_hash(other, teacher, settings_of) != whole
-    assert corpus_hash([rows[1], rows[0], *rows[2:]], teacher, settings_of) != whole
-    assert corpus_hash([], teacher, settings_of) == hash_of_sum(0, 0) == ""
+        assert corpus_facts(other, teacher, settings_of).hash != whole
+    assert corpus_facts([rows[1], rows[0], *rows[2:]], teacher, settings_of).hash != whole
+    assert corpus_facts([], teacher, settings_of).hash == hash_of_sum(0, 0) == ""
 
 
 def test_a_worker_sorts_its_rows_and_refuses_gaps_and_repeats(

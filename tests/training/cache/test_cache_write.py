@@ -18,7 +18,7 @@ from xtoken_align.files import TEMPORARY_PATTERN
 from xtoken_align.spans.batch import SpanCollator
 from xtoken_align.training import TeacherCache, write_teacher_cache
 from xtoken_align.training.cache.format import MANIFEST
-from xtoken_align.training.cache.write import TeacherModel
+from xtoken_align.training.cache.model import TeacherModel
 from xtoken_align.vocab.kinds import Kind
 from xtoken_align.vocab.vocab import Vocab
 

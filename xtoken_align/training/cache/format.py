@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import pairwise
 from math import exp, log, log1p
 from pathlib import Path
@@ -21,15 +21,30 @@ from ...spans.units import End, check_side, encode_texts, offsets_of, units_of
 from ...vocab.kinds import Kind
 from ...vocab.vocab import Vocab
 
-SCHEMA = 1
-"""The layout that this package writes, and the newest that it reads."""
+Keep = Literal["top_k", "hidden"]
+"""What a cache keeps of a position: the best tokens, or the last hidden states."""
+
+SCHEMAS: dict[Keep, int] = {"top_k": 1, "hidden": 2}
+"""The layouts that this package writes and reads; version 0.2 reads the first alone."""
 
 MANIFEST = "cache.json"
 
 METADATA_KEY = b"xtoken_align.teacher_cache"
 """The entry of a shard's Parquet metadata that says what the shard is."""
 
-Precision = Literal["float16", "float32"]
+Precision = Literal["float16", "bfloat16", "float32"]
+
+PRECISIONS: dict[Keep, tuple[Precision, ...]] = {"top_k": ("float16", "float32"), "hidden": ("bfloat16", "float32")}
+"""How log-probabilities and hidden states can be kept, the usual one first."""
+
+COLUMNS: dict[Keep, tuple[str, ...]] = {"top_k": ("ids", "top_ids", "log_probs", "rest"), "hidden": ("ids", "states")}
+"""The columns of a shard that have a value for each position."""
+
+USUAL_TOP_K = 64
+
+_ROWS_PER_SHARD: dict[Keep, int] = {"top_k": 256, "hidden": 32}
+"""Rows of a file unless it is said otherwise: a file is in memory while it is written, and 256 rows of 512 states of
+4,096 numbers are 1 GB."""
 
 PROBE_TOLERANCE = 0.1
 """Nats that one model's log-probabilities may differ by between machines, on average over a probe. Two runs of a model
@@ -45,8 +60,8 @@ class CacheSettings:
         fingerprint: of the teacher's vocabulary.
         logits: the teacher's logit width.
         live: how many of the logits belong to tokens; padding and holes get no probability.
-        top_k: tokens kept per position.
-        dtype: how log-probabilities are kept.
+        top_k: tokens kept per position; 0 where hidden states are kept.
+        dtype: how log-probabilities or hidden states are kept.
         rows: how many rows the corpus has.
         rows_per_shard: rows in a file, the last one aside.
         bos: texts get the token that begins a text.
@@ -55,6 +70,9 @@ class CacheSettings:
         truncation_side: where they are cut.
         probe: log-probabilities that the model gave to its best tokens in a fixed row.
         corpus: a hash over the corpus's rows; empty where nobody took it.
+        keep: what is kept of a position.
+        hidden_size: numbers of a hidden state; 0 where none was seen.
+        head: a hash of the output head that makes logits of hidden states; empty where none was seen.
     """
 
     name: str
@@ -71,6 +89,9 @@ class CacheSettings:
     truncation_side: End
     probe: tuple[float, ...] = ()
     corpus: str = ""
+    keep: Keep = "top_k"
+    hidden_size: int = 0
+    head: str = ""
 
     @property
     def shards(self) -> int:
@@ -90,12 +111,29 @@ class CacheSettings:
 
     @property
     def stored(self) -> np.dtype[Any]:
-        """The dtype of kept log-probabilities, little-endian on every machine."""
-        return np.dtype({"float16": "<f2", "float32": "<f4"}[self.dtype])
+        """The dtype of what is kept, little-endian on every machine; numpy has no bfloat16 and gets its bits."""
+        return np.dtype({"float16": "<f2", "bfloat16": "<u2", "float32": "<f4"}[self.dtype])
+
+    @property
+    def position_bytes(self) -> int:
+        """What a position takes before it is compressed.
+
+        >>> settings = CacheSettings(name="t", fingerprint="f", logits=9, live=9, top_k=0, dtype="bfloat16", rows=10,
+        ...     rows_per_shard=4, bos=True, eos=True, max_teacher_tokens=None, truncation_side="right", keep="hidden",
+        ...     hidden_size=576)
+        >>> settings.position_bytes
+        1156
+        """
+        return 4 + (self.stored.itemsize * self.hidden_size if self.keep == "hidden" else top_k_bytes(self.top_k))
 
 
-_LATER = ("probe", "corpus")
-"""Settings that are compared in a way of their own, the second of which older caches have not."""
+def top_k_bytes(top_k: int, dtype: Precision = "float16") -> int:
+    """What the best tokens of a position take, with the rest, before they are compressed."""
+    return top_k * (4 + {"float16": 2, "bfloat16": 2, "float32": 4}[dtype]) + 4
+
+
+_LATER = ("probe", "corpus", "head", "hidden_size")
+"""Settings that are compared in a way of their own."""
 
 _WINDOW = 1024
 """How many rows of a corpus are hashed at a time."""
@@ -119,9 +157,10 @@ def make_settings(
     teacher: Vocab,
     rows: int,
     *,
-    top_k: int,
-    dtype: Precision,
-    rows_per_shard: int,
+    keep: Keep = "top_k",
+    top_k: int | None = None,
+    dtype: Precision | None = None,
+    rows_per_shard: int | None = None,
     bos: bool,
     eos: bool,
     max_teacher_tokens: int | None,
@@ -132,12 +171,19 @@ def make_settings(
     Raises:
         OptionError: an option has a value that makes no sense.
     """
+    if keep not in get_args(Keep):
+        raise OptionError(f"keep is {' or '.join(get_args(Keep))}, got {keep!r}")
+    if keep == "hidden" and top_k is not None:
+        raise OptionError("top_k says how many of the best tokens are kept: leave it out where keep is hidden")
+    dtype = PRECISIONS[keep][0] if dtype is None else dtype
+    rows_per_shard = _ROWS_PER_SHARD[keep] if rows_per_shard is None else rows_per_shard
+    top_k = USUAL_TOP_K if top_k is None else top_k
     numbers = {"top_k": top_k, "rows_per_shard": rows_per_shard}
     numbers |= {} if max_teacher_tokens is None else {"max_teacher_tokens": max_teacher_tokens}
     for name, value in numbers.items():
         check_positive(name, value)
-    if dtype not in get_args(Precision):
-        raise OptionError(f"dtype is {' or '.join(get_args(Precision))}, got {dtype!r}")
+    if dtype not in PRECISIONS[keep]:
+        raise OptionError(f"dtype is {' or '.join(PRECISIONS[keep])} where keep is {keep}, got {dtype!r}")
     check_side("truncation_side", truncation_side)
     live = int(live_ids(teacher).sum())
     return CacheSettings(
@@ -145,8 +191,9 @@ def make_settings(
         fingerprint=teacher.fingerprint,
         logits=len(teacher),
         live=live,
-        top_k=min(top_k, live),
+        top_k=0 if keep == "hidden" else min(top_k, live),
         dtype=dtype,
+        keep=keep,
         rows=rows,
         rows_per_shard=rows_per_shard,
         bos=bos,
@@ -201,7 +248,7 @@ def claim_folder(folder: Path, settings: CacheSettings) -> CacheSettings:
     except OSError as error:
         raise StoreError(f"cannot make the folder {folder} ({error.strerror}): choose another place") from error
     if not path.exists():
-        content = json.dumps({"schema": SCHEMA, **asdict(settings)}, indent=1).encode() + b"\n"
+        content = json.dumps({"schema": SCHEMAS[settings.keep], **asdict(settings)}, indent=1).encode() + b"\n"
         try:
             # Not replaced: of two processes that begin at once, the second checks itself against the first.
             write_atomically(path, content, overwrite=False)
@@ -231,11 +278,17 @@ def read_manifest(folder: Path) -> CacheSettings:
         raise StoreError(f"{folder} is no teacher cache: {MANIFEST} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged ({error}): write the cache anew") from error
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+    if not isinstance(values, dict) or not is_known(values.get("schema"), values):
         raise ArtifactError(
-            f"{path} is not a manifest of schema {SCHEMA}: write the cache anew, or use the release that wrote it"
+            f"{path} is not a manifest of schema {' or '.join(map(str, SCHEMAS.values()))}: write the cache anew, or "
+            "use the release that wrote it"
         )
     return settings_of(values, path)
+
+
+def is_known(schema: Any, settings: Any) -> bool:
+    """Whether a manifest or a shard with these settings, as JSON, is of a layout that this version reads."""
+    return isinstance(settings, dict) and (settings.get("keep", "top_k"), schema) in SCHEMAS.items()
 
 
 def settings_of(values: dict[str, Any], path: Path) -> CacheSettings:
@@ -246,13 +299,20 @@ def settings_of(values: dict[str, Any], path: Path) -> CacheSettings:
     """
     try:
         settings = CacheSettings(
-            **{field.name: values[field.name] for field in fields(CacheSettings) if field.name not in _LATER},
-            corpus=str(values.get("corpus", "")),
+            **{field.name: values[field.name] for field in fields(CacheSettings) if field.default is MISSING},
+            # What has a default is missing in caches of earlier versions.
             probe=tuple(float(value) for value in values["probe"]),
+            corpus=str(values.get("corpus", "")),
+            keep=values.get("keep", "top_k"),
+            hidden_size=values.get("hidden_size", 0),
+            head=str(values.get("head", "")),
         )
-        for name in ("logits", "live", "top_k", "rows_per_shard"):
+        hidden = settings.keep == "hidden"
+        for name in ("logits", "live", "rows_per_shard", *([] if hidden else ["top_k"])):
             check_positive(name, getattr(settings, name))
-        sound = type(settings.rows) is int and settings.rows >= 0 and settings.dtype in get_args(Precision)
+        if hidden and settings.rows:
+            check_positive("hidden_size", settings.hidden_size)
+        sound = type(settings.rows) is int and settings.rows >= 0 and settings.dtype in PRECISIONS[settings.keep]
     except (KeyError, TypeError, ValueError, OptionError) as error:
         raise ArtifactError(f"{path} is damaged ({type(error).__name__}: {error}): write the cache anew") from error
     if not sound:
@@ -276,6 +336,8 @@ def differences(present: CacheSettings, given: CacheSettings) -> list[str]:
     ]
     if not different and present.corpus and given.corpus and present.corpus != given.corpus:
         different.append("its corpus has other rows")
+    if not different and present.head and given.head and present.head != given.head:
+        different.append("the model's output head has other weights, or is in another precision")
     if not different and present.probe and given.probe:
         same = len(present.probe) == len(given.probe)
         away = float(np.mean(np.abs(np.subtract(present.probe, given.probe)))) if same else float("inf")
@@ -355,13 +417,28 @@ def teacher_ids(rows: Sequence[Any], teacher: Vocab, settings: CacheSettings) ->
     return [ids[max(len(ids) - limit, 0) :] for ids in whole]
 
 
-def corpus_hash(rows: Sequence[Any], teacher: Vocab, settings: CacheSettings) -> str:
-    """Tells corpora apart by all of their rows: shards of two corpora do not mix in one folder."""
-    total = 0
+@dataclass(frozen=True, slots=True)
+class CorpusFacts:
+    """What a teacher is to read.
+
+    Attributes:
+        hash: tells corpora apart by all of their rows, so that shards of two corpora do not mix in one folder.
+        positions: how many tokens it has.
+    """
+
+    hash: str
+    positions: int
+
+
+def corpus_facts(rows: Sequence[Any], teacher: Vocab, settings: CacheSettings) -> CorpusFacts:
+    """A corpus by its rows, as the teacher reads them."""
+    total = positions = 0
     for begin in range(0, len(rows), _WINDOW):
         span = range(begin, min(begin + _WINDOW, len(rows)))
-        total += sum_of_rows(span, teacher_ids([rows[row] for row in span], teacher, settings))
-    return hash_of_sum(total, len(rows))
+        ids = teacher_ids([rows[row] for row in span], teacher, settings)
+        total += sum_of_rows(span, ids)
+        positions += sum(map(len, ids))
+    return CorpusFacts(hash_of_sum(total, len(rows)), positions)
 
 
 def sum_of_rows(numbers: Iterable[int], ids: Iterable[Ids]) -> int:
@@ -471,6 +548,36 @@ class CachedRow:
     top_ids: Ids
     log_probs: NDArray[np.float32]
     rest: NDArray[np.float32]
+
+    def columns(self, settings: CacheSettings) -> tuple[NDArray[Any], ...]:
+        """What is kept of it, in the order of `COLUMNS`."""
+        return self.ids.astype("<i4"), self.top_ids.astype("<i4"), self.log_probs.astype(settings.stored), self.rest
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenRow:
+    """The hidden states that a teacher hands to its output head for a row.
+
+    Attributes:
+        ids: int32 (T,), the row.
+        states: float32 (T, D), or uint16 (T, D), the bits of bfloat16.
+    """
+
+    ids: Ids
+    states: NDArray[Any]
+
+    @property
+    def rest(self) -> NDArray[np.float32]:
+        """float32 (T,): nothing is left out."""
+        return np.zeros(len(self.ids), dtype=np.float32)
+
+    def columns(self, settings: CacheSettings) -> tuple[NDArray[Any], ...]:
+        """What is kept of it, in the order of `COLUMNS`."""
+        return self.ids.astype("<i4"), self.states.astype(settings.stored)
+
+
+Row = CachedRow | HiddenRow
+"""What is kept of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Reading a teacher cache: a teacher's best tokens for the rows of a batch, with no teacher in memory."""
+"""Reading a teacher cache: best tokens or hidden states for the rows of a batch, with no teacher in memory."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ from ...errors import ArtifactError, MismatchError, OptionError, StoreError
 from ...spans.units import Units, token_mask, units_of
 from ...vocab.vocab import Vocab
 from .format import (
+    COLUMNS,
     KEY_BYTES,
     METADATA_KEY,
-    SCHEMA,
     CachedRow,
     CacheSettings,
+    HiddenRow,
+    Keep,
+    Row,
     ShardFacts,
     Truncation,
     differences,
     digest_of,
     hash_of,
+    is_known,
     key_of,
     live_ids,
     pyarrow,
@@ -39,9 +43,10 @@ from .format import (
 )
 
 if TYPE_CHECKING:
-    from ...losses import TopK
+    import torch
 
-_LISTS = ("ids", "top_ids", "log_probs", "rest")
+    from ...losses import Hidden, TopK
+    from ...losses.heads import Head
 
 
 class Shard:
@@ -65,6 +70,7 @@ class Shard:
     def __init__(self, folder: Path, shard: int, settings: CacheSettings) -> None:
         self.path = folder / shard_name(shard)
         self._settings = settings
+        self._lists = COLUMNS[settings.keep]
         self._group: tuple[int, dict[str, list[NDArray[Any]]]] | None = None
         if not self.path.is_file():
             raise StoreError(f"{self.path} is missing: run the teacher again over the same rows, it will be added")
@@ -76,7 +82,7 @@ class Shard:
             rows = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
             self._begins = np.cumsum([0, *rows])
 
-    def row(self, place: int) -> CachedRow:
+    def row(self, place: int) -> Row:
         """The row at a place of the shard.
 
         Raises:
@@ -86,10 +92,13 @@ class Shard:
             group = int(np.searchsorted(self._begins, place, side="right")) - 1
             if self._group is None or self._group[0] != group:
                 self._group = group, self._read_group(group)
-            columns = [self._group[1][name][place - int(self._begins[group])] for name in _LISTS]
+            columns = [self._group[1][name][place - int(self._begins[group])] for name in self._lists]
             if digest_of(columns) != self._digests[place] or key_of(columns[0]) != self.keys[place]:
                 raise self._damaged(f"row {self.facts.rows[0] + place} is not what was written")
             # Copies, since the file's own arrays cannot be written, and one row of them would keep its whole group.
+            if self._settings.keep == "hidden":
+                ids, states = (column.copy() for column in columns)
+                return HiddenRow(ids, states)
             ids, top_ids, rest = (columns[place].copy() for place in (0, 1, 3))
             shape = (len(ids), self._settings.top_k)
             return CachedRow(ids, top_ids.reshape(shape), _restored(columns[2].reshape(shape), rest), rest)
@@ -106,8 +115,8 @@ class Shard:
     def _read_facts(self, shard: int) -> ShardFacts:
         content = (self._file.schema_arrow.metadata or {}).get(METADATA_KEY)
         values = json.loads(content) if content else None
-        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-            raise self._damaged(f"it says nothing of a teacher cache of schema {SCHEMA}")
+        if not isinstance(values, dict) or not is_known(values.get("schema"), values.get("settings")):
+            raise self._damaged("it says nothing of a teacher cache that this version knows")
         different = differences(settings_of(values["settings"], self.path), self._settings)
         if different:
             raise MismatchError(
@@ -130,13 +139,26 @@ class Shard:
         return keys, digests
 
     def _read_group(self, group: int) -> dict[str, list[NDArray[Any]]]:
-        table = self._file.read_row_group(group, columns=list(_LISTS), use_threads=False)
+        table = self._file.read_row_group(group, columns=list(self._lists), use_threads=False)
         lists = {}
-        for name in _LISTS:
+        for name in self._lists:
             column = table.column(name).combine_chunks()
             chunks = column.chunks if hasattr(column, "chunks") else [column]
-            lists[name] = [part for chunk in chunks for part in _lists(chunk)]
+            lists[name] = [part for chunk in chunks for part in self._parts(name, chunk)]
         return lists
+
+    def _parts(self, name: str, column: Any) -> list[NDArray[Any]]:
+        """The rows' parts of a column: of [7 8 9 4 5] with offsets [0 3 5] these are [7 8 9] and [4 5]."""
+        values, size = column.values, self._settings.hidden_size
+        if name != "states":
+            whole = values.to_numpy(zero_copy_only=False)
+        elif not len(values):
+            whole = np.zeros((0, size), dtype=self._settings.stored)
+        else:
+            # A state is one value, its bytes.
+            whole = np.frombuffer(values.buffers()[1], dtype=self._settings.stored).reshape(-1, size)
+            whole = whole[values.offset :]
+        return [whole[begin:end] for begin, end in pairwise(column.offsets.to_numpy())]
 
     @contextmanager
     def _sound(self) -> Iterator[None]:
@@ -155,12 +177,6 @@ class Shard:
         return ArtifactError(
             f"{self.path} is damaged ({reason}): run the teacher again over the same rows, it will be replaced"
         )
-
-
-def _lists(column: Any) -> list[NDArray[Any]]:
-    values = column.values.to_numpy(zero_copy_only=False)
-    bounds = column.offsets.to_numpy()
-    return [values[begin:end] for begin, end in pairwise(bounds)]
 
 
 def _restored(log_probs: NDArray[Any], rest: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -210,13 +226,14 @@ class TeacherCache:
         self._shards: OrderedDict[int, Shard] = OrderedDict()
         self._lock = Lock()
         self._index: tuple[NDArray[Any], NDArray[np.int64]] | None = None
+        self._head: Head | None = None
         self.teacher = teacher
         if teacher is not None:
             self.check(teacher)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files and locks stay where they are.
-        return {**vars(self), "_shards": OrderedDict(), "_lock": None, "teacher": None}
+        # Open files, locks and the head, which may be gigabytes, stay where they are.
+        return {**vars(self), "_shards": OrderedDict(), "_lock": None, "_head": None, "teacher": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=Lock())
@@ -227,7 +244,7 @@ class TeacherCache:
     def __str__(self) -> str:
         return f"the cache {self.folder}"
 
-    def __getitem__(self, row: int) -> CachedRow:
+    def __getitem__(self, row: int) -> Row:
         """What the teacher said of a row.
 
         Raises:
@@ -259,6 +276,8 @@ class TeacherCache:
         """
         for shard in range(self.settings.shards):
             Shard(self.folder, shard, self.settings).verify()
+        if self.settings.head:
+            self.head()
         return self.truncation()
 
     def truncation(self) -> Truncation:
@@ -328,23 +347,107 @@ class TeacherCache:
             -1, the log-probabilities -inf and the rest 1.
 
         Raises:
-            OptionError: a row was not cached, or is not the one that was.
+            OptionError: a row was not cached, or is not the one that was; or hidden states are kept.
             StoreError: a shard is missing.
             ArtifactError: a shard is damaged.
         """
+        self._check_keep("top_k")
+        cached, units = self._rows(rows, ids, mask, segments, length)
+        return placed(cached, units, top_k=self.settings.top_k, width=self.settings.logits, device=device)
+
+    def hidden(
+        self,
+        rows: Sequence[int] | None = None,
+        *,
+        ids: Any = None,
+        mask: Any = None,
+        segments: Any = None,
+        length: int | None = None,
+        device: Any = None,
+    ) -> Hidden:
+        """The teacher's side of a batch as the losses take it, of a cache of hidden states.
+
+        Args:
+            rows: as of `top_k`, and so are the others.
+            ids: integers (B, T), or a list of ids per row.
+            mask: (B, T), false at padding.
+            segments: integers (B, T), the number of each token's document in its row.
+            length: pad or cut to so many positions.
+            device: where the tensors go; the head stays there for the next batch.
+
+        Returns:
+            `Hidden` with states (B, T, D), 0 at padding, and the head; no teacher is in memory beside it.
+
+        Raises:
+            OptionError: a row was not cached, or is not the one that was; or best tokens are kept.
+            StoreError: a shard or the head is missing.
+            ArtifactError: a shard or the head is damaged.
+        """
+        states = self.states(rows, ids=ids, mask=mask, segments=segments, length=length).to(device)
+        if self._head is None:
+            self._head = self.head()
+        self._head = self._head.to(states.device)
+        return self._head.hidden(states)
+
+    def head(self) -> Head:
+        """The output head that makes logits of the hidden states, on the processor.
+
+        Raises:
+            OptionError: best tokens are kept.
+            StoreError: it is missing.
+            ArtifactError: it is damaged.
+        """
+        from .head import read_head
+
+        self._check_keep("hidden")
+        return read_head(self.folder, self.settings)
+
+    def states(
+        self,
+        rows: Sequence[int] | None = None,
+        *,
+        ids: Any = None,
+        mask: Any = None,
+        segments: Any = None,
+        length: int | None = None,
+    ) -> torch.Tensor:
+        """The hidden states of a batch alone, for `head().hidden(states)`; arguments and errors are those of `hidden`.
+
+        Returns:
+            bfloat16 or float32 (B, T, D), as they were kept; 0 at padding.
+        """
+        import torch
+
+        self._check_keep("hidden")
+        cached, units = self._rows(rows, ids, mask, segments, length)
+        array = np.zeros((*units.shape, self.settings.hidden_size), dtype=self.settings.stored)
+        if len(units.ids):
+            parts = [row.states[:count] for row, count in zip(cached, units.counts, strict=True)]
+            array[units.mask] = np.concatenate(parts)
+        if self.settings.dtype == "bfloat16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+    def _check_keep(self, asked: Keep) -> None:
+        if self.settings.keep != asked:
+            held, other = ("hidden states", "hidden") if asked == "top_k" else ("best tokens", "top_k")
+            raise OptionError(f"{self.folder} holds {held}, got a call for something else: call `{other}`")
+
+    def _rows(
+        self, rows: Sequence[int] | None, ids: Any, mask: Any, segments: Any, length: int | None
+    ) -> tuple[list[Any], Units]:
+        """The cached rows of a batch, one for each document, with the places that they have there."""
         if ids is None:
             if rows is None:
                 raise OptionError("rows are named by `rows`, their numbers, or by `ids`: got neither")
             cached = [self[int(row)] for row in rows]
             counts = np.array([len(row.ids) for row in cached], dtype=np.int64)
             counts = counts if length is None else np.minimum(counts, length)
-            units = _right_padded(counts, int(counts.max(initial=0)) if length is None else length)
-        else:
-            units = units_of(ids, width=self.settings.logits, mask=mask, segments=segments, side="teacher")
-            cached = self._rows_of(units, rows)
-        return placed(cached, units, top_k=self.settings.top_k, width=self.settings.logits, device=device)
+            return cached, _right_padded(counts, int(counts.max(initial=0)) if length is None else length)
+        units = units_of(ids, width=self.settings.logits, mask=mask, segments=segments, side="teacher")
+        return self._rows_of(units, rows), units
 
-    def _rows_of(self, units: Units, rows: Sequence[int] | None) -> list[CachedRow]:
+    def _rows_of(self, units: Units, rows: Sequence[int] | None) -> list[Row]:
         """The cached row of every unit, by its number or by its ids."""
         if rows is not None and len(rows) != len(units.counts):
             raise OptionError(f"{len(rows)} row numbers for ids of {len(units.counts)} rows: give one for each")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
-import torch
 
 from ...errors import ArtifactError, MismatchError, OptionError
 from ...files import TEMPORARY_PATTERN, write_atomically
@@ -24,50 +22,44 @@ from ...spans.aligner import Aligner
 from ...spans.units import End
 from ...vocab.vocab import Vocab
 from .format import (
+    COLUMNS,
     KEY_BYTES,
     METADATA_KEY,
-    SCHEMA,
-    CachedRow,
+    SCHEMAS,
+    USUAL_TOP_K,
     CacheSettings,
-    Ids,
+    Keep,
     Precision,
+    Row,
     ShardFacts,
     check_positive,
     check_rows,
     claim_folder,
-    corpus_hash,
+    corpus_facts,
     digest_of,
     hash_of,
     key_of,
-    live_ids,
     make_settings,
     pyarrow,
     shard_name,
     teacher_ids,
     text_options,
+    top_k_bytes,
 )
+from .head import HEAD, head_hash, keep_head
+from .model import AnswersRows, TeacherModel
 from .read import Shard
 
 _STALE_SECONDS = 3600
 """A file that is being written takes its name within seconds; what is older belonged to a process that was killed."""
 
-_WINDOW = 8
-"""Batches whose rows are sorted by length together."""
+ROWS_PER_GROUP: dict[Keep, int] = {"top_k": 8, "hidden": 1}
+"""Rows that are decoded together when one of them is read: 512 states of 4,096 numbers are 4 MB."""
 
-_PROBE_TOKENS = 16
-
-_TOGETHER = {"cpu": 1 << 21, "cuda": 1 << 27}
-"""Logits that are looked at together: 8 MB as float32 where a cache of the processor has to hold them."""
-
-_LEAST = -65504.0
-"""The least finite number of float16 (IEEE 754 binary16)."""
-
-ROWS_PER_GROUP = 8
-"""Rows that are decoded together when one of them is read."""
-
-_SPLIT = ("ids", "top_ids", "log_probs", "rest")
-"""Columns whose first, second, ... bytes are kept together: the upper bytes of ids and logarithms hardly vary. At
-K = 64 and 152k tokens that takes 172 bytes per position where zstd alone takes 222 and bare numbers 392."""
+_SPLIT = "BYTE_STREAM_SPLIT"
+"""First, second, ... bytes are kept together: the upper bytes of ids and logarithms hardly vary. At K = 64 and 152k
+tokens a position takes 172 bytes where zstd alone takes 222 and bare numbers 392. Of 576 numbers in bfloat16
+(SmolLM2-135M) a state takes 875 bytes where zstd alone takes 905 and bare numbers 1,152."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +74,7 @@ class CacheReport:
         rows: rows in all of these.
         positions: positions in all of these.
         bytes: size of their files.
+        head_bytes: size of the output head beside them, where hidden states are kept.
         mean_rest: mean probability of the tokens that were not kept.
         max_rest: the largest.
         seconds: how long it took.
@@ -94,6 +87,7 @@ class CacheReport:
     rows: int
     positions: int
     bytes: int
+    head_bytes: int
     mean_rest: float
     max_rest: float
     seconds: float
@@ -172,12 +166,28 @@ def open_writer(
         MismatchError: the folder holds a cache of other settings, or of another model.
     """
     if isinstance(model, AnswersRows):
+        if settings.keep == "hidden":
+            raise OptionError(f"the teacher {model} says its best tokens, and no hidden states: keep a top_k of it")
         model.check(vocab)
-    teacher = TeacherModel(model=model, vocab=vocab, top_k=settings.top_k, batch_size=batch_size, device=device)
+    teacher = TeacherModel(
+        model=model,
+        vocab=vocab,
+        keep=settings.keep,
+        dtype=settings.dtype,
+        top_k=settings.top_k,
+        batch_size=batch_size,
+        device=device,
+    )
+    head = None
     if settings.rows:
-        settings = replace(settings, probe=teacher.probe())
+        probe, head = teacher.first_look()
+        settings = replace(settings, probe=probe)
+    if head is not None:
+        settings = replace(settings, head=head_hash(head), hidden_size=head.weight.shape[1])
     settings = claim_folder(folder, settings)
     _clear_stale(folder)
+    if head is not None:
+        keep_head(folder, head, settings)
     return CacheWriter(folder=folder, settings=settings, teacher=teacher)
 
 
@@ -187,10 +197,11 @@ def write_teacher_cache(
     folder: str | os.PathLike[str],
     *,
     teacher: Aligner | Vocab | str | os.PathLike[str],
-    top_k: int = 64,
-    dtype: Precision = "float16",
+    keep: Keep = "top_k",
+    top_k: int | None = None,
+    dtype: Precision | None = None,
     batch_size: int = 8,
-    rows_per_shard: int = 256,
+    rows_per_shard: int | None = None,
     process: tuple[int, int] = (0, 1),
     device: Any = None,
     bos: bool = True,
@@ -198,8 +209,13 @@ def write_teacher_cache(
     max_teacher_tokens: int | None = None,
     truncation_side: End = "right",
     progress: Callable[[int, int], object] | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> CacheReport:
-    """Runs a teacher over a corpus and keeps its `top_k` best tokens, their log-probabilities and the rest's mass.
+    """Runs a teacher over a corpus and keeps its best tokens or its hidden states.
+
+    Of the `top_k` best tokens the log-probabilities are kept, and the probability of all others together: enough for
+    some losses. Hidden states are what the model hands to its output head, which is kept once: every loss can be
+    computed from them, in more space.
 
     A run that was cut off at any moment goes on when the same call is made again: shards that are there and sound are
     kept. Several processes, each with its own part or all with the same, may write at once.
@@ -212,10 +228,13 @@ def write_teacher_cache(
         folder: the cache's folder; it is made if need be.
         teacher: the teacher's vocabulary, with the model's logit width, or what `read_vocab` takes. An `Aligner`, such
             as the `SpanCollator` of the training, gives its teacher and the four options of texts below.
-        top_k: tokens kept per position; all live ones where there are fewer.
-        dtype: how log-probabilities are kept, `float16` (off by 1/2048 of themselves) or `float32`.
+        keep: `top_k` or `hidden`. For hidden states the model has an output head that `fuse_head` takes.
+        top_k: tokens kept per position; all live ones where there are fewer. 64 by default; of a `ServedTeacher` as
+            many as it asks for.
+        dtype: how log-probabilities are kept, `float16` (off by 1/2048 of themselves) or `float32`; hidden states are
+            kept as `bfloat16` (off by 1/256) or `float32`. The first is the default.
         batch_size: rows per call of the model.
-        rows_per_shard: rows per file. Memory and what a kill loses grow with it.
+        rows_per_shard: rows per file, 256 by default, 32 of hidden states. Memory and what a kill loses grow with it.
         process: (p, n): of n processes this is number p, and takes the shards whose number modulo n is p.
         device: where the ids go; by default where the model's parameters are. The model stays where it is.
         bos: for texts, put the token that begins a text before each; as in `SpanCollator`.
@@ -223,12 +242,14 @@ def write_teacher_cache(
         max_teacher_tokens: cut rows to so many tokens.
         truncation_side: where to cut, `left` or `right`.
         progress: called with the rows done and the rows in this process's part after every shard.
+        say: told in a sentence, before the teacher runs, how much space the cache takes.
 
     Returns:
         What was done.
 
     Raises:
-        OptionError: an option or a row makes no sense, or the model's logits do not fit the vocabulary.
+        OptionError: an option or a row makes no sense, the model's logits do not fit the vocabulary, or it does more
+            between hidden states and logits than is kept.
         MismatchError: the folder holds a cache of other settings, another model or other rows.
         StoreError: the folder cannot be written.
         MissingExtraError: pyarrow is not installed.
@@ -253,11 +274,18 @@ def write_teacher_cache(
     vocab = as_vocab(source)
     check_rows(rows)
     check_positive("batch_size", batch_size)
-    settings = make_settings(vocab, len(rows), top_k=top_k, dtype=dtype, rows_per_shard=rows_per_shard, **of_texts)
-    settings = replace(settings, corpus=corpus_hash(rows, vocab, settings))
+    if top_k is None and isinstance(model, AnswersRows):
+        top_k = model.usual_top_k
+    settings = make_settings(
+        vocab, len(rows), keep=keep, top_k=top_k, dtype=dtype, rows_per_shard=rows_per_shard, **of_texts
+    )
+    corpus = corpus_facts(rows, vocab, settings)
+    settings = replace(settings, corpus=corpus.hash)
     own = range(settings.shards)[_part(process)]
     path = Path(folder)
     writer = open_writer(model, vocab, path, settings, batch_size=batch_size, device=device)
+    if say is not None:
+        say(_space(writer.settings, path, corpus.positions))
     done: list[Done] = []
     share, so_far = sum(len(settings.span(shard)) for shard in own), 0
     for shard in own:
@@ -267,6 +295,17 @@ def write_teacher_cache(
         if progress is not None:
             progress(so_far, share)
     return report_of(path, done, time.monotonic() - started)
+
+
+def _space(settings: CacheSettings, folder: Path, positions: int) -> str:
+    """What a cache takes, before it is compressed."""
+    whole = settings.position_bytes * positions / 1e6
+    said = f"{positions:,} positions at {settings.position_bytes:,} bytes or less, up to {whole:,.1f} MB"
+    if settings.keep == "hidden":
+        head = (folder / HEAD).stat().st_size / 1e6 if settings.head else 0.0
+        said += f", and {head:,.1f} MB once for the output head"
+        said += f"; the {USUAL_TOP_K} best tokens would take {top_k_bytes(USUAL_TOP_K):,} bytes or less"
+    return said
 
 
 def report_of(folder: Path, done: Iterable[Done], seconds: float) -> CacheReport:
@@ -281,6 +320,7 @@ def report_of(folder: Path, done: Iterable[Done], seconds: float) -> CacheReport
         rows=sum(each.facts.rows[1] - each.facts.rows[0] for each in every),
         positions=positions,
         bytes=sum(each.bytes for each in every),
+        head_bytes=(folder / HEAD).stat().st_size if (folder / HEAD).exists() else 0,
         mean_rest=sum(each.facts.rest_sum for each in every) / max(positions, 1),
         max_rest=max((each.facts.rest_max for each in every), default=0.0),
         seconds=seconds,
@@ -306,186 +346,7 @@ def _clear_stale(folder: Path) -> None:
                 path.unlink()
 
 
-@runtime_checkable
-class AnswersRows(Protocol):
-    """A teacher that says itself which its best tokens are, as one behind a server does."""
-
-    def check(self, teacher: Vocab) -> None:
-        """Refuses another vocabulary than its own."""
-
-    def answer_rows(self, rows: Sequence[Ids], top_k: int) -> list[CachedRow]:
-        """What it says of rows, in their order."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class TeacherModel:
-    """A teacher's model with what running it needs.
-
-    Attributes:
-        model: called with `input_ids` and `attention_mask`, gives logits (B, T, V) or something that has them; or one
-            that answers rows itself.
-        vocab: its vocabulary.
-        top_k: tokens to keep per position.
-        batch_size: rows per call.
-        device: where the ids go; None for where the model's parameters are.
-    """
-
-    model: Any
-    vocab: Vocab
-    top_k: int
-    batch_size: int
-    device: Any = None
-
-    def rows(self, rows: Sequence[Ids]) -> Iterator[CachedRow]:
-        """Runs over rows, in their order; rows of like lengths share a batch, which saves padding.
-
-        Raises:
-            OptionError: the model's logits have another width than the vocabulary, or are no numbers.
-        """
-        # Rows of 9 2 8 3 tokens in batches of 2: the batches are (9 8) and (3 2), the order of what is given stays.
-        window = self.batch_size * _WINDOW
-        with at_rest(self.model):
-            for begin in range(0, len(rows), window):
-                part = rows[begin : begin + window]
-                if isinstance(self.model, AnswersRows):
-                    yield from self.model.answer_rows(part, self.top_k)
-                    continue
-                cached: dict[int, CachedRow] = {}
-                longest_first = sorted(range(len(part)), key=lambda row: -len(part[row]))
-                for first in range(0, len(part), self.batch_size):
-                    batch = longest_first[first : first + self.batch_size]
-                    cached |= zip(batch, self._batch([part[row] for row in batch]), strict=True)
-                yield from (cached[row] for row in range(len(part)))
-
-    def probe(self) -> tuple[float, ...]:
-        """The log-probabilities of the best tokens in a fixed row: what tells two models of one vocabulary apart."""
-        (row,) = self.rows([self.vocab.speakable_ids[:_PROBE_TOKENS].astype(np.int32)])
-        return tuple(round(float(value), 4) for value in row.log_probs[:, 0])
-
-    def _batch(self, rows: Sequence[Ids]) -> list[CachedRow]:
-        counts = [len(row) for row in rows]
-        if not max(counts):
-            nothing = np.zeros((0, self.top_k), dtype=np.float32)
-            return [CachedRow(row, nothing.astype(np.int32), nothing, nothing[:, 0]) for row in rows]
-        # Anything may stand at padding: the mask hides it, and no earlier position looks at it.
-        ids = np.zeros((len(rows), max(counts)), dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, given in enumerate(rows):
-            ids[row, : len(given)] = given
-            mask[row, : len(given)] = 1
-        logits = self._logits(torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device))
-        dead = torch.from_numpy(np.flatnonzero(~live_ids(self.vocab))).to(logits.device)
-        # Row by row, since taking the rows out of their padding at once would copy all logits.
-        best = [best_tokens(row[:count], self.top_k, dead=dead) for row, count in zip(logits, counts, strict=True)]
-        top_ids, log_probs, rest = (torch.cat(parts).cpu().numpy() for parts in zip(*best, strict=True))
-        if not np.isfinite(rest).all():
-            raise OptionError(
-                f"{self.vocab.name} gives logits that are no numbers: run it in another precision, or check its weights"
-            )
-        bounds = np.cumsum(counts)[:-1]
-        split = (np.split(array, bounds) for array in (top_ids, log_probs, rest))
-        return [CachedRow(*parts) for parts in zip(rows, *split, strict=True)]
-
-    def _logits(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        # Keys and values of past positions are of no use here, and take as much memory as the states.
-        forward = inspect.signature(getattr(self.model, "forward", self.model)).parameters
-        options = {"use_cache": False} if "use_cache" in forward else {}
-        logits = self.model(input_ids=ids, attention_mask=mask, **options)
-        if not isinstance(logits, torch.Tensor):
-            logits = logits["logits"] if isinstance(logits, Mapping) else getattr(logits, "logits", None)
-        if not isinstance(logits, torch.Tensor) or logits.shape[:2] != ids.shape:
-            came = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise OptionError(
-                "a teacher gives logits (B, T, V), or something that has them as `logits`, for ids of shape "
-                f"{tuple(ids.shape)}, got {came}"
-            )
-        if logits.shape[-1] != len(self.vocab):
-            raise OptionError(
-                f"the model has {logits.shape[-1]} logits, but {self.vocab.name} has {len(self.vocab)}: read the "
-                f"vocabulary with logits={logits.shape[-1]}, or give the tokenizer of this model"
-            )
-        return logits
-
-    @property
-    def _device(self) -> Any:
-        if self.device is not None:
-            return self.device
-        parameters = getattr(self.model, "parameters", None)
-        first = next(iter(parameters()), None) if callable(parameters) else None
-        return torch.device("cpu") if first is None else first.device
-
-
-@contextmanager
-def at_rest(model: Any) -> Iterator[None]:
-    """Without gradients, dropout or checkpointing of activations; every module is left in the mode that it was in.
-
-    Args:
-        model: a module; of another callable nothing but gradients can be switched off.
-    """
-    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def best_tokens(
-    logits: torch.Tensor, top_k: int, *, dead: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The `top_k` most probable tokens at every position, and the probability of all others together.
-
-        log p = z - m - log(S + R), z = -inf at dead tokens, m = max z;  rest = R / (S + R)
-
-    S sums exp(z - m) over the best tokens, R over the others: 1 - sum would keep nothing of a rest below 6e-8. All is
-    computed in float32.
-
-    Equals `logits.float().log_softmax(-1).topk(top_k)`, block by block.
-
-    Args:
-        logits: floats (N, V).
-        top_k: how many, at most V.
-        dead: int64 (D,), tokens without probability: padding and holes of the vocabulary.
-
-    Returns:
-        int32 (N, K), the tokens, the best first, -1 where a token has no probability; float32 (N, K), their
-        log-probabilities, -inf there; float32 (N,), the rest, 0 to 1.
-
-    >>> ids, log_probs, rest = best_tokens(torch.tensor([[0.0, 2.0, 1.0, 9.0]]), 2, dead=torch.tensor([3]))
-    >>> ids.tolist(), [round(float(value), 4) for value in (*log_probs[0].exp(), rest[0])]
-    ([[1, 2]], [0.6652, 0.2447, 0.09])
-    """
-    width = logits.shape[-1]
-    step = max(_TOGETHER.get(logits.device.type, _TOGETHER["cuda"]) // max(width, 1), 1)
-    space = logits.new_empty((min(step, len(logits)), width), dtype=torch.float32)
-    parts = torch.split(logits, step) if len(logits) else (logits,)
-    blocks = [_block(space[: len(part)].copy_(part), top_k, dead) for part in parts]
-    ids, log_probs, rest = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-    return ids, log_probs, rest
-
-
-def _block(z: torch.Tensor, top_k: int, dead: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-    """The same of a few rows; their logits are overwritten."""
-    if dead is not None:
-        z.index_fill_(-1, dead, -torch.inf)
-    # Logits [0 2 1 -inf], top 2: m = 2; own = [0 -1], S = 1 + 0.368; R = exp(-2) = 0.135; rest = 0.135 / 1.503 = 0.09.
-    best = z.topk(top_k)
-    highest = best.values[:, :1]
-    others = z.sub_(highest).exp_().scatter_(-1, best.indices, 0.0).sum(-1)
-    own = best.values - highest
-    total = own.exp().sum(-1) + others
-    impossible = best.values == -torch.inf
-    ids = best.indices.int().masked_fill_(impossible, -1)
-    # Half precision would make a token impossible that is not.
-    log_probs = (own - total.log()[:, None]).clamp_(min=_LEAST).masked_fill_(impossible, -torch.inf)
-    return ids, log_probs, others / total
-
-
-def write_shard(folder: Path, shard: int, settings: CacheSettings, rows: Iterable[CachedRow]) -> ShardFacts:
+def write_shard(folder: Path, shard: int, settings: CacheSettings, rows: Iterable[Row]) -> ShardFacts:
     """Writes a shard, which appears complete or not at all. Equal rows give equal bytes under one pyarrow.
 
     Args:
@@ -509,12 +370,12 @@ def write_shard(folder: Path, shard: int, settings: CacheSettings, rows: Iterabl
         compression="zstd",
         compression_level=1,
         use_dictionary=False,
-        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _SPLIT},
+        column_encoding={f"{name}.list.element": _SPLIT for name in COLUMNS[settings.keep]},
         write_statistics=False,
         store_schema=False,
     ) as writer:
         numbered = zip(span, rows, strict=True)
-        while group := list(islice(numbered, ROWS_PER_GROUP)):
+        while group := list(islice(numbered, ROWS_PER_GROUP[settings.keep])):
             table, group_keys, group_digests = _table(pa, schema, settings, group)
             writer.write_table(table)
             keys += group_keys
@@ -532,36 +393,43 @@ def write_shard(folder: Path, shard: int, settings: CacheSettings, rows: Iterabl
             rest_sum=rest_sum,
             rest_max=rest_max,
         )
-        content = {"schema": SCHEMA, "settings": asdict(settings), **asdict(facts)}
+        content = {"schema": SCHEMAS[settings.keep], "settings": asdict(settings), **asdict(facts)}
         writer.add_key_value_metadata({METADATA_KEY.decode(): json.dumps(content)})
     write_atomically(folder / shard_name(shard), sink.getvalue())
     return facts
 
 
 def _schema(pa: Any, settings: CacheSettings) -> Any:
-    values = pa.float16() if settings.dtype == "float16" else pa.float32()
-    lists = {"ids": pa.int32(), "top_ids": pa.int32(), "log_probs": values, "rest": pa.float32()}
+    values = {
+        "ids": pa.int32(),
+        "top_ids": pa.int32(),
+        "log_probs": pa.float16() if settings.dtype == "float16" else pa.float32(),
+        "rest": pa.float32(),
+        "states": pa.binary(settings.stored.itemsize * settings.hidden_size),
+    }
     fields = [pa.field("row", pa.int64()), pa.field("key", pa.binary(KEY_BYTES))]
-    fields += [pa.field(name, pa.large_list(pa.field("element", kind))) for name, kind in lists.items()]
+    lists = COLUMNS[settings.keep]
+    fields += [pa.field(name, pa.large_list(pa.field("element", values[name]))) for name in lists]
     return pa.schema([*fields, pa.field("digest", pa.binary(hashlib.sha256().digest_size))])
 
 
 def _table(
-    pa: Any, schema: Any, settings: CacheSettings, group: Sequence[tuple[int, CachedRow]]
+    pa: Any, schema: Any, settings: CacheSettings, group: Sequence[tuple[int, Row]]
 ) -> tuple[Any, list[bytes], list[bytes]]:
     """Some rows as a table, with their keys and digests.
 
-    A list column is one flat array with offsets: rows with ids [7 8 9] and [4 5] are [7 8 9 4 5] with [0 3 5].
+    A list column is one flat array with offsets: rows with ids [7 8 9] and [4 5] are [7 8 9 4 5] with [0 3 5]. A hidden
+    state is one value of the array, its bytes.
     """
-    rows = [
-        (row.ids.astype("<i4"), row.top_ids.astype("<i4"), row.log_probs.astype(settings.stored), row.rest)
-        for _, row in group
-    ]
+    rows = [row.columns(settings) for _, row in group]
     keys, digests = [key_of(row.ids) for _, row in group], [digest_of(columns) for columns in rows]
     arrays = [pa.array([number for number, _ in group], pa.int64()), pa.array(keys, pa.binary(KEY_BYTES))]
-    for place, name in enumerate(_SPLIT):
-        flat = [columns[place].reshape(-1) for columns in rows]
-        offsets = np.cumsum([0, *map(len, flat)], dtype=np.int64)
-        arrays.append(pa.LargeListArray.from_arrays(offsets, np.concatenate(flat), type=schema.field(name).type))
+    for place, name in enumerate(COLUMNS[settings.keep]):
+        kind = schema.field(name).type
+        flat = [columns[place] if name == "states" else columns[place].reshape(-1) for columns in rows]
+        offsets, values = np.cumsum([0, *map(len, flat)], dtype=np.int64), np.concatenate(flat)
+        if name == "states":
+            values = pa.Array.from_buffers(kind.value_type, len(values), [None, pa.py_buffer(values)])
+        arrays.append(pa.LargeListArray.from_arrays(offsets, values, type=kind))
     arrays.append(pa.array(digests, schema.field("digest").type))
     return pa.table(arrays, schema=schema), keys, digests
