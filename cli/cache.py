@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -36,7 +36,17 @@ if TYPE_CHECKING:
     help="Which of the teachers, counted from 0.",
 )
 @click.option(
-    "--top-k", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens that are kept of each position."
+    "--keep",
+    type=click.Choice(["top_k", "hidden"]),
+    default="top_k",
+    show_default=True,
+    help="What is kept of each position: the best tokens, or the last hidden states, which serve every loss.",
+)
+@click.option("--top-k", type=click.IntRange(min=1), help="Tokens that are kept of each position. [default: 64]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    help="How they are kept. [default: float16 for tokens, bfloat16 for hidden states]",
 )
 @click.option(
     "--batch-size",
@@ -47,9 +57,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; print the folder alone.")
-def command(
-    config: Path, output: Path | None, teacher: int, top_k: int, batch_size: int, as_json: bool, quiet: bool
-) -> None:
+def command(config: Path, output: Path | None, teacher: int, as_json: bool, quiet: bool, **options: Any) -> None:
     """Run a teacher of a `distill` configuration over its texts once, and keep what it says.
 
     A run then learns from the cache, without the teacher in memory. Written again after it was cut off, the cache goes
@@ -59,6 +67,7 @@ def command(
     Examples:
       xtoken-align cache run.yaml
       xtoken-align cache run.yaml --top-k 128 -o ./cache
+      xtoken-align cache run.yaml --keep hidden
     """
     from ..training import cache_teacher, read_config
 
@@ -66,9 +75,7 @@ def command(
     gc.enable()
     try:
         with _progress(quiet=quiet) as (say, report):
-            done = cache_teacher(
-                made, output, teacher=teacher, top_k=top_k, batch_size=batch_size, progress=report, say=say
-            )
+            done = cache_teacher(made, output, teacher=teacher, progress=report, say=say, **options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on with the first file that is missing.") from None
     if as_json:
@@ -76,7 +83,7 @@ def command(
     elif quiet:
         click.echo(done.folder)
     else:
-        _render(done, made, teacher)
+        _render(done, made, teacher, keep=options["keep"])
 
 
 @contextmanager
@@ -106,7 +113,7 @@ def _progress(*, quiet: bool) -> Iterator[tuple[Callable[[str], object], Callabl
         )
 
 
-def _render(done: CacheReport, config: DistillConfig, teacher: int) -> None:
+def _render(done: CacheReport, config: DistillConfig, teacher: int, *, keep: str) -> None:
     """Prints what was written, and how a configuration names it."""
     from ..training.config import tokenizer_source
 
@@ -116,7 +123,12 @@ def _render(done: CacheReport, config: DistillConfig, teacher: int) -> None:
         f"{done.written:,} files written, {done.kept:,} were there",
         soft_wrap=True,
     )
-    console.print(f"Left out of the kept tokens: {100 * done.mean_rest:.2f}% of the probability", soft_wrap=True)
+    each = f"{done.bytes / max(done.positions, 1):,.0f} bytes a position"
+    if keep == "hidden":
+        console.print(f"{each}, and {done.head_bytes / 1e6:,.1f} MB for the output head", soft_wrap=True)
+    else:
+        left = f"{100 * done.mean_rest:.2f}% of the probability"
+        console.print(f"{each}; left out of the kept tokens: {left}", soft_wrap=True)
     console.print(f"Written to {done.folder}. In the configuration, in place of the teacher's model:", soft_wrap=True)
     source = tokenizer_source(config.teachers[teacher])
     console.print(f"  {{cache: {done.folder}, tokenizer: {source}}}", soft_wrap=True)

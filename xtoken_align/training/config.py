@@ -217,7 +217,8 @@ class TeacherConfig:
 
     Attributes:
         model: a folder or a Hub id.
-        cache: the folder of a teacher cache.
+        cache: the folder that `xtoken-align cache` wrote: of best tokens for most losses, of hidden states (`--keep
+            hidden`) for every loss.
         url: the address of a server that runs the teacher.
         served: how the server is asked: options of `ServedTeacher`, such as `server` and `top_k`.
         tokenizer: what `read_vocab` takes; needed beside a cache or a server.

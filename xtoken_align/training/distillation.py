@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import signature
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -125,10 +125,10 @@ class Distillation:
         answering = (TeacherCache, ServedTeacher)
         caches = tuple(spec.model if isinstance(spec.model, answering) else None for spec in specs)
         for each, cache in zip(losses, caches, strict=True):
-            if cache is not None and each.kind not in CACHED_KINDS:
+            if cache is not None and not _is_whole(cache) and each.kind not in CACHED_KINDS:
                 raise OptionError(
                     f"{each.kind} needs the teacher's whole distribution, but the teacher is {cache}: use "
-                    f"{', '.join(CACHED_KINDS)}, or the model itself"
+                    f"{', '.join(CACHED_KINDS)}, a cache of hidden states (keep='hidden'), or the model itself"
                 )
         # The peers' forms read logits, and divide by the counts of each batch alone.
         self.per_batch = any(each.options.compat is not None for each in losses)
@@ -150,7 +150,9 @@ class Distillation:
             templates=tuple(spec.chat_template for spec in specs),
         )
         self.teachers: list[LiveTeacher | CachedTeacher] = [
-            LiveTeacher(spec.model, fused=fused) if cache is None else CachedTeacher()
+            LiveTeacher(spec.model, fused=fused)
+            if cache is None
+            else CachedTeacher(cache.head() if _is_whole(cache) else None, fused=not self.per_batch)
             for spec, cache in zip(specs, caches, strict=True)
         ]
         self._bytes = bytes_of_text(self.vocab)
@@ -301,6 +303,11 @@ def bytes_of_text(vocab: Vocab) -> torch.Tensor:
     return torch.tensor([len(surface) if says else 0 for surface, says in zip(vocab.surfaces, texts, strict=True)])
 
 
+def _is_whole(cache: TeacherCache | ServedTeacher) -> TypeGuard[TeacherCache]:
+    """Whether a teacher that does not run is known by more than its best tokens."""
+    return isinstance(cache, TeacherCache) and cache.settings.keep == "hidden"
+
+
 @dataclass(frozen=True, eq=False)
 class HostRows:
     """The rows of a batch as the data set has them, which stay in the processor's memory as `OnHost` does.
@@ -348,8 +355,8 @@ class DistillationCollator:
     """A `SpanCollator` for every teacher, in one batch.
 
     A batch has the student's `input_ids`, `attention_mask`, `position_ids` and `labels`, and under `teachers` for each
-    teacher the same without labels, its `spans` as `OnHost`, and `top_k` where it is a cache. Where some batches are
-    on-policy, it has its `rows` too.
+    teacher the same without labels, its `spans` as `OnHost`, and `top_k` or `states` where it is a cache. Where some
+    batches are on-policy, it has its `rows` too.
 
     Args:
         student: the student's vocabulary.
@@ -446,8 +453,10 @@ class DistillationCollator:
             student = student or {name: both[f"student_{name}"] for name in names} | {"labels": both["labels"]}
             side = {name: both[f"teacher_{name}"] for name in names} | {"spans": OnHost(both["spans"])}
             if cache is not None:
-                segments = both["spans"].teacher_segments
-                side["top_k"] = cache.top_k(ids=side["input_ids"], mask=side["attention_mask"], segments=segments)
+                asked = {"ids": side["input_ids"], "mask": side["attention_mask"]}
+                asked["segments"] = both["spans"].teacher_segments
+                # The head of hidden states stays with the losses: batches travel between processes.
+                side |= {"states": cache.states(**asked)} if _is_whole(cache) else {"top_k": cache.top_k(**asked)}
             teachers.append(side)
         routes = _routes(rows[0]) if len(self.teachers) > 1 else {}
         return {**student, "teachers": teachers, **routes}

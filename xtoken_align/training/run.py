@@ -19,6 +19,7 @@ from ..errors import ArtifactError, MismatchError, MissingExtraError, OptionErro
 from ..export.model_folder import load_model
 from ..files import write_atomically
 from ..read import read_vocab
+from .cache.format import Keep, Precision
 from .cache.read import TeacherCache
 from .cache.write import CacheReport, write_teacher_cache
 from .checks import check_config
@@ -135,7 +136,9 @@ def cache_teacher(
     folder: str | Path | None = None,
     *,
     teacher: int = 0,
-    top_k: int = 64,
+    keep: Keep = "top_k",
+    top_k: int | None = None,
+    dtype: Precision | None = None,
     batch_size: int = 8,
     progress: Callable[[int, int], object] = lambda *_: None,
     say: Say = lambda _: None,
@@ -146,13 +149,15 @@ def cache_teacher(
         config: of the run.
         folder: the cache's folder; by default `cache` in the run's.
         teacher: which of the teachers.
-        top_k: tokens that are kept of each position.
+        keep: the best tokens (`top_k`) or the last hidden states (`hidden`) of each position.
+        top_k: tokens that are kept of each position, 64 by default.
+        dtype: how log-probabilities or hidden states are kept; see `write_teacher_cache`.
         batch_size: rows that the teacher reads at a time.
         progress: is told the rows done, and how many there are.
         say: is told what is being done.
 
     Raises:
-        OptionError: there is no such teacher, it is a cache already, or its loss cannot be learnt from one.
+        OptionError: there is no such teacher, it is a cache already, or its loss cannot be learnt from what is kept.
         MismatchError: the folder is the cache of other rows, settings or of another model.
         SourceError: the model or a tokenizer cannot be found.
         CorpusError: the texts cannot be read.
@@ -166,8 +171,11 @@ def cache_teacher(
         raise OptionError(f"teachers[{teacher}] is the cache {part.cache} already")
     if part.url is not None:
         raise OptionError(f"teachers[{teacher}] is served at {part.url}: ServedTeacher.write_cache keeps what it says")
-    if kind not in ("auto", *CACHED_KINDS):
-        raise OptionError(f"{kind} needs the teacher's whole distribution: a cache serves {', '.join(CACHED_KINDS)}")
+    if keep == "top_k" and kind not in ("auto", *CACHED_KINDS):
+        raise OptionError(
+            f"{kind} needs the teacher's whole distribution: keep hidden states (--keep hidden), since a top k serves "
+            f"{', '.join(CACHED_KINDS)} alone"
+        )
     _silence_transformers()
     say("reading the texts")
     rows, held_out = make_rows(config, run_folder.texts)
@@ -189,7 +197,16 @@ def cache_teacher(
     say("running the teacher")
     place = run_folder.path / "cache" if folder is None else Path(folder).expanduser()
     return write_teacher_cache(
-        model, every, place, teacher=collate, top_k=top_k, batch_size=batch_size, progress=progress
+        model,
+        every,
+        place,
+        teacher=collate,
+        keep=keep,
+        top_k=top_k,
+        dtype=dtype,
+        batch_size=batch_size,
+        progress=progress,
+        say=lambda space: say(f"running the teacher: {space}"),
     )
 
 

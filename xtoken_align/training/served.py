@@ -210,6 +210,11 @@ class ServedTeacher:
     def __str__(self) -> str:
         return f"behind the server {self.url}"
 
+    @property
+    def usual_top_k(self) -> int:
+        """How many best tokens a cache keeps of it unless it is told a number: as many as it asks for itself."""
+        return self.options.top_k
+
     def check(self, teacher: Vocab) -> None:
         """Refuses another vocabulary than the one that the server's answers are read by.
 

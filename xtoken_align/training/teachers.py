@@ -25,7 +25,7 @@ from .cache.read import TeacherCache
 from .served import ServedTeacher
 
 CACHED_KINDS = tuple(name for name, kind in KINDS.items() if kind.partial_teachers)
-"""Losses for which a teacher's best tokens are enough."""
+"""Losses for which a teacher's best tokens are enough; hidden states are enough for all."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

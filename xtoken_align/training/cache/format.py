@@ -288,7 +288,10 @@ def read_manifest(folder: Path) -> CacheSettings:
 
 def is_known(schema: Any, settings: Any) -> bool:
     """Whether a manifest or a shard with these settings, as JSON, is of a layout that this version reads."""
-    return isinstance(settings, dict) and (settings.get("keep", "top_k"), schema) in SCHEMAS.items()
+    # Compared one by one: what a file says may be of a type that no dict looks up.
+    return isinstance(settings, dict) and any(
+        (settings.get("keep", "top_k"), schema) == each for each in SCHEMAS.items()
+    )
 
 
 def settings_of(values: dict[str, Any], path: Path) -> CacheSettings:

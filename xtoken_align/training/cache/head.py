@@ -51,7 +51,7 @@ def keep_head(folder: Path, head: Head, settings: CacheSettings) -> None:
     except ArtifactError:
         pass
     facts = json.dumps({"scale": head.scale, "softcap": head.softcap})
-    write_atomically(folder / HEAD, _safetensors().save(_tensors(head), {_METADATA: facts}))
+    write_atomically(folder / HEAD, _safetensors().torch.save(_tensors(head), {_METADATA: facts}))
 
 
 def read_head(folder: Path, settings: CacheSettings) -> Head:
@@ -69,15 +69,12 @@ def read_head(folder: Path, settings: CacheSettings) -> Head:
         raise StoreError(f"{path} is missing: run the teacher again over the same rows, it will be added") from error
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}): make it readable") from error
-    safetensors = _safetensors()
     try:
-        tensors = safetensors.load(content)
-        length = int.from_bytes(content[:8], "little")
-        facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_METADATA])
+        tensors, facts = _parsed(content)
         head = Head(tensors["weight"], tensors.get("bias"), float(facts["scale"]), facts["softcap"])
         sound = tuple(head.weight.shape) == (settings.logits, settings.hidden_size)
         sound = sound and head_hash(head) == settings.head
-    except (*_errors(), KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise _damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     if not sound:
         raise _damaged(path, "it is not what was written")
@@ -93,15 +90,21 @@ def _tensors(head: Head) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in given.items() if tensor is not None}
 
 
+def _parsed(content: bytes) -> tuple[dict[str, torch.Tensor], Any]:
+    """Tensors and facts of a file; a ValueError where it is none."""
+    safetensors = _safetensors()
+    try:
+        tensors = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise ValueError(error) from error
+    # Eight bytes say how long the header is, which is JSON.
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return tensors, json.loads(header["__metadata__"][_METADATA])
+
+
 def _safetensors() -> Any:
     try:
         import safetensors.torch
     except ImportError as error:
         raise MissingExtraError("A cache of hidden states", "train") from error
-    return safetensors.torch
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    from safetensors import SafetensorError
-
-    return (SafetensorError,)
+    return safetensors

@@ -16,6 +16,7 @@ from ...spans.units import End
 from ...vocab.vocab import Vocab
 from .format import (
     CacheSettings,
+    Keep,
     Precision,
     ShardFacts,
     check_positive,
@@ -154,10 +155,11 @@ def cache_teacher_ray(
     logits: int | None = None,
     workers: int,
     number: str = "row",
-    top_k: int = 64,
-    dtype: Precision = "float16",
+    keep: Keep = "top_k",
+    top_k: int | None = None,
+    dtype: Precision | None = None,
     batch_size: int = 8,
-    rows_per_shard: int = 256,
+    rows_per_shard: int | None = None,
     bos: bool = True,
     eos: bool = True,
     max_teacher_tokens: int | None = None,
@@ -181,8 +183,9 @@ def cache_teacher_ray(
         logits: the model's logit width, where the source does not know it.
         workers: how many actors; each holds a teacher.
         number: the column of rows' places in the corpus, from 0 on: Ray does not keep their order.
+        keep: `top_k` or `hidden`; see `write_teacher_cache` for it and the next two.
         top_k: tokens kept per position.
-        dtype: how log-probabilities are kept, `float16` or `float32`.
+        dtype: how log-probabilities or hidden states are kept.
         batch_size: rows per call of the model.
         rows_per_shard: rows per file.
         bos: for texts, put the token that begins a text before each.
@@ -218,7 +221,13 @@ def cache_teacher_ray(
         source = str(Path(source).absolute()) if Path(source).exists() else os.fspath(source)
     place = Path(folder).absolute()
     settings = make_settings(
-        read_vocab(source, logits=logits), 0, top_k=top_k, dtype=dtype, rows_per_shard=rows_per_shard, **of_texts
+        read_vocab(source, logits=logits),
+        0,
+        keep=keep,
+        top_k=top_k,
+        dtype=dtype,
+        rows_per_shard=rows_per_shard,
+        **of_texts,
     )
     counted = dataset.map_batches(CorpusRows(source, settings, number), batch_format="pyarrow").take_all()
     rows = sum(each["rows"] for each in counted)
@@ -227,7 +236,7 @@ def cache_teacher_ray(
         claim_folder(place, settings)
         return report_of(place, [], time.monotonic() - started)
     written = (
-        dataset.map_batches(_Number(number, rows_per_shard), batch_format="pyarrow")
+        dataset.map_batches(_Number(number, settings.rows_per_shard), batch_format="pyarrow")
         .groupby(_SHARD)
         .map_groups(
             CacheShards,
