@@ -252,5 +252,13 @@ def test_a_cache_is_written_and_named_as_a_configuration_names_it(
     assert invoke("cache", path, "--top-k", "8", "-q").out == f"{folder}\n"
     learnt = written(teachers={"cache": str(folder), "tokenizer": str(pair[0])}, loss={"kind": "C_KL"})
     assert invoke("distill", learnt, "-q").code == 0
+    hidden = written(loss={"kind": "alm"})
+    done = invoke("cache", hidden, "--keep", "hidden", "-o", tmp_path / "states")
+    assert (done.code, "MB for the output head" in done.out, "bytes or less" in done.err) == (0, True, True)
+    teachers = {"cache": str(tmp_path / "states"), "tokenizer": str(pair[0])}
+    learnt = written(teachers=teachers, loss={"kind": "alm"}, output=str(tmp_path / "other"))
+    assert invoke("distill", learnt, "-q").code == 0
+    refused = invoke("cache", written(loss={"kind": "alm"}), "--top-k", "8")
+    assert (refused.code, "alm needs the teacher's whole distribution: keep hidden states" in refused.err) == (1, True)
     refused = invoke("cache", written(), "--teacher", "3")
     assert (refused.code, "there is no teacher 3" in refused.err) == (1, True)

@@ -506,6 +506,11 @@ def test_a_cache_written_from_a_server_holds_what_one_from_the_model_holds(
     away = [np.abs(one[row].log_probs - other[row].log_probs).max() for row in range(9)]
     assert max(away) < 0.2
     assert one.settings.top_k == other.settings.top_k == 6
+    # 64, the usual number for a model, is more than a server gives unless it was told to.
+    write_teacher_cache(served(fakes["vllm"], vocab, top_k=5), rows, tmp_path / "usual", teacher=vocab)
+    assert TeacherCache(tmp_path / "usual").settings.top_k == 5
+    with pytest.raises(OptionError, match="says its best tokens, and no hidden states: keep a top_k"):
+        write_teacher_cache(served(fakes["vllm"], vocab), rows, tmp_path / "states", teacher=vocab, keep="hidden")
 
 
 def test_another_vocabulary_than_the_teachers_is_refused_by_a_cache(

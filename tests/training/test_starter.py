@@ -109,6 +109,25 @@ def test_a_cache_of_texts_is_written_once(config: Any) -> None:
     assert (report.kept, again.written, again.kept) == (0, 0, report.written)
 
 
+def test_a_run_learns_any_loss_from_hidden_states(config: Any, world: World, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    loss, said = {"kind": "alm"}, []
+    report = cache_teacher(config(loss=loss), keep="hidden", dtype="float32", say=said.append)
+    assert "bytes or less" in said[-1]
+    assert report.head_bytes > 0
+    live = distill(config("live", loss=loss), store=world.store)
+    teachers = {"cache": str(report.folder), "tokenizer": str(world.teacher)}
+    kept = distill(config("kept", loss=loss, teachers=teachers), store=world.store)
+    assert kept.after["kd"] == pytest.approx(live.after["kd"], abs=1e-5)
+    # A run that was cut off goes on from the cache as from the teacher.
+    short = {**config().training.settings(), "max_steps": 1}
+    changes: dict[str, Any] = {"loss": loss, "teachers": teachers}
+    distill(config("cut", **changes, training=short), store=world.store)
+    on = distill(config("cut", **changes), store=world.store)
+    assert on.resumed == 1
+    assert on.after["kd"] == pytest.approx(live.after["kd"], abs=1e-5)
+
+
 def test_what_no_cache_serves_is_refused(config: Any, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="alm needs the teacher's whole distribution"):
         cache_teacher(config(loss={"kind": "alm"}))

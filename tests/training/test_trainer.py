@@ -98,7 +98,7 @@ def test_a_teacher_of_the_same_tokenizer_is_ordinary_distillation(world: World, 
     assert far(weights(trainer.model), weights(student)) < 1e-4
 
 
-def cached(world: World, folder: Path, top_k: int) -> TeacherSpec:
+def cached(world: World, folder: Path, top_k: int | None = None, **options: Any) -> TeacherSpec:
     vocab = xtoken_align.read_vocab(world.teacher)
     write_teacher_cache(
         world.load(world.teacher),
@@ -106,8 +106,8 @@ def cached(world: World, folder: Path, top_k: int) -> TeacherSpec:
         folder,
         teacher=vocab,
         top_k=top_k,
-        dtype="float32",
         max_teacher_tokens=24,
+        **{"dtype": "float32", **options},
     )
     return TeacherSpec(model=folder, tokenizer=world.teacher)
 
@@ -142,8 +142,39 @@ def test_a_cache_that_was_cut_to_another_length_is_refused(world: World, tmp_pat
 
 def test_a_cache_is_refused_for_a_loss_that_needs_everything(world: World, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    with pytest.raises(OptionError, match="uld needs the teacher's whole distribution"):
+    with pytest.raises(OptionError, match=r"uld needs the teacher's whole distribution, .* a cache of hidden states"):
         make_trainer(world, tmp_path, teacher=[cached(world, tmp_path / "cache", 8)], loss={"kind": "uld"})
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"kind": "alm"},
+        {"kind": "uld"},
+        {"kind": "p-kl", "compat": "nemo-rl", "merge": "mean"},
+    ],
+    ids=lambda loss: "-".join(map(str, loss.values())),
+)
+def test_a_cache_of_hidden_states_trains_as_the_teacher_itself(
+    world: World, tmp_path: Path, loss: dict[str, Any]
+) -> None:
+    pytest.importorskip("pyarrow")
+    live = trained(world, tmp_path, loss=loss)
+    spec = cached(world, tmp_path / "hidden", keep="hidden")
+    same(
+        live,
+        trained(world, tmp_path, loss=loss, teacher=[spec], dataloader_num_workers=int(loss["kind"] == "alm")),
+        1e-4,
+    )
+
+
+def test_a_cache_of_hidden_states_stands_among_several_teachers(world: World, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    other = TeacherSpec(model=world.load(world.other), tokenizer=world.other)
+    given: dict[str, Any] = {"loss": {"kind": "alm"}, "combine": {"weigh_by": "cross-entropy"}}
+    live = trained(world, tmp_path, teacher=[world.load(world.teacher), other], **given)
+    spec = cached(world, tmp_path / "hidden", keep="hidden")
+    same(live, trained(world, tmp_path, teacher=[spec, other], **given), 1e-4)
 
 
 def test_a_mapping_of_another_tokenizer_is_refused_with_what_differs(world: World, tmp_path: Path) -> None:

@@ -46,6 +46,17 @@ class Causal(torch.nn.Module):
         return (states.cumsum(1) / steps) @ self.head
 
 
+def tiny(family: str, width: int = WIDTH, *, seed: int = 0, **changes: Any) -> Any:
+    """A small causal language model of a family of transformers, with random weights."""
+    import transformers
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.3, "pad_token_id": 0}
+    config = getattr(transformers, f"{family}Config")(vocab_size=width, **{**sizes, **changes})
+    return getattr(transformers, f"{family}ForCausalLM")(config).eval()
+
+
 def corpus(rows: int = 23, *, seed: int = 0, longest: int = 19) -> list[dict[str, Any]]:
     """Rows of ids of many lengths, one of them empty."""
     random = np.random.default_rng(seed)

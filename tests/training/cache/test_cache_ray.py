@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cache_models import Causal, files_of
+from cache_models import Causal, files_of, tiny
 
 from xtoken_align import read_vocab
 from xtoken_align.errors import MismatchError, MissingExtraError, OptionError
@@ -162,6 +163,22 @@ def test_a_worker_sorts_its_rows_and_refuses_gaps_and_repeats(
     assert work(number(table_of([5, 4])))["rows"] == [(4, 6)]
 
 
+def test_workers_write_hidden_states_and_their_head_as_one_process_does(
+    tokenizer: Path, teacher: Vocab, settings_of: CacheSettings, tmp_path: Path
+) -> None:
+    rows = [{"text": text} for text in TEXTS[:6]]
+    options: dict[str, Any] = {"keep": "hidden", "rows_per_shard": 4}
+    write_teacher_cache(tiny("Llama", WIDTH), rows, tmp_path / "plain", teacher=teacher, batch_size=3, **options)
+    texts: dict[str, Any] = {"bos": True, "eos": True, "max_teacher_tokens": None, "truncation_side": "right"}
+    settings = replace(
+        make_settings(teacher, 6, **options, **texts), corpus=corpus_facts(rows, teacher, settings_of).hash
+    )
+    for part in ([5, 4], [2, 0, 3, 1]):
+        work = CacheShards(lambda: tiny("Llama", WIDTH), str(tokenizer), str(tmp_path / "made"), settings, "row", 3)
+        assert work(_Number("row", 4)(table_of(part)))["state"] == ["written"]
+    assert files_of(tmp_path / "made") == files_of(tmp_path / "plain")
+
+
 def test_a_row_number_beyond_the_corpus_is_refused(tokenizer: Path, settings_of: CacheSettings, tmp_path: Path) -> None:
     work = CacheShards(lambda: Causal(WIDTH), str(tokenizer), str(tmp_path), settings_of, "row", 3)
     for wrong in ([8, 9], [-1]):
@@ -173,8 +190,6 @@ def test_a_row_number_beyond_the_corpus_is_refused(tokenizer: Path, settings_of:
 def test_a_worker_with_another_tokenizer_or_model_refuses(
     tokenizer: Path, settings_of: CacheSettings, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     with pytest.raises(OptionError, match="not what it was"):
         CacheShards(Causal, str(tokenizer), str(tmp_path), replace(settings_of, fingerprint="0"), "row", 3)
     CacheShards(lambda: Causal(WIDTH), str(tokenizer), str(tmp_path), settings_of, "row", 3)

@@ -19,25 +19,28 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from cache_models import Causal, corpus, small_vocab
+from cache_models import Causal, corpus, small_vocab, tiny
 from xtoken_align.training import write_teacher_cache
 
 torch.set_num_threads(1)
-place = Path(sys.argv[1])
+place, keep = Path(sys.argv[1]), sys.argv[2]
+kept = {"top_k": 8} if keep == "top_k" else {"keep": keep}
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-class Dying(Causal):
-    at = None
-    def forward(self, input_ids, attention_mask):
-        if len(self.calls) == self.at:
+def teacher(dies_at=None):
+    model, calls = Causal() if keep == "top_k" else tiny("Llama"), [0]
+    def count(*_):
+        if calls[0] == dies_at:
             die()
-        return super().forward(input_ids, attention_mask)
+        calls[0] += 1
+    model.register_forward_pre_hook(count)
+    return model
 
 def write(folder, model, process=(0, 1)):
-    write_teacher_cache(model, corpus(), folder, teacher=small_vocab(), top_k=8, batch_size=3, rows_per_shard=2,
-                        process=process)
+    write_teacher_cache(model, corpus(), folder, teacher=small_vocab(), batch_size=3, rows_per_shard=2,
+                        process=process, **kept)
 
 def after(name, count, before):
     call, seen = getattr(os, name), [0]
@@ -67,37 +70,41 @@ def waited(number):
 
 def killed_at(moment):
     kind, count = moment
-    model = Dying()
-    if kind == "call":
-        model.at = count
-    else:
+    if kind != "call":
         after(kind.removeprefix("before "), count, kind.startswith("before "))
-    write(place / "killed", model)
+    write(place / "killed", teacher(count if kind == "call" else None))
 
-codes = {"quiet": waited(forked(lambda: write(place / "quiet", Causal())))}
+teacher()  # loads what every process below would load
+codes = {"quiet": waited(forked(lambda: write(place / "quiet", teacher())))}
 left = {}
 # fsync, twice a file: of the contents and of the folder; the manifest is the first file.
 moments = [("call", 0), ("before fsync", 1), ("call", 1), ("call", 2), ("before fsync", 1), ("fsync", 1), ("fsync", 2),
            ("call", 3), ("before replace", 2), ("replace", 1), ("before fsync", 3)]
+if keep == "hidden":
+    # Three calls show what the model does, and the output head is the second file.
+    moments = [("call", 0), ("before fsync", 1), ("call", 2), ("fsync", 2), ("before fsync", 1), ("fsync", 1),
+               ("replace", 1), ("before fsync", 1), ("fsync", 2), ("call", 3), ("call", 4), ("before replace", 2)]
 for step, moment in enumerate(moments):
     codes[f"{step} {moment}"] = waited(forked(lambda: killed_at(moment)))
     left[f"{step} {moment}"] = sorted(path.name for path in (place / "killed").glob("*")) if step else []
-codes["rest"] = waited(forked(lambda: write(place / "killed", Causal())))
-both = [forked(lambda: write(place / "same", Causal())) for _ in range(2)]
-both += [forked(lambda part=part: write(place / "parts", Causal(), (part, 2))) for part in range(2)]
+codes["rest"] = waited(forked(lambda: write(place / "killed", teacher())))
+both = [forked(lambda: write(place / "same", teacher())) for _ in range(2)]
+both += [forked(lambda part=part: write(place / "parts", teacher(), (part, 2))) for part in range(2)]
 codes["both"] = [waited(number) for number in both]
 print(json.dumps({"codes": codes, "left": left}))
 """
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, object]]]:
+@pytest.fixture(scope="module", params=["top_k", "hidden"])
+def ran(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, dict[str, object]]]:
     if not hasattr(os, "fork"):
         pytest.skip("there is no fork here")
     place = tmp_path_factory.mktemp("killed")
     paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KILLED, str(place)],
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(place), request.param],
         capture_output=True,
         text=True,
         check=False,

@@ -339,13 +339,13 @@ def differences(present: CacheSettings, given: CacheSettings) -> list[str]:
     ]
     if not different and present.corpus and given.corpus and present.corpus != given.corpus:
         different.append("its corpus has other rows")
-    if not different and present.head and given.head and present.head != given.head:
-        different.append("the model's output head has other weights, or is in another precision")
     if not different and present.probe and given.probe:
         same = len(present.probe) == len(given.probe)
         away = float(np.mean(np.abs(np.subtract(present.probe, given.probe)))) if same else float("inf")
         if not away <= PROBE_TOLERANCE:
             different.append(f"the model is another: its log-probabilities are {away:.2f} away from those there")
+    if not different and present.head and given.head and present.head != given.head:
+        different.append("the model's output head has other weights, or is in another precision")
     return different
 
 

@@ -102,7 +102,7 @@ class TeacherModel:
             OptionError: the model's logits are not what its head makes of its hidden states.
         """
         row = self.vocab.speakable_ids[:_PROBE_TOKENS].astype(np.int32)
-        (said,) = replace(self, keep="top_k", top_k=1).rows([row])
+        (said,) = replace(self, keep="top_k", top_k=self.top_k or 1).rows([row])
         assert isinstance(said, CachedRow)
         probe = tuple(round(float(value), 4) for value in said.log_probs[:, 0])
         return probe, self._checked_head(row) if self.keep == "hidden" else None

@@ -274,7 +274,7 @@ def write_teacher_cache(
     vocab = as_vocab(source)
     check_rows(rows)
     check_positive("batch_size", batch_size)
-    if top_k is None and isinstance(model, AnswersRows):
+    if keep == "top_k" and top_k is None and isinstance(model, AnswersRows):
         top_k = model.usual_top_k
     settings = make_settings(
         vocab, len(rows), keep=keep, top_k=top_k, dtype=dtype, rows_per_shard=rows_per_shard, **of_texts
