@@ -74,8 +74,8 @@ def command(config: Path, output: Path | None, teacher: int, as_json: bool, quie
     made = read_config(config, files=True)
     gc.enable()
     try:
-        with _progress(quiet=quiet) as (say, report):
-            done = cache_teacher(made, output, teacher=teacher, progress=report, say=say, **options)
+        with _progress(quiet=quiet) as (say, space, report):
+            done = cache_teacher(made, output, teacher=teacher, progress=report, say=say, space=space, **options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on with the first file that is missing.") from None
     if as_json:
@@ -87,10 +87,12 @@ def command(config: Path, output: Path | None, teacher: int, as_json: bool, quie
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator[tuple[Callable[[str], object], Callable[[int, int], object]]]:
-    """What is being done, and a bar over the rows where stderr is a terminal, else a line for every tenth of them."""
+def _progress(
+    *, quiet: bool
+) -> Iterator[tuple[Callable[[str], object], Callable[[str], object], Callable[[int, int], object]]]:
+    """What is being done, what space it takes, and how far it is: a bar in a terminal, else a line for each tenth."""
     if quiet:
-        yield lambda _: None, lambda *_: None
+        yield lambda _: None, lambda _: None, lambda *_: None
         return
     if not sys.stderr.isatty():
         told = [0]
@@ -100,7 +102,7 @@ def _progress(*, quiet: bool) -> Iterator[tuple[Callable[[str], object], Callabl
                 told[0] = 10 * done // max(rows, 1)
                 click.echo(f"{done:,} of {rows:,} rows", err=True)
 
-        yield lambda text: click.echo(text, err=True), tell
+        yield lambda text: click.echo(text, err=True), lambda text: click.echo(text, err=True), tell
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -109,6 +111,7 @@ def _progress(*, quiet: bool) -> Iterator[tuple[Callable[[str], object], Callabl
         task = bar.add_task("", total=None)
         yield (
             lambda text: bar.update(task, description=text),
+            lambda text: bar.console.print(text, markup=False, highlight=False),
             lambda done, rows: bar.update(task, completed=done, total=rows),
         )
 

@@ -112,8 +112,8 @@ def test_a_cache_of_texts_is_written_once(config: Any) -> None:
 def test_a_run_learns_any_loss_from_hidden_states(config: Any, world: World, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     loss, said = {"kind": "alm"}, []
-    report = cache_teacher(config(loss=loss), keep="hidden", dtype="float32", say=said.append)
-    assert "bytes or less" in said[-1]
+    report = cache_teacher(config(loss=loss), keep="hidden", dtype="float32", space=said.append)
+    assert "bytes before compression" in said[0]
     assert report.head_bytes > 0
     live = distill(config("live", loss=loss), store=world.store)
     teachers = {"cache": str(report.folder), "tokenizer": str(world.teacher)}

@@ -142,6 +142,7 @@ def cache_teacher(
     batch_size: int = 8,
     progress: Callable[[int, int], object] = lambda *_: None,
     say: Say = lambda _: None,
+    space: Say = lambda _: None,
 ) -> CacheReport:
     """Runs a teacher of a configuration over its rows, those that are held out too, and keeps what it says of them.
 
@@ -155,6 +156,7 @@ def cache_teacher(
         batch_size: rows that the teacher reads at a time.
         progress: is told the rows done, and how many there are.
         say: is told what is being done.
+        space: is told, before the teacher runs, how much space the cache takes.
 
     Raises:
         OptionError: there is no such teacher, it is a cache already, or its loss cannot be learnt from what is kept.
@@ -206,7 +208,7 @@ def cache_teacher(
         dtype=dtype,
         batch_size=batch_size,
         progress=progress,
-        say=lambda space: say(f"running the teacher: {space}"),
+        space=space,
     )
 
 

@@ -138,17 +138,19 @@ def test_the_model_is_left_as_it_was(tmp_path: Path, vocab: Vocab, *, fused: boo
 
 def test_a_shard_has_a_state_for_each_position_and_the_report_says_the_size(tmp_path: Path, vocab: Vocab) -> None:
     said: list[str] = []
-    report = write(tiny("Llama"), tmp_path, vocab, say=said.append)
+    report = write(tiny("Llama"), tmp_path, vocab, space=said.append)
     positions = sum(len(row["teacher_ids"]) for row in corpus())
     table = pq.read_table(tmp_path / "shard-00001.parquet")
     assert table.column_names == ["row", "key", "ids", "states", "digest"]
     assert table.schema.field("states").type.value_type.byte_width == 2 * 32
     assert (report.positions, report.mean_rest, report.max_rest) == (positions, 0.0, 0.0)
     assert report.head_bytes == (tmp_path / HEAD).stat().st_size > 4 * WIDTH * 32
-    assert f"{positions} positions at 68 bytes or less, up to 0.0 MB, and 0.0 MB once for the output head" in said[0]
-    assert said[0].endswith("; the 64 best tokens would take 388 bytes or less")
-    write_teacher_cache(tiny("Llama"), corpus(), tmp_path / "best", teacher=vocab, top_k=8, say=said.append)
-    assert said[1] == f"{positions} positions at 56 bytes or less, up to 0.0 MB"
+    assert said[0].startswith(
+        f"{positions} positions of 68 bytes before compression, 0.0 MB, and 0.0 MB for the output"
+    )
+    assert said[0].endswith(" (the 64 best tokens have 392 bytes)")
+    write_teacher_cache(tiny("Llama"), corpus(), tmp_path / "best", teacher=vocab, top_k=8, space=said.append)
+    assert said[1] == f"{positions} positions of 56 bytes before compression, 0.0 MB"
 
 
 def test_runs_that_are_repeated_shared_or_cut_off_write_the_same_files(

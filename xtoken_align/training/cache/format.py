@@ -124,12 +124,10 @@ class CacheSettings:
         >>> settings.position_bytes
         1156
         """
-        return 4 + (self.stored.itemsize * self.hidden_size if self.keep == "hidden" else top_k_bytes(self.top_k))
-
-
-def top_k_bytes(top_k: int, dtype: Precision = "float16") -> int:
-    """What the best tokens of a position take, with the rest, before they are compressed."""
-    return top_k * (4 + {"float16": 2, "bfloat16": 2, "float32": 4}[dtype]) + 4
+        if self.keep == "hidden":
+            return 4 + self.stored.itemsize * self.hidden_size
+        # The position's own id and its rest, and of every token the id and its log-probability.
+        return 4 + 4 + (4 + self.stored.itemsize) * self.top_k
 
 
 _LATER = ("probe", "corpus", "head", "hidden_size")

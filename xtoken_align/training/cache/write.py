@@ -44,7 +44,6 @@ from .format import (
     shard_name,
     teacher_ids,
     text_options,
-    top_k_bytes,
 )
 from .head import HEAD, head_hash, keep_head
 from .model import AnswersRows, TeacherModel
@@ -53,8 +52,12 @@ from .read import Shard
 _STALE_SECONDS = 3600
 """A file that is being written takes its name within seconds; what is older belonged to a process that was killed."""
 
-ROWS_PER_GROUP: dict[Keep, int] = {"top_k": 8, "hidden": 1}
-"""Rows that are decoded together when one of them is read: 512 states of 4,096 numbers are 4 MB."""
+ROWS_PER_GROUP = 8
+"""Rows that are decoded together when one of them is read, fewer where states are large."""
+
+_GROUP_BYTES = 4096
+"""What the positions of a group's rows have together, if each row had one: a row of 512 states of 2,048 numbers is a
+group of 2 MB."""
 
 _SPLIT = "BYTE_STREAM_SPLIT"
 """First, second, ... bytes are kept together: the upper bytes of ids and logarithms hardly vary. At K = 64 and 152k
@@ -209,7 +212,7 @@ def write_teacher_cache(
     max_teacher_tokens: int | None = None,
     truncation_side: End = "right",
     progress: Callable[[int, int], object] | None = None,
-    say: Callable[[str], object] | None = None,
+    space: Callable[[str], object] = lambda _: None,
 ) -> CacheReport:
     """Runs a teacher over a corpus and keeps its best tokens or its hidden states.
 
@@ -242,7 +245,7 @@ def write_teacher_cache(
         max_teacher_tokens: cut rows to so many tokens.
         truncation_side: where to cut, `left` or `right`.
         progress: called with the rows done and the rows in this process's part after every shard.
-        say: told in a sentence, before the teacher runs, how much space the cache takes.
+        space: told in a sentence, before the teacher runs, how much space the cache takes.
 
     Returns:
         What was done.
@@ -284,8 +287,7 @@ def write_teacher_cache(
     own = range(settings.shards)[_part(process)]
     path = Path(folder)
     writer = open_writer(model, vocab, path, settings, batch_size=batch_size, device=device)
-    if say is not None:
-        say(_space(writer.settings, path, corpus.positions))
+    space(_space(writer.settings, path, corpus.positions))
     done: list[Done] = []
     share, so_far = sum(len(settings.span(shard)) for shard in own), 0
     for shard in own:
@@ -300,11 +302,12 @@ def write_teacher_cache(
 def _space(settings: CacheSettings, folder: Path, positions: int) -> str:
     """What a cache takes, before it is compressed."""
     whole = settings.position_bytes * positions / 1e6
-    said = f"{positions:,} positions at {settings.position_bytes:,} bytes or less, up to {whole:,.1f} MB"
+    said = f"{positions:,} positions of {settings.position_bytes:,} bytes before compression, {whole:,.1f} MB"
     if settings.keep == "hidden":
         head = (folder / HEAD).stat().st_size / 1e6 if settings.head else 0.0
-        said += f", and {head:,.1f} MB once for the output head"
-        said += f"; the {USUAL_TOP_K} best tokens would take {top_k_bytes(USUAL_TOP_K):,} bytes or less"
+        said += f", and {head:,.1f} MB for the output head"
+        best = replace(settings, keep="top_k", top_k=USUAL_TOP_K, dtype="float16")
+        said += f" (the {USUAL_TOP_K} best tokens have {best.position_bytes} bytes)"
     return said
 
 
@@ -375,7 +378,7 @@ def write_shard(folder: Path, shard: int, settings: CacheSettings, rows: Iterabl
         store_schema=False,
     ) as writer:
         numbered = zip(span, rows, strict=True)
-        while group := list(islice(numbered, ROWS_PER_GROUP[settings.keep])):
+        while group := list(islice(numbered, _rows_per_group(settings))):
             table, group_keys, group_digests = _table(pa, schema, settings, group)
             writer.write_table(table)
             keys += group_keys
@@ -397,6 +400,12 @@ def write_shard(folder: Path, shard: int, settings: CacheSettings, rows: Iterabl
         writer.add_key_value_metadata({METADATA_KEY.decode(): json.dumps(content)})
     write_atomically(folder / shard_name(shard), sink.getvalue())
     return facts
+
+
+def _rows_per_group(settings: CacheSettings) -> int:
+    """Of states of 64 numbers in bfloat16 8 rows, of 576 numbers 3, of 2,048 numbers 1."""
+    fitting = _GROUP_BYTES // settings.position_bytes if settings.keep == "hidden" else ROWS_PER_GROUP
+    return min(max(fitting, 1), ROWS_PER_GROUP)
 
 
 def _schema(pa: Any, settings: CacheSettings) -> Any:
