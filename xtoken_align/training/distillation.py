@@ -245,7 +245,7 @@ class Distillation:
     def _bits_of_teachers(self, answers: Sequence[Teacher], sides: Sequence[Batch]) -> dict[str, Metric]:
         """Bits of the labels by each teacher that runs, and the bytes of text in them: how far a student may come.
 
-        Those of a cache are left out: it knows the text's tokens only where they are among the best.
+        Those of a cache of best tokens are left out: it knows the text's tokens only where they are among the best.
         """
         several, measured = len(answers) > 1, {}
         for number, (answer, side, lengths) in enumerate(zip(answers, sides, self._teacher_bytes, strict=True)):
