@@ -126,9 +126,9 @@ def _render(done: CacheReport, config: DistillConfig, teacher: int, *, keep: str
         f"{done.written:,} files written, {done.kept:,} were there",
         soft_wrap=True,
     )
-    each = f"{done.bytes / max(done.positions, 1):,.0f} bytes a position"
+    each = f"A position takes {done.bytes / max(done.positions, 1):,.1f} bytes"
     if keep == "hidden":
-        console.print(f"{each}, and {done.head_bytes / 1e6:,.1f} MB for the output head", soft_wrap=True)
+        console.print(f"{each}, and the output head {done.head_bytes / 1e6:,.1f} MB", soft_wrap=True)
     else:
         left = f"{100 * done.mean_rest:.2f}% of the probability"
         console.print(f"{each}; left out of the kept tokens: {left}", soft_wrap=True)

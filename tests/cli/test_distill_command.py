@@ -254,7 +254,8 @@ def test_a_cache_is_written_and_named_as_a_configuration_names_it(
     assert invoke("distill", learnt, "-q").code == 0
     hidden = written(loss={"kind": "alm"})
     done = invoke("cache", hidden, "--keep", "hidden", "-o", tmp_path / "states")
-    assert (done.code, "MB for the output head" in done.out, "bytes before compression" in done.err) == (0, True, True)
+    assert (done.code, ", and the output head 0.0 MB" in done.out) == (0, True)
+    assert "bytes before compression" in done.err
     teachers = {"cache": str(tmp_path / "states"), "tokenizer": str(pair[0])}
     learnt = written(teachers=teachers, loss={"kind": "alm"}, output=str(tmp_path / "other"))
     assert invoke("distill", learnt, "-q").code == 0
