@@ -127,6 +127,38 @@ def test_a_models_parts_are_put_together_and_another_file_is_refused(
     assert not (tmp_path / "other").exists()
 
 
+def test_a_new_students_tokenizer_packs_up_to_three_digits_and_says_every_byte(
+    scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(scripts.material, "OWN_TOKENS", 300)
+    texts = [scripts.material.Passage("In 2012 and 2012 the cat sat.\n    return 2012\n" * 9, "prose")]
+    vocab = xtoken_align.read_vocab(scripts.material.own_tokenizer(texts, tmp_path / "tokenizer"))
+    (ids,) = vocab.encode_batch(["in 20122\n\u00e9 "])
+    pieces = [vocab.surfaces[token] for token in ids]
+    assert b"".join(pieces) == "in 20122\n\u00e9 ".encode()
+    assert b"201" in pieces
+    assert not any(len(piece) > 3 for piece in pieces if piece.isdigit())
+    assert vocab.roles["bos"] == (0,)
+    # What is there is not trained again.
+    again = scripts.material.own_tokenizer([], tmp_path / "tokenizer")
+    assert xtoken_align.read_vocab(again).fingerprint == vocab.fingerprint
+
+
+def test_a_student_with_sums_has_copied_rows_and_sums_by_w(scripts: SimpleNamespace, world: Any) -> None:
+    import torch
+
+    teacher, made = world.model("smollm2"), world.model("transfer")
+    scripts.material.make_sums(made, teacher, world.mapping)
+    old, new = (model.get_input_embeddings().weight for model in (teacher, made))
+    token = next(token for token in range(len(new)) if len(world.mapping.row(token).links) == 2)
+    links = world.mapping.row(token).links
+    expected = sum(link.weight * old[link.teacher_id] for link in links) / sum(link.weight for link in links)
+    torch.testing.assert_close(new[token], expected)
+    assert made.get_output_embeddings().weight is new
+    a = world.student_vocab.surfaces.index(b"a"), world.teacher_vocab.surfaces.index(b"a")
+    assert torch.equal(new[a[0]], old[a[1]])
+
+
 # Training and measuring
 
 
@@ -185,6 +217,29 @@ def test_the_teacher_is_asked_once_and_its_states_are_kept(scripts: SimpleNamesp
     torch.testing.assert_close(said[counted], direct[counted], rtol=0.05, atol=0.02)
 
 
+def test_epochs_read_the_same_passages_and_the_teachers_best_tokens_are_its_own(
+    scripts: SimpleNamespace, world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    shape = replace(scripts.train.PAIRS["scratch"], steps=2, rows=1, epochs=2, checks=(0.5,), top_k=5)
+    monkeypatch.setitem(scripts.train.PAIRS, "scratch", shape)
+    world = replace(world, pair="scratch")
+    read = [batch["student_input_ids"] for batch in world.batches(0)]
+    assert len(read) == world.settings.steps == 6
+    assert all(torch.equal(first, again) for first, again in zip(read[:3], read[3:], strict=True))
+    states, best = list(world.teacher(0, "gold")), list(world.teacher(0, "c-kl"))
+    assert (len(states), len(best)) == (6, 6)
+    log_probs = (states[0].states @ states[0].weight.T).log_softmax(-1)
+    torch.testing.assert_close(best[0].log_probs, log_probs.gather(-1, best[0].ids), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(best[0].rest + best[0].log_probs.exp().sum(-1), torch.ones(best[0].rest.shape))
+    trained = scripts.train.train_arm(world, scripts.train.ARMS["CE + C-KL"], 1e-3, 0)
+    ((steps, text),) = [(check["steps"], check["text"]) for check in trained["checks"]]
+    assert steps == 3
+    assert text["bytes"] == trained["text"]["bytes"]
+    assert text["bits"] != trained["text"]["bits"]
+
+
 def test_results_of_other_settings_are_not_taken_over(scripts: SimpleNamespace, tmp_path: Path) -> None:
     arm = {"pair": "transfer", "arm": "CE", "rate": 2e-4, "seed": 0, "tokens": 1}
     place = scripts.train.Place(tmp_path, scripts.train.FULL)
@@ -205,6 +260,10 @@ def test_what_answers_the_first_question_is_measured_first(scripts: SimpleNamesp
     assert len({(pair, arm.name if arm else "", rate, seed) for pair, arm, rate, seed in jobs}) == len(jobs)
     own = [(rate, seed) for pair, arm, rate, seed in jobs if pair == "transfer" and arm and arm.name == "CE + C-KL"]
     assert own == [(rate, seed) for seed in (0, 1, 2) for rate in settings.rates]
+    # What teacher and student are before is measured once where two pairs have the same models.
+    assert [pair for pair, arm, _, _ in jobs if arm is None] == ["transfer", "scratch", "families", "sums"]
+    place = scripts.train.Place(Path("anywhere"), settings)
+    assert place.bounds("longer") == place.bounds("transfer") != place.bounds("sums")
 
 
 # Reports
@@ -247,11 +306,34 @@ def test_a_line_says_how_much_of_the_way_is_closed_and_what_a_step_costs(
     ]
 
 
+def with_longer(results: dict[str, Any]) -> dict[str, Any]:
+    """The results with arms of the longer pair: 8 steps, measured after 4 as well."""
+    longer = []
+    for name, seconds, halfway, end in (("CE", 2.0, 1.4, 1.2), ("CE + C-KL", 4.0, 1.2, 1.0)):
+        check = {"steps": 4, "text": arm_of(name, 0, halfway)["text"]}
+        longer.append({**arm_of(name, 0, end, seconds), "pair": "longer", "checks": [check]})
+    bounds = {**results["bounds"], "longer": results["bounds"]["transfer"]}
+    return {**results, "bounds": bounds, "arms": [*results["arms"], *longer]}
+
+
+def test_arms_are_compared_at_equal_tokens_and_at_equal_time(scripts: SimpleNamespace, results: dict[str, Any]) -> None:
+    # Plain cross-entropy ends after 16 seconds; C-KL has done half of its steps then.
+    assert scripts.report.on_the_way(with_longer(results), "longer") == [
+        "| | rate | 4 steps | 8 steps | seconds | as the fastest ends |",
+        "| :-- | --: | --: | --: | --: | --: |",
+        "| CE + C-KL | 2e-04 | 1.200 | 1.000 | 32 | 1.200 |",
+        "| CE | 2e-04 | 1.400 | 1.200 | 16 | 1.200 |",
+    ]
+
+
 def test_a_report_has_a_table_and_a_figure(scripts: SimpleNamespace, results: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "results.json").write_text(json.dumps(with_longer(results)))
     scripts.report.write_report(tmp_path)
     told = (tmp_path / "RESULTS.md").read_text()
+    for pair in ("transfer", "longer"):
+        assert f"## {scripts.train.PAIRS[pair].title}\n" in told
+    assert scripts.train.PAIRS["families"].title not in told
     assert "| CE + C-KL | 2e-04 | 1.000 | 1.000 |" in told
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("results.png", "results.svg"))
 
@@ -263,10 +345,33 @@ def test_the_pages_say_what_was_measured(scripts: SimpleNamespace, tmp_path: Pat
     scripts.report.write_report(tmp_path)
     assert (tmp_path / "RESULTS.md").read_text() == (FOLDER / "RESULTS.md").read_text()
     measured = json.loads((FOLDER / "results.json").read_text())
-    page = (ROOT / "docs" / "which-loss.md").read_text()
-    best = scripts.report.best_lines(measured, "transfer")
-    for row in scripts.report.table(measured, "transfer", best):
-        assert row in page
+    section = (ROOT / "docs" / "which-loss.md").read_text().partition("## A real model\n")[2].partition("\n## ")[0]
+    report = scripts.report
+    for pair in {arm["pair"] for arm in measured["arms"]}:
+        for row in report.table(measured, pair, report.best_lines(measured, pair)):
+            assert row in section
+    for row in report.on_the_way(measured, "longer"):
+        assert row in section
+    # And what the sentences say was measured somewhere: of a model, on the way, or between two arms of a pair.
+    prose = "\n".join(line for line in section.splitlines() if not line.startswith("|"))
+    models = [
+        *measured["arms"],
+        *(bound[side] for bound in measured["bounds"].values() for side in bound if side != "pair"),
+    ]
+    every = [*models, *(check for arm in measured["arms"] for check in arm.get("checks", []))]
+    ways = [(name, rows) for name in report.CLASSES for rows in (None, "exact", "split")]
+    bits = {f"{report.bits_per_byte(one, name, rows):.3f}" for one in every for name, rows in ways}
+    for number in re.findall(r"\b[1-9]\.\d{3}\b|\b0\.[5-9]\d\d\b", prose):
+        assert number in bits, number
+    plain = [arm for arm in measured["arms"] if arm["arm"] in {"CE", "CE + ALM", "CE + C-KL"}]
+    differences = {
+        f"{abs(report.bits_per_byte(one, 'all') - report.bits_per_byte(other, 'all')):.3f}"
+        for one in plain
+        for other in plain
+        if (one["pair"], one["seed"]) == (other["pair"], other["seed"])
+    }
+    for number in re.findall(r"\b0\.[0-4]\d\d\b", prose):
+        assert number in differences, number
 
 
 def test_the_page_on_transplants_says_what_was_measured() -> None:

@@ -19,4 +19,4 @@ if ! "$python" -c "import xtoken_align, transformers, gguf" 2> /dev/null && [ -d
 fi
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader || true
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=8
-timeout "${LIMIT:-480}" "$python" -W ignore "$here/run.py" --gpu --seeds 0 --out "$out" --work "$work" || [ $? = 124 ]
+timeout "${LIMIT:-480}" "$python" -W ignore "$here/run.py" --gpu --pairs transfer families --seeds 0 --out "$out" --work "$work" || [ $? = 124 ]

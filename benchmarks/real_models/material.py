@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import subprocess
 import sys
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
+
+import numpy as np
+
+import xtoken_align
+from xtoken_align.export.transplant import RowPlan, make_rows, plan_rows
+from xtoken_align.vocab.kinds import Kind
 
 SOURCE = ("django==5.2.8", "django-5.2.8.tar.gz")
 """The source distribution whose documentation is the prose and whose package is the code."""
@@ -106,7 +114,7 @@ class Passage:
 
     Attributes:
         text: the stretch.
-        kind: "prose" or "code".
+        kind: "prose" or "code", or "javascript", which nothing is trained on.
     """
 
     text: str
@@ -116,8 +124,8 @@ class Passage:
 def passages(folder: Path, size: int) -> tuple[list[Passage], list[Passage]]:
     """Passages to train on and passages held out, in the order of their files.
 
-    Files are split by a digest of their name, so that no file is in both. Release notes repeat each other and tests
-    are not in the package, so neither is read.
+    Files are split by a digest of their name, so that no file is in both; JavaScript is held out altogether. Release
+    notes repeat each other and tests are not in the package, so neither is read.
 
     Args:
         folder: where the source distribution is, or is put.
@@ -135,7 +143,8 @@ def passages(folder: Path, size: int) -> tuple[list[Passage], list[Passage]]:
             content = opened.extractfile(member) if kind and member.isfile() else None
             if kind is None or content is None:
                 continue
-            chosen = held_out if hashlib.sha256(name.encode()).digest()[0] < 26 else train
+            is_held_out = kind == "javascript" or hashlib.sha256(name.encode()).digest()[0] < 26
+            chosen = held_out if is_held_out else train
             chosen += [Passage(text, kind) for text in _cut(content.read().decode(), size)]
     return train, held_out
 
@@ -145,6 +154,8 @@ def _kind(name: str) -> str | None:
         return "prose"
     if name.startswith("django/") and name.endswith(".py") and "/locale/" not in name and "/migrations/" not in name:
         return "code"
+    if name.startswith("django/contrib/") and name.endswith(".js") and "/vendor/" not in name:
+        return "javascript"
     return None
 
 
@@ -167,3 +178,78 @@ def drawn(pool: list[Passage], count: int, seed: int) -> list[Passage]:
     half = -(-count // 2)
     sides = [chooser.sample([one for one in pool if one.kind == kind], half) for kind in ("prose", "code")]
     return [one for pair in zip(*sides, strict=True) for one in pair][:count]
+
+
+# Students
+
+
+OWN_TOKENS = 8192
+"""The size of the vocabulary of a student from nothing."""
+
+
+def own_tokenizer(texts: list[Passage], folder: Path) -> Path:
+    """Trains a byte-level BPE on the training text, which packs up to three digits as Llama-3's does.
+
+    Returns:
+        The folder, with the files of the tokenizer. What is there already is taken as it is.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if folder.exists():
+        return folder
+    tokenizer = Tokenizer(models.BPE())
+    words = pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"), "isolated")
+    bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_of_words])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=OWN_TOKENS, special_tokens=["<s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator((one.text for one in texts), trainer)
+    beside = folder.with_name(f"{folder.name}.{os.getpid()}")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(beside)  # noqa: S106 - a token's name
+    if not folder.exists():
+        beside.rename(folder)
+    return folder
+
+
+def new_model(width: int) -> Any:
+    """A Llama of 10.6 million parameters with random weights, always the same ones."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 320, "intermediate_size": 960, "num_hidden_layers": 6, "num_attention_heads": 5}
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=width, tie_word_embeddings=True, **sizes))
+
+
+def make_sums(student: Any, teacher: Any, mapping: xtoken_align.Mapping) -> None:
+    """Gives a transplanted student rows that are sums by W, in the embedding and the tied head."""
+    import torch
+
+    old = teacher.get_input_embeddings().weight.detach()
+    plan = in_a_way(mapping, plan_rows(mapping), "sum by W")
+    trained = np.flatnonzero(mapping.teacher.kinds <= Kind.BYTE)
+    student.get_input_embeddings().weight.data.copy_(make_rows(old, plan, trained, torch.Generator().manual_seed(0)))
+
+
+def in_a_way(mapping: xtoken_align.Mapping, plan: RowPlan, way: str) -> RowPlan:
+    """The plan with other weights of a split token's pieces."""
+    if way == "mean":
+        return plan
+    used = plan.weights > 0
+    weights = np.zeros_like(plan.weights)
+    if way == "sum by W":
+        for line, (token_id, pieces) in enumerate(zip(plan.split.tolist(), plan.pieces.tolist(), strict=True)):
+            by_piece: dict[int, float] = {}
+            for link in mapping.row(token_id).links:
+                by_piece[link.teacher_id] = by_piece.get(link.teacher_id, 0.0) + link.weight
+            for place, piece in enumerate(pieces):
+                weights[line, place] = by_piece.pop(piece, 0.0) if used[line, place] else 0.0
+        weights /= weights.sum(1, keepdims=True)
+    else:
+        place = np.zeros(len(weights), dtype=np.int64) if way == "first piece" else used.sum(1) - 1
+        weights[np.arange(len(weights)), place] = 1
+    return replace(plan, weights=weights)

@@ -6,14 +6,13 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-CLASSES = ("all", "prose", "code", "numerals")
-TITLES = {
-    "transfer": "SmolLM2-135M gets Llama-3's tokenizer; the teacher is SmolLM2-135M as it was",
-    "families": "SmolLM2-135M learns from Gemma-3-270m",
-}
+from train import PAIRS
+
+CLASSES = ("all", "prose", "code", "numerals", "javascript")
 
 
 def bits_per_byte(measured: dict[str, Any], name: str, rows: str | None = None) -> float:
@@ -21,15 +20,16 @@ def bits_per_byte(measured: dict[str, Any], name: str, rows: str | None = None) 
 
     Args:
         measured: of a model, as `evaluated` returns it.
-        name: "all" or "prose" or "code", of the drawn passages, or "numerals", wherever they stand.
+        name: "all" or "prose" or "code", of the drawn passages, "numerals", wherever they stand in prose and code, or
+            "javascript", all that stands there.
         rows: of a student with another tokenizer, "split" or "exact": tokens whose rows were made so alone.
     """
-    parts = ("text", "numerals") if name == "numerals" else ("text",)
+    parts = {"numerals": ("text", "numerals"), "javascript": ("javascript",)}.get(name, ("text",))
     bits = size = 0.0
     for part in parts:
-        for full, spent in measured[part]["bits"].items():
+        for full, spent in measured.get(part, {"bits": {}})["bits"].items():
             kind, _, way = full.partition(", ")
-            if name in {"all", kind} and rows in {None, way}:
+            if name in {"all", "javascript", kind} and rows in {None, way}:
                 bits, size = bits + spent, size + measured[part]["bytes"][full]
     return bits / size if size else math.nan
 
@@ -44,7 +44,7 @@ class Line:
         bits: class -> bits per byte.
         by_seed: seed -> bits per byte of all text.
         closed: the share of the way from the student before any arm to the teacher.
-        step: processor seconds a step, as a multiple of those of plain cross-entropy at the same rate.
+        step: processor seconds a step, as a multiple of those of plain cross-entropy (at the same rate, if it has one).
     """
 
     name: str
@@ -60,13 +60,14 @@ def lines(results: dict[str, Any], pair: str) -> list[Line]:
     arms = [one for one in results["arms"] if one["pair"] == pair]
     floor, ceiling = (bits_per_byte(results["bounds"][pair][side], "all") for side in ("student", "teacher"))
     plain = {one["rate"]: one["processor_seconds_a_step"] for one in arms if (one["arm"], one["seed"]) == ("CE", 0)}
+    any_plain = next(iter(plain.values()), math.nan)
     made = []
     for first in (one for one in arms if one["seed"] == 0):
         name, rate = first["arm"], first["rate"]
         bits = {each: bits_per_byte(first, each) for each in CLASSES}
         seeds = {one["seed"]: bits_per_byte(one, "all") for one in arms if (one["arm"], one["rate"]) == (name, rate)}
         closed = (floor - bits["all"]) / (floor - ceiling)
-        step = first["processor_seconds_a_step"] / plain.get(rate, math.nan)
+        step = first["processor_seconds_a_step"] / plain.get(rate, any_plain)
         made.append(Line(name, rate, bits, seeds, closed, step))
     return sorted(made, key=lambda line: line.bits["all"])
 
@@ -82,20 +83,23 @@ def best_lines(results: dict[str, Any], pair: str) -> list[Line]:
 def table(results: dict[str, Any], pair: str, shown: list[Line]) -> list[str]:
     """A pair's table in Markdown, with some of its lines between the ceiling and the floor."""
     bounds = results["bounds"][pair]
-    rows = [
-        "| | rate | all | prose | code | numerals | way closed | step |",
-        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
-        _bound("teacher, the ceiling", bounds["teacher"]),
+    classes = [each for each in CLASSES if not any(math.isnan(line.bits[each]) for line in shown)]
+
+    def row(name: str, bits: dict[str, float], rate: str = "", closed: str = "", step: str = "") -> str:
+        cells = " | ".join(f"{bits[each]:.3f}" for each in classes)
+        return f"| {name} | {rate} | {cells} | {closed} | {step} |".replace("  ", " ")
+
+    teacher, student = (
+        {each: bits_per_byte(bounds[side], each) for each in classes} for side in ("teacher", "student")
+    )
+    named = " | ".join({"javascript": "JavaScript"}.get(each, each) for each in classes)
+    return [
+        f"| | rate | {named} | way closed | step |",
+        "| :-- | --: |" + " --: |" * (len(classes) + 2),
+        row("*teacher, the ceiling*", teacher),
+        *(row(each.name, each.bits, f"{each.rate:.0e}", f"{each.closed:.0%}", f"{each.step:.2f}") for each in shown),
+        row("*student before, the floor*", student),
     ]
-    for line in shown:
-        classes = " | ".join(f"{line.bits[each]:.3f}" for each in CLASSES)
-        rows.append(f"| {line.name} | {line.rate:.0e} | {classes} | {line.closed:.0%} | {line.step:.2f} |")
-    return [*rows, _bound("student before, the floor", bounds["student"])]
-
-
-def _bound(name: str, measured: dict[str, Any]) -> str:
-    classes = " | ".join(f"{bits_per_byte(measured, each):.3f}" for each in CLASSES)
-    return f"| *{name}* | | {classes} | | |"
 
 
 def by_seed(results: dict[str, Any], pair: str) -> list[str]:
@@ -123,82 +127,137 @@ def by_rows(results: dict[str, Any], pair: str) -> list[str]:
     return rows
 
 
-def curve(arm: dict[str, Any], window: int = 6) -> tuple[list[int], list[float]]:
-    """Tokens read, and bits a token on text not read before, as means over some steps."""
-    seen, spent, tokens = [], [], 0
-    steps = [step for step in arm["steps"] if "ce" in step]
-    for first in range(0, len(steps), window):
-        some = steps[first : first + window]
-        count = sum(step["tokens"] for step in some)
-        tokens += count
-        seen.append(tokens - count // 2)
-        spent.append(sum(step["ce"] * step["tokens"] for step in some) / count / math.log(2))
-    return seen, spent
+def curve(results: dict[str, Any], arm: dict[str, Any]) -> list[tuple[int, float, float]]:
+    """Steps, processor seconds and bits per byte of held-out text on the way: before, at each check, at the end.
+
+    The seconds are the steps times the median of a step, so that a first step that reads from the disk does not count.
+    """
+    before = bits_per_byte(results["bounds"][arm["pair"]]["student"], "all")
+    points = [(0, before), *((check["steps"], bits_per_byte(check, "all")) for check in arm["checks"])]
+    points.append((len(arm["steps"]), bits_per_byte(arm, "all")))
+    return [(steps, steps * arm["processor_seconds_a_step"], bits) for steps, bits in points]
+
+
+def bits_after(points: list[tuple[int, float, float]], seconds: float) -> float:
+    """Bits per byte after some processor seconds, in a line between the measured ones.
+
+    >>> round(bits_after([(0, 0.0, 1.8), (10, 20.0, 1.4), (20, 40.0, 1.2)], 30.0), 6)
+    1.3
+    """
+    for (_, begin, before), (_, end, after) in pairwise(points):
+        if begin <= seconds <= end:
+            return before + (after - before) * (seconds - begin) / (end - begin)
+    return points[-1][2]
+
+
+def on_the_way(results: dict[str, Any], pair: str) -> list[str]:
+    """Bits per byte of all text after parts of the steps, and what each arm has reached when the fastest ends."""
+    arms = [one for one in results["arms"] if one["pair"] == pair and one["seed"] == 0]
+    curves = {(one["arm"], one["rate"]): curve(results, one) for one in arms}
+    fastest = min(points[-1][1] for points in curves.values())
+    checked = [steps for steps, _, _ in next(iter(curves.values()))[1:]]
+    rows = ["| | rate | " + " | ".join(f"{steps} steps" for steps in checked) + " | seconds | as the fastest ends |"]
+    rows.append("| :-- | --: |" + " --: |" * (len(checked) + 2))
+    for line in lines(results, pair):
+        points = curves[line.name, line.rate]
+        cells = " | ".join(f"{bits:.3f}" for _, _, bits in points[1:])
+        then = bits_after(points, fastest)
+        rows.append(f"| {line.name} | {line.rate:.0e} | {cells} | {points[-1][1]:.0f} | {then:.3f} |")
+    return rows
 
 
 def write_report(folder: Path) -> None:
     """Writes `RESULTS.md` and the figure beside `results.json`."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    pairs = [pair for pair in TITLES if any(one["pair"] == pair for one in results["arms"])]
-    if not pairs or any(pair not in results["bounds"] for pair in pairs):
+    measured = {one["pair"] for one in results["arms"] if one["seed"] == 0}
+    pairs = [pair for pair in PAIRS if pair in measured and pair in results["bounds"]]
+    if not pairs:
         return
-    settings = results["settings"]
     text = [
-        "# A real model with another tokenizer",
+        "# Real models that learn from real models",
         "",
         "Made by `python benchmarks/real_models/run.py`. Do not edit.",
         "",
-        *_method(settings, results["device"]),
+        *_method(results),
         "",
         "![bits per byte by loss](results.png)",
     ]
     for pair in pairs:
-        best = best_lines(results, pair)
-        others = [
-            line for line in lines(results, pair) if (line.name, line.rate) not in {(b.name, b.rate) for b in best}
-        ]
-        text += ["", f"## {TITLES[pair]}", ""]
-        text += ["Each loss at the rate that is best for it, with seed 0:", "", *table(results, pair, best)]
-        if others:
-            text += ["", "At the other rate:", "", *table(results, pair, others)]
-        text += ["", "Seed by seed, all text, at the best rate:", "", *by_seed(results, pair)]
-        if pair == "transfer":
-            text += ["", "By how the row of the token was made, with seed 0:", "", *by_rows(results, pair)]
+        text += ["", f"## {PAIRS[pair].title}", "", *_of_pair(results, pair)]
     (folder / "RESULTS.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     figure(results, pairs, folder)
 
 
-def _method(settings: dict[str, Any], device: str) -> Iterable[str]:
+def _of_pair(results: dict[str, Any], pair: str) -> Iterable[str]:
+    """What `RESULTS.md` says of a pair."""
+    arms = [one for one in results["arms"] if one["pair"] == pair]
+    first = next(one for one in arms if one["seed"] == 0)
+    epochs = PAIRS[pair].epochs
+    again = f", each passage {epochs} times" if epochs > 1 else ""
+    yield f"{first['tokens']:,} of the student's tokens in {len(first['steps'])} steps{again}, with seed 0:"
+    best = best_lines(results, pair)
+    yield from ("", *table(results, pair, best))
+    chosen = {(line.name, line.rate) for line in best}
+    others = [line for line in lines(results, pair) if (line.name, line.rate) not in chosen]
+    if others:
+        yield from ("", "At the other rate:", "", *table(results, pair, others))
+    if any(one["seed"] for one in arms):
+        yield from ("", "Seed by seed, all text, at the best rate:", "", *by_seed(results, pair))
+    if first.get("checks"):
+        yield from ("", "On the way, all text:", "", *on_the_way(results, pair))
+    if any(name.endswith("split") for name in first["text"]["bits"]):
+        yield from ("", "By how the row of the token was made, with seed 0:", "", *by_rows(results, pair))
+
+
+def _method(results: dict[str, Any]) -> Iterable[str]:
+    settings = results["settings"]
     yield (
-        f"Every arm reads the same {settings['steps']} batches; a batch has {settings['rows']} of the passages, of "
-        f"about {settings['size']} bytes each, from the documentation (prose) and the package (code) of Django's "
-        f"source distribution. Files are split into training and held-out ones. {settings['held_out']} held-out "
-        f"passages and the {settings['numerals']} with the most digits are measured. AdamW; products in bfloat16. "
-        f"Each seed draws other passages; the better rate is chosen with seed 0, on the text that is measured. "
-        f"Measured on {device}."
+        f"All arms of a pair read the same batches, of passages of about {settings['size']} bytes each, from the "
+        f"documentation (prose) and the package (code) of Django's source distribution. Files are split into training "
+        f"and held-out ones. {settings['held_out']} held-out passages and the {settings['numerals']} with the most "
+        f"digits are measured, and in part passages of JavaScript, which no arm reads. AdamW; products in bfloat16. "
+        f"Each seed draws other passages. Where there are two rates, each loss has that which is better for it with "
+        f"seed 0, on the text that is measured. Measured on {results['device']}."
     )
     yield ""
     yield (
         "*All*, *prose*, *code* and *numerals* are bits per byte of held-out text, the fewer the better; they compare "
         "across tokenizers. *Way closed* is the share of the way from the student before any training to the teacher. "
         "*Step* is the processor time of a whole step, without the teacher's forward pass, as a multiple of that of "
-        "plain cross-entropy; the machine was shared, so it is rough."
+        "plain cross-entropy; *seconds* is that time for all steps. The machine was shared, so both are rough. *As the "
+        "fastest ends* is what an arm has reached in the seconds of the fastest, read off between two measurements; "
+        "there the learning rate of the slower ones has not fallen yet."
+    )
+    yield ""
+    seconds = sum(len(one["steps"]) * one["processor_seconds_a_step"] for one in results["arms"])
+    yield (
+        f"All steps that stand here took {seconds / 60:.0f} minutes of a core. Loading, the teachers' passes and "
+        f"measuring take about half as long again, so that two processes need {0.75 * seconds / 60:.0f} minutes for "
+        f"everything."
     )
 
 
 def figure(results: dict[str, Any], pairs: list[str], folder: Path) -> None:
-    """Draws `results.png` and `results.svg`: bits per byte by arm, and the curves of `transfer`."""
+    """Draws `results.png` and `results.svg`: bits per byte by arm, and on the way where that was measured."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
+    on_way = [pair for pair in pairs if any(one.get("checks") for one in results["arms"] if one["pair"] == pair)]
+    count = len(pairs) + len(on_way)
+    columns = min(count, 3)
+    rows = -(-count // columns)
     style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "real-models"}
     with mpl.rc_context({**style, "savefig.dpi": 130, "figure.facecolor": "white"}):
-        drawn, axes = plt.subplots(1, len(pairs) + 1, figsize=(4.6 * (len(pairs) + 1), 3.6), layout="constrained")
-        for axis, pair in zip(axes, pairs, strict=False):
+        size = (4.6 * columns, 3.5 * rows)
+        drawn, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+        for axis, pair in zip(axes.flat, pairs, strict=False):
             _bars(axis, results, pair)
-        _curves(axes[-1], results, pairs[0])
+        for axis, pair in zip(axes.flat[len(pairs) :], on_way, strict=False):
+            _curves(axis, results, pair)
+        for axis in axes.flat[count:]:
+            axis.set_axis_off()
         drawn.savefig(folder / "results.png")
         drawn.savefig(folder / "results.svg", metadata={"Date": None})
         plt.close(drawn)
@@ -222,18 +281,25 @@ def _bars(axis: Any, results: dict[str, Any], pair: str) -> None:
     axis.set_xlim(ceiling - 0.1 * (highest - ceiling) - 0.01, highest + 0.4 * (highest - ceiling) + 0.01)
     axis.set_yticks(range(len(shown)), [f"{line.name}, {line.rate:.0e}" for line in shown])
     axis.set_xlabel("bits per byte of held-out text")
-    axis.set_title(TITLES[pair].replace("; ", ";\n"), fontsize=9)
+    axis.set_title(PAIRS[pair].title.replace("; ", ";\n"), fontsize=9)
     axis.plot([], [], "k.", label="a seed")
     axis.plot([], [], "x", color="tab:gray", label="at the other rate")
     axis.legend(loc="upper right", frameon=False, fontsize=8)
 
 
 def _curves(axis: Any, results: dict[str, Any], pair: str) -> None:
-    best = {(line.name, line.rate) for line in best_lines(results, pair)}
+    best = {(line.name, line.rate): line for line in best_lines(results, pair)}
     for arm in results["arms"]:
-        if arm["pair"] == pair and arm["seed"] == 0 and (arm["arm"], arm["rate"]) in best and "ce" in arm["steps"][0]:
-            axis.plot(*curve(arm), marker=".", label=arm["arm"])
-    axis.set_xlabel("tokens read")
-    axis.set_ylabel("bits a token, on text not read before")
-    axis.set_title("on the way, seed 0", fontsize=9)
+        if arm["pair"] == pair and arm["seed"] == 0 and (arm["arm"], arm["rate"]) in best:
+            # The beginning is the same for all, and far above.
+            points = curve(results, arm)[1:]
+            seconds, bits = ([point[place] for point in points] for place in (1, 2))
+            axis.plot(seconds, bits, marker=".", label=arm["arm"])
+    axis.set_xlabel("processor seconds")
+    axis.set_ylabel("bits per byte of held-out text")
+    axis.set_title(f"{_short(pair)}\non the way", fontsize=9)
     axis.legend(frameon=False, fontsize=8)
+
+
+def _short(pair: str) -> str:
+    return PAIRS[pair].title.partition("; ")[0]

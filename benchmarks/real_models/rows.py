@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import numpy as np
 import torch
-from material import Passage, drawn
+from material import Passage, drawn, in_a_way
 from train import FULL, HELD_OUT_SEED, Place, World, measure
 
 import xtoken_align
@@ -53,7 +52,10 @@ def measured(world: World, count: int) -> dict[str, Any]:
     plan = plan_rows(world.mapping)
     old = model.get_input_embeddings().weight.detach()
     trained = np.flatnonzero(world.teacher_vocab.kinds <= Kind.BYTE)
-    rows = {way: make_rows(old, in_a_way(world, plan, way), trained, torch.Generator().manual_seed(0)) for way in WAYS}
+    rows = {
+        way: make_rows(old, in_a_way(world.mapping, plan, way), trained, torch.Generator().manual_seed(0))
+        for way in WAYS
+    }
     offset, direction = _offset(world, model, plan, texts=drawn(world.train, 8, 0))
     table = []
     for inputs in ("mean", "sum by W", "first piece"):
@@ -67,26 +69,6 @@ def measured(world: World, count: int) -> dict[str, Any]:
     table.append({"input": "mean, shared out", "head": "tied", **_bits(states, tied, world, plan, texts)})
     print(table[-1], flush=True)
     return {"passages": count, "rows": plan.counts(), "table": table, **_there_and_back(world, model, texts)}
-
-
-def in_a_way(world: World, plan: RowPlan, way: str) -> RowPlan:
-    """The plan with other weights of a split token's pieces."""
-    if way == "mean":
-        return plan
-    used = plan.weights > 0
-    weights = np.zeros_like(plan.weights)
-    if way == "sum by W":
-        for line, (token_id, pieces) in enumerate(zip(plan.split.tolist(), plan.pieces.tolist(), strict=True)):
-            by_piece: dict[int, float] = {}
-            for link in world.mapping.row(token_id).links:
-                by_piece[link.teacher_id] = by_piece.get(link.teacher_id, 0.0) + link.weight
-            for place, piece in enumerate(pieces):
-                weights[line, place] = by_piece.pop(piece, 0.0) if used[line, place] else 0.0
-        weights /= weights.sum(1, keepdims=True)
-    else:
-        place = np.zeros(len(weights), dtype=np.int64) if way == "first piece" else used.sum(1) - 1
-        weights[np.arange(len(weights)), place] = 1
-    return replace(plan, weights=weights)
 
 
 def _offset(world: World, model: Any, plan: RowPlan, texts: list[Passage]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,6 @@
 """Which loss moves a real model to another tokenizer? Trains SmolLM2-135M by every loss, measured in bits per byte.
 
-    python benchmarks/real_models/run.py [--quick | --gpu] [--pairs transfer families] [--arms "CE + C-KL" ...]
+    python benchmarks/real_models/run.py [--quick | --gpu] [--pairs transfer longer ...] [--arms "CE + C-KL" ...]
                                          [--seeds 0 1 2] [--out FOLDER] [--work FOLDER] [--workers 2]
 
 Writes `results.json`, `results.png`, `results.svg` and `RESULTS.md` to `--out` after every arm. Every arm's result
@@ -35,10 +35,16 @@ from train import ARMS, FULL, GPU, PAIRS, QUICK, Arm, Place, Settings, run_arm, 
 HERE = Path(__file__).parent
 SEEDED = ("CE", "CE + C-KL", "CE + GOLD", "CE + P-KL", "CE + ALM")
 """The arms that are trained with every seed."""
-FAMILIES = ("CE", "CE + C-KL", "CE + GOLD", "CE + ALM")
-"""The arms of `families`, with the first seed."""
-FAMILIES_RATE = 1e-4
-"""Their learning rate: a student whose rows are all its own needs less."""
+OTHERS = {
+    "longer": {"CE + C-KL": (2e-4, 6e-4), **dict.fromkeys(("CE", "CE + ALM", "CE + GOLD", "CE + P-KL"), (2e-4,))},
+    "scratch": dict.fromkeys(("CE + C-KL", "CE", "CE + P-KL", "CE + ALM", "CE + GOLD"), (1.5e-3,)),
+    "families": dict.fromkeys(("CE + C-KL", "CE", "CE + ALM", "CE + GOLD"), (1e-4,)),
+    "sums": dict.fromkeys(("CE + GOLD", "CE + C-KL", "CE"), (2e-4,)),
+}
+"""Pair -> arm -> learning rates, of the pairs that are trained with the first seed alone.
+
+In `longer` each arm has the lower rate, and C-KL also the one that is better for it in `transfer`. A new model needs a
+higher one, and a model whose rows are its own a lower one."""
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "xtoken-align")
 
 
@@ -83,7 +89,10 @@ def planned(pairs: Sequence[str], names: Sequence[str] | None, seeds: Sequence[i
     for seed in seeds:
         some = ARMS if seed == seeds[0] else SEEDED
         chosen += [("transfer", ARMS[name], rate, seed) for rate in settings.rates for name in some]
-    chosen += [("families", None, 0.0, 0), *(("families", ARMS[name], FAMILIES_RATE, seeds[0]) for name in FAMILIES)]
+    for pair, rates in OTHERS.items():
+        if PAIRS[pair].student != "transfer":
+            chosen.append((pair, None, 0.0, 0))
+        chosen += [(pair, ARMS[name], rate, seeds[0]) for name, some in rates.items() for rate in some]
     return [job for job in chosen if job[0] in pairs and (names is None or job[1] is None or job[1].name in names)]
 
 
@@ -130,7 +139,11 @@ def write(place: Place, out: Path) -> None:
         "digest": place.digest,
         "device": torch.cuda.get_device_name() if place.device != "cpu" else "cpu, one thread a process",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "bounds": {one["pair"]: one for one in every if "arm" not in one},
+        "bounds": {
+            pair: json.loads(place.bounds(pair).read_text(encoding="utf-8"))
+            for pair in PAIRS
+            if place.bounds(pair).exists()
+        },
         "arms": [one for one in every if "arm" in one],
     }
     out.mkdir(parents=True, exist_ok=True)

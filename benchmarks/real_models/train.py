@@ -6,26 +6,26 @@ import hashlib
 import json
 import math
 import os
+import random
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from material import Passage, drawn, model_file, passages
+from material import Passage, drawn, make_sums, model_file, new_model, own_tokenizer, passages
 
 import xtoken_align
 from xtoken_align.export.model_folder import load_model
-from xtoken_align.losses import Hidden, XTokenLoss
+from xtoken_align.losses import Hidden, TopK, XTokenLoss
 
-PAIRS = {
-    "transfer": "SmolLM2-135M with Llama-3's tokenizer, from SmolLM2-135M as it was",
-    "families": "SmolLM2-135M, from Gemma-3-270m",
-}
 HELD_OUT_SEED = 9_000_001
+JAVASCRIPT = 16
+"""Held-out passages of a language that no arm reads: they say what a student keeps of what it knew."""
 MEASURED = 1
 """To be raised where a change of the code changes numbers: what was measured before is then measured again."""
 
@@ -58,6 +58,54 @@ class Settings:
 FULL = Settings()
 QUICK = Settings(rows=1, steps=2, warm=1, held_out=2, numerals=1)
 GPU = Settings(rows=32, steps=120, warm=8, held_out=256, numerals=64)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student and a teacher, and how much the student reads.
+
+    Attributes:
+        title: of the pair, in reports.
+        student: the model that is trained, as `World.model` takes it.
+        teacher: the model that teaches.
+        steps: how many times the steps of the settings.
+        rows: how many times the passages of a batch.
+        epochs: how often each passage is read.
+        checks: shares of the steps after which held-out text is measured, besides the end.
+        top_k: the teacher's best tokens that are kept, for losses that need no more; None keeps hidden states alone.
+    """
+
+    title: str
+    student: str
+    teacher: str
+    steps: int = 1
+    rows: int = 1
+    epochs: int = 1
+    checks: tuple[float, ...] = ()
+    top_k: int | None = None
+
+
+HALFWAY = (0.25, 0.5, 0.75)
+PAIRS = {
+    "transfer": Pair(
+        "SmolLM2-135M gets Llama-3's tokenizer; the teacher is SmolLM2-135M as it was", "transfer", "smollm2"
+    ),
+    "longer": Pair("The same with four times the text", "transfer", "smollm2", steps=4, checks=HALFWAY),
+    "scratch": Pair(
+        "A student of 10 million parameters from nothing; the teacher is SmolLM2-135M",
+        "scratch",
+        "smollm2",
+        steps=4,
+        rows=4,
+        epochs=8,
+        checks=HALFWAY,
+        top_k=64,
+    ),
+    "families": Pair("SmolLM2-135M learns from Gemma-3-270m", "smollm2", "gemma-3"),
+    "sums": Pair("The first pair, with rows that are sums by W", "sums", "smollm2"),
+}
+WHOLE = {"gold", "h-kl", "alm"}
+"""Losses that need more than a teacher's best tokens."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +161,10 @@ class Place:
         return hashlib.sha256(repr((MEASURED, self.settings)).encode()).hexdigest()[:12]
 
     def bounds(self, pair: str) -> Path:
-        """What teacher and student are before any arm."""
-        return self.folder / "results" / self.digest / f"{pair}.bounds.json"
+        """What teacher and student are before any arm: of the first pair that has the same two models."""
+        models = (PAIRS[pair].student, PAIRS[pair].teacher)
+        first = next(name for name, other in PAIRS.items() if (other.student, other.teacher) == models)
+        return self.folder / "results" / self.digest / f"{first}.bounds.json"
 
     def result(self, pair: str, arm: Arm, rate: float, seed: int) -> Path:
         """An arm's result, named by what the arm is."""
@@ -133,6 +183,16 @@ def learning_rate(settings: Settings, rate: float, step: int) -> float:
         return rate * (step + 1) / settings.warm
     done = (step - settings.warm + 1) / (settings.steps - settings.warm + 1)
     return rate * (1 - (1 - settings.last) * done)
+
+
+def vocab_of(name: str, place: Place) -> xtoken_align.Vocab:
+    """The vocabulary of a model, as `World.model` takes its name."""
+    if name in {"transfer", "sums"}:
+        return xtoken_align.read_vocab("llama-3")
+    if name == "scratch":
+        train, _ = passages(place.folder, place.settings.size)
+        return xtoken_align.read_vocab(own_tokenizer(train, place.folder / "models" / "scratch.tokenizer"))
+    return xtoken_align.read_vocab(model_file(name, place.folder))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,18 +222,15 @@ class World:
     @classmethod
     def read(cls, place: Place, pair: str) -> World:
         """A pair by its name, from the models and the texts that the place has or gets."""
-        own = xtoken_align.read_vocab(model_file("smollm2", place.folder))
-        if pair == "transfer":
-            sides = ("transfer", xtoken_align.read_vocab("llama-3"), "smollm2", own)
-        else:
-            gemma = xtoken_align.read_vocab(model_file("gemma-3", place.folder))
-            sides = ("smollm2", own, "gemma-3", gemma)
-        return cls(place, pair, *sides, *passages(place.folder, place.settings.size))
+        texts = passages(place.folder, place.settings.size)
+        student, teacher = PAIRS[pair].student, PAIRS[pair].teacher
+        return cls(place, pair, student, vocab_of(student, place), teacher, vocab_of(teacher, place), *texts)
 
     @property
     def settings(self) -> Settings:
-        """The sizes."""
-        return self.place.settings
+        """The sizes, as this pair has them."""
+        sizes, pair = self.place.settings, PAIRS[self.pair]
+        return replace(sizes, steps=sizes.steps * pair.steps, rows=sizes.rows * pair.rows)
 
     @cached_property
     def mapping(self) -> xtoken_align.Mapping:
@@ -189,7 +246,7 @@ class World:
     def held_out(self) -> list[Passage]:
         """Prose and code in turn, then what has the most digits."""
         chosen = drawn(self.held_out_pool, self.settings.held_out, HELD_OUT_SEED)
-        rest = [one for one in self.held_out_pool if one not in set(chosen)]
+        rest = [one for one in self.held_out_pool if one not in set(chosen) and one.kind != "javascript"]
         digits = sorted(rest, key=lambda one: (-sum(map(str.isdigit, one.text)), one.text))
         return [*chosen, *digits[: self.settings.numerals]]
 
@@ -203,8 +260,12 @@ class World:
         kept = self.place.folder / "models" / name
         if not kept.exists():
             made: Any
-            if name == "transfer":
+            if name in {"transfer", "sums"}:
                 made = xtoken_align.transplant(self.model("smollm2"), self.mapping).model
+                if name == "sums":
+                    make_sums(made, self.model("smollm2"), self.mapping)
+            elif name == "scratch":
+                made = new_model(len(self.student_vocab))
             else:
                 made = load_model(str(model_file(name, self.place.folder)))
             beside = kept.with_name(f"{name}.{os.getpid()}")
@@ -216,31 +277,64 @@ class World:
 
     def batches(self, seed: int) -> Iterator[dict[str, Any]]:
         """The batches of a seed, the same for every arm."""
-        rows = drawn(self.train, self.settings.rows * self.settings.steps, seed)
-        for start in range(0, len(rows), self.settings.rows):
-            yield self.collate([{"text": one.text} for one in rows[start : start + self.settings.rows]])
+        sizes, epochs = self.settings, PAIRS[self.pair].epochs
+        batches = _in_rows(drawn(self.train, sizes.rows * sizes.steps // epochs, seed), sizes.rows)
+        for _ in range(epochs):
+            for some in batches:
+                yield self.collate([{"text": one.text} for one in some])
 
-    def teacher(self, seed: int) -> Iterator[Hidden]:
-        """What the teacher says of a seed's batches: its last hidden states, kept on the disk, and its head.
+    def teacher(self, seed: int, kind: str = "gold") -> Iterator[Hidden | TopK]:
+        """What the teacher says of a seed's batches, in the form that a loss needs.
 
-        Hidden states are the smallest thing that says everything: 576 numbers a position, where the logits are 49,152.
-        On a GPU nothing is kept, since the teacher is faster than the disk.
+        Its last hidden states are kept on the disk. They are the smallest thing that says everything: 576 numbers a
+        position, where the logits are 49,152. On a GPU nothing is kept, since the teacher is faster than the disk.
         """
-        kept = self.place.folder / "teachers" / self.place.digest / f"{self.pair}.{seed}.pt"
+        pair = PAIRS[self.pair]
         teacher = self.model(self.teacher_name).eval().requires_grad_(False)  # noqa: FBT003 - torch's signature
         head = teacher.get_output_embeddings().weight
         if self.place.device != "cpu":
             for batch in self.batches(seed):
-                yield Hidden(states_of(teacher, _side(batch, "teacher", self.place.device)).float(), head)
+                yield Hidden(states_of(teacher, _side(batch, "teacher", self.place.device)), head)
             return
-        if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            states = [states_of(teacher, _side(batch, "teacher", "cpu")) for batch in self.batches(seed)]
-            torch.save(states, kept.with_suffix(f".{os.getpid()}"))
-            kept.with_suffix(f".{os.getpid()}").replace(kept)
+
+        states = self._kept(f"{self.pair}.{seed}", partial(self._states, teacher, seed))
         del teacher
-        for states in torch.load(kept):
-            yield Hidden(states, head)
+        said: list[Hidden | TopK] = [Hidden(one, head) for one in states]
+        if pair.top_k and kind not in WHOLE:
+            best = self._kept(f"{self.pair}.{seed}.top", partial(best_of, states, head, pair.top_k))
+            said = [TopK(*one, width=len(head)) for one in best]
+        for _ in range(pair.epochs):
+            yield from said
+
+    @torch.no_grad()
+    def _states(self, teacher: Any, seed: int) -> list[torch.Tensor]:
+        once = islice(self.batches(seed), self.settings.steps // PAIRS[self.pair].epochs)
+        return [states_of(teacher, _side(batch, "teacher", "cpu")) for batch in once]
+
+    def _kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """What is on the disk under a name, made if it is not there."""
+        file = self.place.folder / "teachers" / self.place.digest / f"{name}.pt"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            beside = file.with_suffix(f".{os.getpid()}")
+            torch.save(make(), beside)
+            beside.replace(file)
+        return torch.load(file)
+
+
+def best_of(
+    batches: list[torch.Tensor], head: torch.Tensor, count: int
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The best tokens (B, T, K) at each position, their log-probabilities, and the probability of the rest (B, T)."""
+    made = []
+    for states in batches:
+        log_probs, ids = (states @ head.T).log_softmax(-1).topk(count)
+        made.append((ids, log_probs, (1 - log_probs.exp().sum(-1)).clamp(0, 1)))
+    return made
+
+
+def _in_rows(texts: list[Passage], rows: int) -> list[list[Passage]]:
+    return [texts[start : start + rows] for start in range(0, len(texts), rows)]
 
 
 def _side(batch: dict[str, Any], side: str, device: str) -> dict[str, Any]:
@@ -304,11 +398,14 @@ def measure(model: Any, vocab: Any, texts: list[Passage], made: np.ndarray | Non
 
 
 def evaluated(world: World, model: Any, vocab: Any, made: np.ndarray | None = None) -> dict[str, Any]:
-    """What is measured of a model: `text`, the drawn passages, and `numerals`, those with the most digits."""
+    """What is measured of a model: the drawn passages (`text`), those with the most digits (`numerals`), JavaScript."""
     count = world.settings.held_out
+    foreign = [one for one in world.held_out_pool if one.kind == "javascript"]
+    foreign = random.Random(HELD_OUT_SEED).sample(foreign, min(JAVASCRIPT, len(foreign)))  # noqa: S311 - no secret
     return {
         "text": measure(model, vocab, world.held_out[:count], made),
         "numerals": measure(model, vocab, world.held_out[count:], made),
+        "javascript": measure(model, vocab, foreign, made),
     }
 
 
@@ -316,7 +413,7 @@ def made_rows(world: World) -> np.ndarray | None:
     """Which of the student's tokens have rows that were made of several."""
     from xtoken_align.export.transplant import plan_rows
 
-    if world.pair != "transfer":
+    if world.student_name not in {"transfer", "sums"}:
         return None
     made = np.zeros(len(world.student_vocab), dtype=np.bool_)
     made[plan_rows(world.mapping).split] = True
@@ -338,7 +435,14 @@ def train_arm(world: World, arm: Arm, rate: float, seed: int) -> dict[str, Any]:
     """Trains an arm; returns what `results.json` has of it."""
     torch.manual_seed(seed)
     student = world.model(world.student_name).train()
-    steps = list(_steps(world, student, arm, rate, seed))
+    checked_at = [round(share * world.settings.steps) for share in PAIRS[world.pair].checks]
+    steps, checks = [], []
+    for step in _steps(world, student, arm, rate, seed):
+        steps.append(step)
+        if len(steps) in checked_at:
+            text = measure(student, world.student_vocab, world.held_out[: world.settings.held_out], made_rows(world))
+            checks.append({"steps": len(steps), "text": text})
+            student.train()
     return {
         "pair": world.pair,
         "arm": arm.name,
@@ -349,6 +453,7 @@ def train_arm(world: World, arm: Arm, rate: float, seed: int) -> dict[str, Any]:
         **evaluated(world, student, world.student_vocab, made_rows(world)),
         "processor_seconds_a_step": float(np.median([step["processor_seconds"] for step in steps])),
         "wall_seconds_a_step": float(np.median([step["wall_seconds"] for step in steps])),
+        "checks": checks,
         "steps": steps,
     }
 
@@ -359,7 +464,7 @@ def _steps(world: World, student: Any, arm: Arm, rate: float, seed: int) -> Iter
     head = student.get_output_embeddings().weight
     optimiser = torch.optim.AdamW(student.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     loss = XTokenLoss(world.mapping, arm.kind, ce_weight=arm.ce, **arm.options).to(device) if arm.kind else None
-    teacher = world.teacher(seed) if loss else None
+    teacher = world.teacher(seed, arm.kind) if loss else None
     for step, batch in enumerate(world.batches(seed)):
         said = next(teacher) if teacher else None
         for group in optimiser.param_groups:
