@@ -34,6 +34,16 @@ def bits_per_byte(measured: dict[str, Any], name: str, rows: str | None = None) 
     return bits / size if size else math.nan
 
 
+def shown_rate(rate: float) -> str:
+    """A learning rate in as few digits as it has.
+
+    >>> shown_rate(2e-4), shown_rate(1.5e-3)
+    ('2e-04', '1.5e-03')
+    """
+    short = f"{rate:.0e}"
+    return short if float(short) == rate else f"{rate:.1e}"
+
+
 @dataclass(frozen=True)
 class Line:
     """An arm's line at one learning rate, of seed 0, which all arms have: means over unequal seeds do not compare.
@@ -97,7 +107,7 @@ def table(results: dict[str, Any], pair: str, shown: list[Line]) -> list[str]:
         f"| | rate | {named} | way closed | step |",
         "| :-- | --: |" + " --: |" * (len(classes) + 2),
         row("*teacher, the ceiling*", teacher),
-        *(row(each.name, each.bits, f"{each.rate:.0e}", f"{each.closed:.0%}", f"{each.step:.2f}") for each in shown),
+        *(row(each.name, each.bits, shown_rate(each.rate), f"{each.closed:.0%}", f"{each.step:.2f}") for each in shown),
         row("*student before, the floor*", student),
     ]
 
@@ -110,7 +120,7 @@ def by_seed(results: dict[str, Any], pair: str) -> list[str]:
     rows.append("| :-- | --: |" + " --: |" * len(seeds))
     for line in best:
         cells = (f"{line.by_seed[seed]:.3f}" if seed in line.by_seed else "" for seed in seeds)
-        rows.append(f"| {line.name} | {line.rate:.0e} | " + " | ".join(cells) + " |")
+        rows.append(f"| {line.name} | {shown_rate(line.rate)} | " + " | ".join(cells) + " |")
     return rows
 
 
@@ -120,7 +130,7 @@ def by_rows(results: dict[str, Any], pair: str) -> list[str]:
     found = {(one["arm"], one["rate"]): one for one in results["arms"] if one["pair"] == pair and one["seed"] == 0}
     best = best_lines(results, pair)
     shown = [("*student before*", "", results["bounds"][pair]["student"])]
-    shown += [(line.name, f"{line.rate:.0e}", found[line.name, line.rate]) for line in best]
+    shown += [(line.name, shown_rate(line.rate), found[line.name, line.rate]) for line in best]
     for name, rate, one in shown:
         copied, made = (bits_per_byte(one, "all", way) for way in ("exact", "split"))
         rows.append(f"| {name} | {rate} | {copied:.3f} | {made:.3f} |")
@@ -162,7 +172,7 @@ def on_the_way(results: dict[str, Any], pair: str) -> list[str]:
         points = curves[line.name, line.rate]
         cells = " | ".join(f"{bits:.3f}" for _, _, bits in points[1:])
         then = bits_after(points, fastest)
-        rows.append(f"| {line.name} | {line.rate:.0e} | {cells} | {points[-1][1]:.0f} | {then:.3f} |")
+        rows.append(f"| {line.name} | {shown_rate(line.rate)} | {cells} | {points[-1][1]:.0f} | {then:.3f} |")
     return rows
 
 
@@ -232,8 +242,8 @@ def _method(results: dict[str, Any]) -> Iterable[str]:
     seconds = sum(len(one["steps"]) * one["processor_seconds_a_step"] for one in results["arms"])
     yield (
         f"All steps that stand here took {seconds / 60:.0f} minutes of a core. Loading, the teachers' passes and "
-        f"measuring take about half as long again, so that two processes need {0.75 * seconds / 60:.0f} minutes for "
-        f"everything."
+        f"measuring take a third as long again at most, so that two processes on two free cores need about "
+        f"{2 / 3 * seconds / 60:.0f} minutes for everything."
     )
 
 
@@ -278,13 +288,16 @@ def _bars(axis: Any, results: dict[str, Any], pair: str) -> None:
     ceiling = bits_per_byte(results["bounds"][pair]["teacher"], "all")
     axis.axvline(ceiling, color="tab:green", linestyle="--", label=f"teacher {ceiling:.3f}")
     highest = max(value for line in others.values() for value in line.by_seed.values())
-    axis.set_xlim(ceiling - 0.1 * (highest - ceiling) - 0.01, highest + 0.4 * (highest - ceiling) + 0.01)
-    axis.set_yticks(range(len(shown)), [f"{line.name}, {line.rate:.0e}" for line in shown])
+    axis.set_xlim(ceiling - 0.1 * (highest - ceiling) - 0.01, highest + 0.5 * (highest - ceiling) + 0.01)
+    axis.set_yticks(range(len(shown)), [f"{line.name}, {shown_rate(line.rate)}" for line in shown])
     axis.set_xlabel("bits per byte of held-out text")
     axis.set_title(PAIRS[pair].title.replace("; ", ";\n"), fontsize=9)
-    axis.plot([], [], "k.", label="a seed")
-    axis.plot([], [], "x", color="tab:gray", label="at the other rate")
-    axis.legend(loc="upper right", frameon=False, fontsize=8)
+    if any(len(line.by_seed) > 1 for line in shown):
+        axis.plot([], [], "k.", label="a seed")
+    if len(others) > len(shown):
+        axis.plot([], [], "x", color="tab:gray", label="at the other rate")
+    # Below, where no bar and no number stands.
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize=8)
 
 
 def _curves(axis: Any, results: dict[str, Any], pair: str) -> None:
