@@ -17,12 +17,27 @@ from xtoken_align.losses import kernels
 
 HALF = {"student", "teacher", "values"}
 PLACES = {"lists": "i64", "threshold": "i64", "cells": "i64", "other_cells": "i64", "ours": "i64", "theirs": "i64"}
+PLACES |= dict.fromkeys(("table", "pieces", "token_begin", "program", "levels", "outcome_of"), "i64")
+PLACES |= {"live": "i8", "other_live": "i8"}
 PLACES |= dict.fromkeys(("code", "tokens", "order", "work", "source"), "i32")
-FLOATS = {"masses", "found", "weight", "kept", "numbers", "entropy", "factors", "factor", "loss", "out", "other_out"}
+FLOATS = {
+    "masses",
+    "found",
+    "weight",
+    "kept",
+    "numbers",
+    "entropy",
+    "factors",
+    "factor",
+    "loss",
+    "out",
+    "other_out",
+    "slopes",
+}
 """What pointers point to: bfloat16, places, or float32."""
 NUMBERS = {"inverse", "temperature", "beta"}
 """Arguments that are floats; the others that are no pointers are whole numbers."""
-SIZES = {"ROWS": 2, "BLOCK": 2048, "LANES": 256}
+SIZES = {"ROWS": 2, "BLOCK": 2048, "LANES": 256, "OUTCOMES": 256}
 FORMS: list[tuple[str, dict[str, Any]]] = [
     ("copies", {}),
     ("impossible", {}),
@@ -34,6 +49,10 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("close_mixtures", {"BLOCK": 128}),
     ("gradients", {"DIVERGENCE": 1}),
     ("totals", {"BLOCK": 1024}),
+    ("level_masses", {"tokens": "*i64"}),
+    ("level_values", {"DIVERGENCE": 1}),
+    ("spoken_gradients", {}),
+    ("restricted_gradients", {"tokens": "*i64"}),
     ("multiplied", {}),
 ]
 
@@ -42,18 +61,29 @@ def compile_kernel(name: str, form: dict[str, Any], architecture: int) -> bytes:
     """Down to the machine's code, by Triton's own assembler."""
     kernel = getattr(kernels, name)
     switches = {"BOTH": False, "OUR_ALIGNED": True, "THEIR_ALIGNED": True, "OUT_ALIGNED": True}
-    given = {**switches, "CHOSEN": 1, "BY_KEPT": True, "TEXT": True, "LABELS": True, "COPIES": True, **SIZES, **form}
-    given = {argument: given[argument] for argument in kernel.arg_names if argument in given}
+    given = {
+        **switches,
+        "CHOSEN": 1,
+        "BY_KEPT": True,
+        "TEXT": True,
+        "PLAUSIBLY": True,
+        "LABELS": True,
+        "COPIES": True,
+        **SIZES,
+        **form,
+    }
+    given = {argument: given[argument] for argument in kernel.arg_names if argument in given and argument not in PLACES}
     types = dict.fromkeys(kernel.arg_names, "i32")
     pointers = {**dict.fromkeys(HALF, "bf16"), **PLACES, **dict.fromkeys(FLOATS, "fp32")}
     types |= {argument: "*" + pointers[argument] for argument in types if argument in pointers}
     types |= {argument: "fp32" for argument in types if argument in NUMBERS}
+    types |= {argument: form[argument] for argument in types if argument in form and argument in pointers}
     types |= dict.fromkeys(given, "constexpr")
     places = {argument: (place,) for place, argument in enumerate(kernel.arg_names)}
     even = {places[argument]: [["tt.divisibility", 16]] for argument in types if argument in pointers}
     constants = {places[argument]: value for argument, value in given.items()}
     source = ASTSource(kernel, types, constexprs=constants, attrs=even)
-    options = {"num_warps": 8 if "OUR_ALIGNED" in kernel.arg_names else 4}
+    options = {"num_warps": 8 if name == "level_masses" or "OUR_ALIGNED" in kernel.arg_names else 4}
     made: bytes = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["cubin"]
     return made
 

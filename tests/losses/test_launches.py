@@ -103,12 +103,16 @@ def launches_of(work: Callable[[], torch.Tensor], monkeypatch: pytest.MonkeyPatc
         {"kind": "partition-kl", "divergence": "reverse", "temperature": 2.0},
         {"kind": "partition-kl", "divergence": "jsd"},
         {"kind": "p-kl", "top_k": 2},
+        {"kind": "c-kl"},
     ],
     ids=name_of,
 )
 def test_a_loss_takes_few_launches(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     # Two copies, zeros, five kernels, the gradient of the loss, and what multiplies the gradient by it.
     most = 10 + ("top_k" in options) + 2 * ("divergence" in options and options["divergence"] == "jsd")
+    if options["kind"] == "c-kl":
+        # Two kernels for rows that leave something out, and for levels a copy and four kernels.
+        most += 7
     case = case_of(3, dtype=torch.float32)
     loss = XTokenLoss(case.mapping, implementation="triton", **options)
     logits, labels = case.student_logits.clone().requires_grad_(), possible_labels(case)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +390,33 @@ def test_a_loss_by_kernels_is_the_processors(options: dict[str, Any]) -> None:
         truth = fast(case, *(side.cpu().double() for side in sides), labels=labels, **options)
         rtol = 2e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
         assert_same_call(made, truth, rtol=rtol, atol=2e-6)
+
+
+def test_levels_by_kernels_are_those_of_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    speakers: list[np.ndarray[Any, Any]] = []
+    compares = triton.compare_levels
+
+    def note(*args: Any, **options: Any) -> None:
+        speakers.append(args[2].speaker)
+        compares(*args, **options)
+
+    monkeypatch.setattr(triton, "compare_levels", note)
+    ways: list[dict[str, Any]] = [
+        {},
+        {"level_weight": "text", "temperature": 2.0},
+        {"divergence": "reverse", "temperature": 0.7},
+        {"divergence": "jsd", "beta": 0.3},
+    ]
+    for seed, way in product((5, 9, 14), ways):
+        options = {"kind": "c-kl", **way}
+        case = case_of(seed, dtype=torch.float32, infinities=0.3 if seed % 5 == 4 else 0.0)
+        sides = case.student_logits, case.teacher_logits
+        made = fast(case, *(on_device(side, DEVICE) for side in sides), implementation="triton", **options)
+        truth = fast(case, *(side.double() for side in sides), **options)
+        assert_same_call(made, truth, rtol=2e-5, atol=2e-6)
+    # Levels of either side, and chunks with several.
+    assert {int(one) for own in speakers for one in own} == {0, 1}
+    assert max(map(len, speakers)) > 4
 
 
 @pytest.mark.parametrize(

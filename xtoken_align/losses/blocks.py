@@ -30,7 +30,7 @@ from .inputs import (
     compute_dtype,
     new_gradients,
 )
-from .lines import Lines, lines_of, sent
+from .lines import LevelLines, Lines, level_lines_of, lines_of, live_of, sent
 from .plan import Batch, Block, Further, Ids, Part, block_sizes
 from .tables import Outcomes, Table, without
 
@@ -245,11 +245,12 @@ def run(
     lift = _lift(student, weights)
     path = _path(objective.implementation, student, teacher)
     kernels = path == "triton" and _suits_kernels(compared, teacher)
-    lines = None
+    lines, levels = None, None
     if kernels and _whole(compared, student, teacher, blocks):
         lines = lines_of(blocks, in_batch=True, labels=weights.labels)
         lines = lines.with_idle(len(student.states)) if any(wanted) else lines
-        blocks = tuple(_without_rows(blocks))
+        levels = level_lines_of(blocks) if _suits_level_kernels(compared) else None
+        blocks = tuple(_without_rows(blocks, levels=levels is None))
     firsts = _firsts([block.student_rows for block in blocks]), _firsts([block.teacher_rows for block in blocks])
     # What is added to what level one has written, or in another dtype than the logits', is added up in blocks apart.
     firsts = [-1] * len(blocks) if lines is not None or student.states.dtype != dtype else firsts[0], firsts[1]
@@ -264,6 +265,8 @@ def run(
         if lines is not None:
             out = None if gradients is None else gradients.states
             _compare_lines(lines, student.states, teacher.states, pass_, out)
+            if levels is not None:
+                _compare_level_lines(levels, pass_, out)
         for block, student_first, teacher_first in zip(blocks, *firsts, strict=True):
             _run_block(block, student_first, teacher_first, pass_)
     if path == "triton":
@@ -338,14 +341,21 @@ def _one_row_each(block: Block) -> bool:
     return all(part.student_size is None for part in block.parts)
 
 
-def _without_rows(blocks: Sequence[Block]) -> Iterator[Block]:
-    """What is left of the blocks where level one and labels are done: further levels and comparisons with their rows.
+def _suits_level_kernels(objective: Objective) -> bool:
+    """Whether Triton's kernels can compare C-KL's levels, too."""
+    return objective.measure.student_top_k is None and objective.student_silent is not None
+
+
+def _without_rows(blocks: Sequence[Block], *, levels: bool) -> Iterator[Block]:
+    """What is left of the blocks where level one and labels are done, and without `levels` these: further levels and
+    comparisons with their rows.
 
     Of a block with the rows 10, 12, 11 of which the levels read places 0 and 2, the rows 10, 11 are left, and these
     become 0 and 1.
     """
     for block in blocks:
-        beside: tuple[Levels | Further, ...] = (*block.levels, *block.further)
+        own = block.levels if levels else ()
+        beside: tuple[Levels | Further, ...] = (*own, *block.further)
         if not beside:
             continue
         ours, theirs = (np.unique(np.concatenate(side)) for side in zip(*(one.rows() for one in beside), strict=True))
@@ -355,7 +365,7 @@ def _without_rows(blocks: Sequence[Block]) -> Iterator[Block]:
             block.teacher_rows[theirs],
             (),
             0,
-            tuple(one.placed(*places) for one in block.levels),
+            tuple(one.placed(*places) for one in own),
             tuple(one.placed(*places) for one in block.further),
         )
 
@@ -376,6 +386,27 @@ def _compare_lines(
         triton.compare_rows(
             scores, teachers, term.table, lines, wanted, pass_.numbers, measure=pass_.objective.measure, both=term.both
         )
+    )
+
+
+def _compare_level_lines(levels: LevelLines, pass_: _Pass, gradient: torch.Tensor | None) -> None:
+    """C-KL's levels by Triton's kernels, where level one of the batch is done."""
+    objective, weights = pass_.objective, pass_.weights
+    assert objective.student_silent is not None
+    assert objective.teacher_silent is not None
+    live = (
+        live_of(objective.student_silent, pass_.student.width),
+        live_of(objective.teacher_silent, pass_.teacher.width),
+    )
+    triton.compare_levels(
+        pass_.student.states,
+        pass_.teacher.states,
+        levels,
+        live,
+        triton.Wanted(weights.chunk, weights.factors, out=gradient),
+        pass_.numbers,
+        measure=objective.measure,
+        plausibly=objective.level_weight == "plausible",
     )
 
 

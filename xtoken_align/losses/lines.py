@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..spans.spans import IGNORED
 from ..spans.units import offsets_of
+from .chain import spell_out
 from .plan import Block, Ids
 from .tables import Outcomes
 
@@ -82,7 +83,7 @@ class Codes:
 
 
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""The codes of tables that are alive, by the tensor that holds the student's columns."""
+"""What was made of tensors that are alive: codes by the tensor that holds the student's columns, masks by their ids."""
 
 
 def codes_of(outcomes: Outcomes) -> Codes:
@@ -94,6 +95,14 @@ def codes_of(outcomes: Outcomes) -> Codes:
     codes = _make_codes(outcomes, tiling(key.device))
     _known[key] = (other, codes)
     return codes
+
+
+def live_of(silent: torch.Tensor, width: int) -> torch.Tensor:
+    """int8 (width,), 0 at these tokens, made once for as long as the tensor lives."""
+    if silent not in _known:
+        _known[silent] = torch.ones(width, dtype=torch.int8, device=silent.device).index_fill_(0, silent, 0)
+    live: torch.Tensor = _known[silent]
+    return live
 
 
 def _make_codes(outcomes: Outcomes, sizes: Tiling) -> Codes:
@@ -248,6 +257,75 @@ def lines_of(blocks: Sequence[Block], *, in_batch: bool, labels: bool) -> Lines:
         teacher = np.concatenate([teacher, np.zeros_like(alone)])
         chunk, text = (np.concatenate([one, np.full_like(alone, -1)]) for one in (chunk, text))
     return Lines(student, teacher, chunk, label, text, (ours, theirs))
+
+
+@dataclass(frozen=True, eq=False)
+class LevelLines:
+    """C-KL's levels of a batch as the kernels in `kernels.levels` read them, on the host; all int64.
+
+    Levels are in the order of their chunks, those to which the student is restricted first.
+
+    Attributes:
+        speaker: (m,), 0 where the teacher has spoken the prefix, 1 where the student has.
+        student: (m,), the student's row.
+        teacher: (m,), the teacher's.
+        chunk: (m,).
+        first: (m,), the first outcome of each, which is its end.
+        last: (m,), the one after its last.
+        text: (m,), the outcome that the text has.
+        begins: (m,), 1 where a chunk's or a side's levels begin.
+        pieces: (outcomes,), what was spoken, -1 for the end.
+        token_begin: (outcomes + 1,), where the restricted side's tokens of each outcome begin.
+        tokens: these tokens.
+        outcome_of: the outcome of each.
+    """
+
+    speaker: Ids
+    student: Ids
+    teacher: Ids
+    chunk: Ids
+    first: Ids
+    last: Ids
+    text: Ids
+    begins: Ids
+    pieces: Ids
+    token_begin: Ids
+    tokens: Ids
+    outcome_of: Ids
+
+    @property
+    def programs(self) -> Ids:
+        """Where each chunk's levels begin, and the end."""
+        return np.append(np.flatnonzero(np.diff(self.chunk, prepend=-1)), len(self.chunk))
+
+
+def level_lines_of(blocks: Sequence[Block]) -> LevelLines | None:
+    """The levels of all blocks, None where there are none."""
+    fields: list[list[Ids]] = [[] for _ in range(7)]
+    outcomes: list[list[Ids]] = [[] for _ in range(4)]
+    count, token_count = 0, 0
+    for block in blocks:
+        for levels in block.levels:
+            level, piece, token, outcome = spell_out(levels.tree, levels.node)
+            own = np.searchsorted(level, np.arange(len(levels.node) + 1)) + count
+            speaker = np.full(len(levels.node), int(not levels.of_student))
+            rows = block.student_rows[levels.student], block.teacher_rows[levels.teacher]
+            found = (speaker, *rows, levels.chunk, own[:-1], own[1:], own[:-1] + levels.following)
+            begins = np.searchsorted(outcome, np.arange(len(level))) + token_count
+            for kept, one in zip((*fields, *outcomes), (*found, piece, begins, token, outcome + count), strict=True):
+                kept.append(one)
+            count, token_count = count + len(level), token_count + len(token)
+    if not count:
+        return None
+    of_levels = [_concatenated(one) for one in fields]
+    order = np.lexsort((of_levels[0], of_levels[3]))
+    speaker, student, teacher, chunk, first, last, text = (one[order] for one in of_levels)
+    begins = np.append(True, (np.diff(chunk) != 0) | (np.diff(speaker) != 0)).astype(np.int64)
+    pieces, token_begin, tokens, outcome_of = (_concatenated(one) for one in outcomes)
+    token_begin = np.append(token_begin, token_count)
+    return LevelLines(
+        speaker, student, teacher, chunk, first, last, text, begins, pieces, token_begin, tokens, outcome_of
+    )
 
 
 def _concatenated(arrays: Sequence[Ids]) -> Ids:

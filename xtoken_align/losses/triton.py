@@ -25,7 +25,7 @@ from ..errors import XTokenWarning
 from ..spans.spans import IGNORED
 from .divergence import Measure, compare, normalised
 from .inputs import Compared
-from .lines import AT_ONCE, Lines, Places, codes_of, sent, tiling
+from .lines import AT_ONCE, LevelLines, Lines, Places, codes_of, sent, tiling
 from .plan import Ids
 from .tables import Cells, Outcomes, log_masses, make_grouping
 
@@ -227,7 +227,7 @@ class _Launch:
 
     @property
     def _divergence(self) -> int:
-        return ("forward", "reverse", "jsd").index(self.measure.effective)
+        return _number_of(self.measure)
 
     @property
     def _chosen(self) -> int:
@@ -297,6 +297,74 @@ class _Launch:
                 **chosen,
                 **of_rows,
             )
+
+
+def compare_levels(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    levels: LevelLines,
+    live: tuple[torch.Tensor, torch.Tensor],
+    wanted: Wanted,
+    numbers: torch.Tensor,
+    *,
+    measure: Measure,
+    plausibly: bool,
+) -> None:
+    """C-KL's levels: their weighted values are added to their chunks', their gradient to what `compare_rows` wrote.
+
+    Args:
+        student: see `compare_rows`.
+        teacher: see there.
+        levels: of which no two that the student speaks have one row.
+        live: int8 (V_s,) and (V_t,), 1 for tokens that have a probability.
+        wanted: see `compare_rows`.
+        numbers: see there.
+        measure: how they are compared; no `top_k`.
+        plausibly: whether a level counts as much as the teacher holds its way plausible, see `chain.level_weights`;
+            else all count 1.
+    """
+    kernels, out, sizes = _kernels(), wanted.out, tiling(student.device)
+    assert kernels is not None
+    starts = [rows * side.stride(0) for rows, side in ((levels.student, student), (levels.teacher, teacher))]
+    place = levels.student * (0 if out is None else out.stride(0))
+    table = np.stack(
+        [levels.speaker, *starts, place, levels.chunk, levels.first, levels.last, levels.text, levels.begins], axis=1
+    )
+    spoken, programs = np.flatnonzero(levels.speaker), levels.programs
+    arrays = (table, programs, levels.pieces, levels.token_begin, levels.tokens, levels.outcome_of, spoken)
+    lines, program, pieces, token_begin, tokens, outcome_of, own = sent(arrays, student.device)
+    count, widths = len(levels.pieces), (student.shape[1], teacher.shape[1])
+    masses, slopes = numbers.new_empty(2, count), numbers.new_empty(count)
+    with _current(student.device):
+        kernels.level_masses[(len(table),)](
+            *(student, teacher, *live, lines, pieces, token_begin, tokens, masses, *widths, count),
+            OUTCOMES=sizes.lanes,
+            BLOCK=sizes.columns,
+            num_warps=sizes.warps,
+        )
+        kernels.level_values[(len(programs) - 1,)](
+            *(masses, lines, program, wanted.weight, wanted.factors, numbers, slopes, count, numbers.shape[1]),
+            *(measure.temperature, measure.beta),
+            DIVERGENCE=_number_of(measure),
+            PLAUSIBLY=plausibly,
+            OUTCOMES=sizes.lanes,
+        )
+        if out is None:
+            return
+        blocks = -(-widths[0] // sizes.columns)
+        if len(spoken):
+            kernels.spoken_gradients[(len(spoken) * blocks,)](
+                *(student, live[0], lines, own, pieces, masses, slopes, out, widths[0], blocks), BLOCK=sizes.columns
+            )
+        if len(spoken) < len(table):
+            kernels.restricted_gradients[(len(programs) - 1,)](
+                *(student, lines, program, outcome_of, token_begin, tokens, masses, slopes, out), BLOCK=sizes.lanes
+            )
+
+
+def _number_of(measure: Measure) -> int:
+    """That by which the kernels know a divergence."""
+    return ("forward", "reverse", "jsd").index(measure.effective)
 
 
 def compare_outcomes(
