@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..errors import OptionError
 from ..spans.spans import IGNORED
@@ -30,9 +29,10 @@ from .inputs import (
     compute_dtype,
     new_gradients,
 )
-from .lines import LevelLines, Lines, level_lines_of, lines_of, live_of, sent
+from .lines import AT_ONCE, AT_ONCE_OF_STATES, LevelLines, Lines, level_lines_of, lines_of, live_of
 from .plan import Batch, Block, Further, Ids, Part, block_sizes
 from .tables import Outcomes, Table, without
+from .totals import Result, Totals, Weights, totals_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,130 +69,6 @@ class Objective:
     student_silent: torch.Tensor | None = None
     teacher_silent: torch.Tensor | None = None
     level_weight: str = "text"
-
-
-@dataclass(eq=False)
-class Result:
-    """What a pass over the blocks gave; numbers per chunk are floats (N,).
-
-    Attributes:
-        value: each chunk's divergence.
-        agrees: 1 where both sides' likeliest outcome is one.
-        dropped: the teacher's mass that was not compared.
-        empty: the student's mass on tokens without a counterpart.
-        compared: 1 where there was a common space.
-        plausible: the teacher's mass on the text's outcome over that on its likeliest, where that is asked.
-        cross_entropy: scalar, summed over the labels.
-        gradients: of the logits or hidden states, the head, its bias and the links' log weights; None where not wanted.
-        totals: what all of this adds up to, where the kernels made it.
-    """
-
-    value: torch.Tensor
-    agrees: torch.Tensor
-    dropped: torch.Tensor
-    empty: torch.Tensor
-    compared: torch.Tensor
-    plausible: torch.Tensor
-    cross_entropy: torch.Tensor
-    gradients: list[torch.Tensor | None]
-    totals: Totals | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Weights:
-    """What the numbers of a batch are multiplied by, on its device.
-
-    Attributes:
-        chunk: floats (N,), each chunk's weight.
-        factors: floats (4,): of the chunks' weighted values in the loss, of the labels' cross-entropies there, and of
-            both in the means that are reported.
-        labels: whether there are labels.
-    """
-
-    chunk: torch.Tensor
-    factors: torch.Tensor
-    labels: bool = False
-
-    @cached_property
-    def of_values(self) -> torch.Tensor:
-        """Floats (N,), what each chunk's value is multiplied by in the loss."""
-        return self.chunk * self.factors[0]
-
-
-Number = float | torch.Tensor
-
-
-def weights_of(
-    chunk: NDArray[np.float32],
-    factors: Sequence[Number],
-    constants: Sequence[Number],
-    like: torch.Tensor,
-    *,
-    labels: bool = True,
-) -> tuple[Weights, torch.Tensor]:
-    """The weights and some further numbers, sent to a device in one copy as far as they are on the host.
-
-    Args:
-        chunk: float32 (N,).
-        factors: four.
-        constants: the further numbers.
-        like: says on which device, and in which dtype what is made of it is computed.
-        labels: whether there are labels.
-    """
-    dtype, device = compute_dtype(like), like.device
-    values = [*factors, *constants]
-    if any(isinstance(one, torch.Tensor) and one.device.type != "cpu" for one in values):
-        there = [torch.as_tensor(one).to(device, dtype, non_blocking=True) for one in values]
-        own, heads = torch.from_numpy(chunk).to(device, dtype, non_blocking=True), torch.stack(there)
-        return Weights(own, heads[: len(factors)], labels), heads[len(factors) :]
-    kind = torch.empty(0, dtype=dtype).numpy().dtype
-    parts = [np.array([float(one) for one in part], dtype=kind) for part in (factors, constants)]
-    made = sent([*parts, chunk.astype(kind)], device)
-    return Weights(made[2], made[0], labels), made[1]
-
-
-@dataclass(frozen=True, eq=False)
-class Totals:
-    """Sums over a pass's chunks, weighted, and over its labels: scalars in the order of the kernel that makes them.
-
-    Attributes:
-        loss: both, times their factors.
-        kd: of the values.
-        ce: of the labels' cross-entropies.
-        kd_mean: the first times the third factor.
-        ce_mean: the second times the fourth.
-        used: of the weights.
-        agrees: of `Result.agrees`; and so on.
-        dropped: see there.
-        empty: see there.
-        compared: see there.
-        chunks_used: how many chunks with a weight were compared.
-    """
-
-    loss: torch.Tensor
-    kd: torch.Tensor
-    ce: torch.Tensor
-    kd_mean: torch.Tensor
-    ce_mean: torch.Tensor
-    used: torch.Tensor
-    agrees: torch.Tensor
-    dropped: torch.Tensor
-    empty: torch.Tensor
-    compared: torch.Tensor
-    chunks_used: torch.Tensor
-
-
-def totals_of(result: Result, weights: Weights) -> Totals:
-    """What a pass's numbers add up to, by plain operations."""
-    chunk, factors = weights.chunk, weights.factors
-    kd, ce = (result.value * chunk).sum(), result.cross_entropy
-    parts = torch.stack([result.agrees, result.dropped, result.empty, result.compared])
-    loss, used = kd * factors[0] + ce * factors[1], chunk.sum()
-    counted = (result.compared * (chunk > 0)).sum()
-    agrees, dropped, empty, compared = (parts * chunk).sum(dim=1)
-    return Totals(
-        loss, kd, ce, kd * factors[2], ce * factors[3], used, agrees, dropped, empty, compared, chunks_used=counted
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +125,7 @@ def run(
     if kernels and _whole(compared, student, teacher, blocks):
         lines = lines_of(blocks, in_batch=True, labels=weights.labels)
         lines = lines.with_idle(len(student.states)) if any(wanted) else lines
-        levels = level_lines_of(blocks) if _suits_level_kernels(compared) else None
+        levels = level_lines_of(blocks, in_batch=True) if _suits_level_kernels(compared) else None
         blocks = tuple(_without_rows(blocks, levels=levels is None))
     firsts = _firsts([block.student_rows for block in blocks]), _firsts([block.teacher_rows for block in blocks])
     # What is added to what level one has written, or in another dtype than the logits', is added up in blocks apart.
@@ -266,7 +142,7 @@ def run(
             out = None if gradients is None else gradients.states
             _compare_lines(lines, student.states, teacher.states, pass_, out)
             if levels is not None:
-                _compare_level_lines(levels, pass_, out)
+                _compare_level_lines(levels, student.states, teacher.states, pass_, out)
         for block, student_first, teacher_first in zip(blocks, *firsts, strict=True):
             _run_block(block, student_first, teacher_first, pass_)
     if path == "triton":
@@ -343,7 +219,8 @@ def _one_row_each(block: Block) -> bool:
 
 def _suits_level_kernels(objective: Objective) -> bool:
     """Whether Triton's kernels can compare C-KL's levels, too."""
-    return objective.measure.student_top_k is None and objective.student_silent is not None
+    asks_for_rows = objective.level_weight == "teacher"
+    return objective.measure.student_top_k is None and objective.student_silent is not None and not asks_for_rows
 
 
 def _without_rows(blocks: Sequence[Block], *, levels: bool) -> Iterator[Block]:
@@ -382,15 +259,17 @@ def _compare_lines(
     term, weights = pass_.objective.terms[0], pass_.weights
     assert isinstance(term.table, Outcomes)
     wanted = triton.Wanted(weights.chunk, weights.factors, weights.labels, gradient)
+    at_once = AT_ONCE if pass_.student.weight is None else AT_ONCE_OF_STATES
+    given = {"measure": pass_.objective.measure, "both": term.both, "at_once": at_once}
     pass_.entropies.append(
-        triton.compare_rows(
-            scores, teachers, term.table, lines, wanted, pass_.numbers, measure=pass_.objective.measure, both=term.both
-        )
+        triton.compare_rows(scores, teachers, term.table, lines, wanted, pass_.numbers, **given)  # type: ignore[arg-type]
     )
 
 
-def _compare_level_lines(levels: LevelLines, pass_: _Pass, gradient: torch.Tensor | None) -> None:
-    """C-KL's levels by Triton's kernels, where level one of the batch is done."""
+def _compare_level_lines(
+    levels: LevelLines, scores: torch.Tensor, teachers: torch.Tensor, pass_: _Pass, gradient: torch.Tensor | None
+) -> None:
+    """C-KL's levels by Triton's kernels, where level one of their chunks is done."""
     objective, weights = pass_.objective, pass_.weights
     assert objective.student_silent is not None
     assert objective.teacher_silent is not None
@@ -399,8 +278,8 @@ def _compare_level_lines(levels: LevelLines, pass_: _Pass, gradient: torch.Tenso
         live_of(objective.teacher_silent, pass_.teacher.width),
     )
     triton.compare_levels(
-        pass_.student.states,
-        pass_.teacher.states,
+        scores,
+        teachers,
         levels,
         live,
         triton.Wanted(weights.chunk, weights.factors, out=gradient),
@@ -436,8 +315,7 @@ def _run_block(block: Block, student_first: int, teacher_first: int, pass_: _Pas
         _compare_lines(lines, scores, teachers.scores, pass_, gradient)
     if len(block.teacher_rows):
         _compare_chunks(block, scores, teachers, pass_, gradient, skips=by_kernels)
-        for levels in block.levels:
-            _compare_levels(block, levels, scores, teachers, pass_, gradient)
+        _compare_levels_of(block, scores, teachers, pass_, gradient, by_kernels=by_kernels)
         for further in block.further:
             _compare_further(further, scores, teachers, pass_, gradient)
     if block.labels is not None and pass_.weights.labels and not by_kernels:
@@ -601,6 +479,25 @@ def _differentiate(
     if len(slopes) > 1 and slopes[1] is not None and gradients.links is not None:
         gradients.links.add_(slopes[1])
     return replace(found, value=found.value.detach())
+
+
+def _compare_levels_of(
+    block: Block,
+    scores: torch.Tensor,
+    teachers: Rows,
+    pass_: _Pass,
+    gradient: torch.Tensor | None,
+    *,
+    by_kernels: bool,
+) -> None:
+    """All of a block's levels, by the kernels where they did level one and can do these."""
+    if by_kernels and _suits_level_kernels(pass_.objective):
+        lines = level_lines_of([block], in_batch=False)
+        if lines is not None:
+            _compare_level_lines(lines, scores, teachers.scores, pass_, gradient)
+        return
+    for levels in block.levels:
+        _compare_levels(block, levels, scores, teachers, pass_, gradient)
 
 
 def _compare_levels(

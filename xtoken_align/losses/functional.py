@@ -15,7 +15,7 @@ from functools import cache
 import torch
 
 from ..errors import OptionError
-from .blocks import Objective, Term, Weights, attach, run
+from .blocks import Objective, Term, attach, run
 from .divergence import Measure, compare, masked_sorted_distance, normalised, sorted_distance
 from .inputs import Compared, Rows, Source, compute_dtype
 from .options import (
@@ -47,6 +47,7 @@ from .tables import (
     ranks_of_pairs,
     share_of,
 )
+from .totals import Weights
 
 REDUCTIONS = ("mean", "sum", "none")
 NORMALIZE = ("rest", "none")

@@ -47,6 +47,8 @@ _INTERPRETER = Tiling(rows=8, columns=64, lanes=16, big=12, warps=4)
 same."""
 AT_ONCE = 4096
 """Rows that are compared at once: their joint columns take memory. A batch of fewer is one launch of each kernel."""
+AT_ONCE_OF_STATES = 128
+"""The same where logits are made of hidden states to save memory."""
 
 
 def tiling(device: torch.device) -> Tiling:
@@ -299,8 +301,8 @@ class LevelLines:
         return np.append(np.flatnonzero(np.diff(self.chunk, prepend=-1)), len(self.chunk))
 
 
-def level_lines_of(blocks: Sequence[Block]) -> LevelLines | None:
-    """The levels of all blocks, None where there are none."""
+def level_lines_of(blocks: Sequence[Block], *, in_batch: bool) -> LevelLines | None:
+    """The levels of all blocks, None where there are none; their rows are as for `lines_of`."""
     fields: list[list[Ids]] = [[] for _ in range(7)]
     outcomes: list[list[Ids]] = [[] for _ in range(4)]
     count, token_count = 0, 0
@@ -309,7 +311,9 @@ def level_lines_of(blocks: Sequence[Block]) -> LevelLines | None:
             level, piece, token, outcome = spell_out(levels.tree, levels.node)
             own = np.searchsorted(level, np.arange(len(levels.node) + 1)) + count
             speaker = np.full(len(levels.node), int(not levels.of_student))
-            rows = block.student_rows[levels.student], block.teacher_rows[levels.teacher]
+            rows = levels.student, levels.teacher
+            if in_batch:
+                rows = block.student_rows[levels.student], block.teacher_rows[levels.teacher]
             found = (speaker, *rows, levels.chunk, own[:-1], own[1:], own[:-1] + levels.following)
             begins = np.searchsorted(outcome, np.arange(len(level))) + token_count
             for kept, one in zip((*fields, *outcomes), (*found, piece, begins, token, outcome + count), strict=True):

@@ -22,7 +22,7 @@ from ..mapping.mapping import Mapping
 from ..spans.spans import IGNORED, Predictions, Spans
 from ..vocab.vocab import Vocab
 from .advantages import chunk_log_likelihoods
-from .blocks import Number, Objective, Result, Term, Totals, Weights, attach, run_batch, totals_of, weights_of
+from .blocks import Objective, Term, attach, run_batch
 from .chain import Left, LevelOne, chain_trees
 from .checks import check_ids, check_labels, check_mapping, check_sides, check_spans
 from .exact import ExactPaths
@@ -33,13 +33,11 @@ from .options import (
     check_count,
     check_weight,
 )
-from .plan import Batch, Ids, all_of_chunk, blank_tokens, block_sizes, plan_batch
+from .plan import Batch, Ids, all_of_chunk, blank_tokens, block_sizes, plan_batch, rows_of_states
 from .scale import DynamicScale
 from .sharded import Shares, shared_out, shares_of
-from .tables import (
-    Outcomes,
-    live_tokens,
-)
+from .tables import Outcomes, live_tokens
+from .totals import Number, Result, Totals, Weights, totals_of, weights_of
 
 Count = int | float | torch.Tensor
 
@@ -411,13 +409,14 @@ class XTokenLoss(torch.nn.Module):
         return self.links.export()
 
     def _plan(self, predictions: Predictions, labels: Ids | None, left: Left | None, *, fused: bool) -> Batch:
-        sizes = block_sizes(next(self.buffers()).device, *self.mapping.matrix.shape)
+        device = next(self.buffers()).device
+        sizes = block_sizes(device, *self.mapping.matrix.shape)
         by_table, further = (None, ()) if self._find is None else self._find(predictions)
         return plan_batch(
             predictions,
             labels,
             sizes,
-            rows=sizes.hidden if fused else sizes.logits,
+            rows=rows_of_states(device, sizes, len(predictions)) if fused else sizes.logits,
             merge=self.options.merge,
             bins=self._bins,
             trees=self._trees,

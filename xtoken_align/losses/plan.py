@@ -57,9 +57,29 @@ CPU = BlockSizes(logits=16, hidden=128, rows=8, part=8, levels=16)
 slow; more take memory and no less time."""
 
 
-ACCELERATOR = BlockSizes(logits=512, hidden=512, rows=512, part=512, levels=512)
-"""Every operation has to keep a whole device busy for longer than it takes to start the next one. From hidden states
-each block reads and writes the gradient of the whole head, so fewer rows would cost much time."""
+ACCELERATOR = BlockSizes(logits=512, hidden=1024, rows=512, part=512, levels=512)
+"""Every operation has to keep a whole device busy for longer than it takes to start the next one. Of hidden states
+these are the most rows, see `rows_of_states`."""
+
+
+def rows_of_states(device: torch.device, sizes: BlockSizes, count: int) -> int:
+    """Rows of a block of hidden states, for a batch of so many chunks.
+
+    On a GPU it is a tenth of the batch. A row of a block has what a row of logits has, its logits of both sides and
+    its gradient, each once, in the same dtype; all else is made for `lines.AT_ONCE_OF_STATES` rows. So a loss from
+    hidden states takes less than an eighth of the memory of the same loss from logits. Each block reads the heads and
+    adds to the gradient of the student's, so that fewer rows would take more time.
+    """
+    return sizes.hidden if device.type == "cpu" else share_of_batch(count, sizes.hidden, 32)
+
+
+def share_of_batch(count: int, most: int, step: int) -> int:
+    """A tenth of a batch in whole steps, four at least and no more than `most`.
+
+    >>> share_of_batch(2048, 1024, 32), share_of_batch(100, 1024, 32), share_of_batch(100_000, 1024, 32)
+    (192, 128, 1024)
+    """
+    return min(max(count // 10 // step * step, 4 * step), most)
 
 
 def block_sizes(device: torch.device, *widths: int) -> BlockSizes:

@@ -111,6 +111,7 @@ def compare_rows(
     *,
     measure: Measure,
     both: bool = False,
+    at_once: int = AT_ONCE,
 ) -> torch.Tensor:
     """Compares rows, and makes the cross-entropy of labels.
 
@@ -123,16 +124,17 @@ def compare_rows(
         numbers: float32 (6, N), what is said of chunks, in the order of `inputs.Compared`; written at `lines.chunk`.
         measure: how outcomes are compared; `top_k` or `student_top_k`, not both.
         both: outcomes that the teacher cannot have are compared on neither side.
+        at_once: how many rows memory is taken for.
 
     Returns:
         Floats (n,), the cross-entropy of each line, 0 for those without a label; (0,) where labels do not count.
     """
     entropy = numbers.new_empty(len(lines.chunk) if wanted.labels else 0)
     with _current(student.device):
-        for first in range(0, max(len(lines.chunk), 1), AT_ONCE):
-            some = lines.between(first, first + AT_ONCE) if len(lines.chunk) > AT_ONCE else lines
+        for first in range(0, max(len(lines.chunk), 1), at_once):
+            some = lines.between(first, first + at_once) if len(lines.chunk) > at_once else lines
             launch = _Launch(student, teacher, outcomes, some, measure, both=both)
-            launch.run(wanted, numbers, entropy[first : first + AT_ONCE])
+            launch.run(wanted, numbers, entropy[first : first + at_once])
     return entropy
 
 
