@@ -228,6 +228,59 @@ def test_the_processor_never_waits_for_a_loss(kind: str) -> None:
     assert torch.isfinite(student.grad).all()
 
 
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="a processor has no graphs")
+@pytest.mark.parametrize("divergence", ["forward", "jsd"])
+def test_a_function_can_be_captured(divergence: str) -> None:
+    bins = STUDENT_BIN.to(DEVICE), TEACHER_BIN.to(DEVICE)
+    student, teacher = (on_device(side) for side in rows(5))
+    student.requires_grad_()
+
+    def step() -> torch.Tensor:
+        student.grad = None
+        value = partition_kl(2 * student, teacher, *bins, divergence=divergence)
+        value.backward()
+        return value.detach()
+
+    # Before a capture tables are made and kernels compiled, on a stream of their own as PyTorch asks.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value = step()
+    captured = student.grad
+    assert captured is not None
+    for seed in (3, 4):
+        fresh = torch.randn(*student.shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+        with torch.no_grad():
+            student.copy_(fresh)
+        graph.replay()
+        found = value.clone(), captured.clone()
+        leaf = fresh.clone().requires_grad_()
+        truth = partition_kl(2 * leaf, teacher, *bins, divergence=divergence)
+        truth.backward()
+        torch.testing.assert_close(found, (truth.detach(), leaf.grad))
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="the processor launches nothing")
+@pytest.mark.parametrize("kind", ["partition-kl", "p-kl", "strict"])
+def test_a_loss_takes_at_most_twelve_launches(kind: str) -> None:
+    case = case_of(3, dtype=torch.float32)
+    loss = XTokenLoss(case.mapping, kind).to(DEVICE)
+    student, teacher = on_device(case.student_logits).requires_grad_(), on_device(case.teacher_logits)
+    loss(student, teacher, case.spans, labels=case.labels).loss.backward()
+    student.grad = None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        loss(student, teacher, case.spans, labels=case.labels).loss.backward()
+        torch.cuda.synchronize()
+    started = [event.name for event in seen.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    # A gradient of logits is handed on to the model; as that of a leaf it may be copied once.
+    assert len(started) <= 12, started
+
+
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="the memory is the device's")
 @pytest.mark.parametrize("kind", ["partition-kl", "p-kl", "c-kl"])
 def test_hidden_states_take_the_memory_of_a_block(kind: str, llama_qwen: Mapping, real: Callable[[str], Vocab]) -> None:

@@ -11,6 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -301,22 +302,33 @@ def _of_rows(
 _REMEMBERS = ("cuda",)
 """The devices whose tables are kept. An array of the processor's can be changed where no tensor is told of it."""
 _AT_MOST = 4
-_tables: OrderedDict[tuple[int, ...], tuple[tuple[torch.Tensor, ...], tuple[Term, ...]]] = OrderedDict()
+_tables: OrderedDict[tuple[Any, ...], tuple[tuple[torch.Tensor, ...], tuple[Term, ...]]] = OrderedDict()
 
 
-def _kept(make: Callable[[bool], tuple[Term, ...]], *tensors: torch.Tensor) -> Callable[..., tuple[Term, ...]]:
-    """The same terms without making them anew, where they are made of the tensors of one of the last calls, unchanged.
+def _kept(
+    make: Callable[[bool], tuple[Term, ...]], *tensors: torch.Tensor | None, device: torch.device, key: tuple[Any, ...]
+) -> Callable[..., tuple[Term, ...]]:
+    """The same terms without making them anew, where one of the last calls made them of these tensors, unchanged.
 
-    To make them is to wait for the device, since their shapes depend on numbers there.
+    To make and to check them is to wait for the device, since their shapes depend on numbers there.
+
+    Args:
+        make: makes them, from whether they are indexed.
+        tensors: all that it reads; None where nothing was given.
+        device: where the terms are.
+        key: what else they depend on.
     """
+    given = tuple(one for one in tensors if one is not None)
 
     def terms(*, indexed: bool) -> tuple[Term, ...]:
-        if not indexed or any(one.device.type not in _REMEMBERS or one.is_inference() for one in tensors):
+        there = {device.type, *(one.device.type for one in given)}
+        if not indexed or not there <= set(_REMEMBERS) or any(one.is_inference() for one in given):
             return make(indexed)
-        # Tensors that are kept have numbers of their own.
-        key = tuple(number for one in tensors for number in (id(one), one._version))  # noqa: SLF001 - how often changed
-        found = _tables.pop(key, None) or (tensors, make(indexed))
-        _tables[key] = found
+        # Tensors that are kept have numbers of their own; a changed one has another version.
+        places = tuple(None if one is None else (id(one), one._version) for one in tensors)  # noqa: SLF001
+        name = (*key, device, *places)
+        found = _tables.pop(name, None) or (given, make(indexed))
+        _tables[name] = found
         while len(_tables) > _AT_MOST:
             _tables.popitem(last=False)
         return found[1]
@@ -417,6 +429,8 @@ def partition_kl(
             lambda indexed: (Term(outcomes_kl, outcomes_of_bins(student_bin, teacher_bin, indexed=indexed)),),
             student_bin,
             teacher_bin,
+            device=student_logits.device,
+            key=("partition-kl",),
         ),
         measure=Measure(divergence, beta, temperature, student_top_k=student_top_k),
         weight=weight,
@@ -481,18 +495,20 @@ def p_kl(
 
     Source: X-Token (arXiv:2605.21699, 2026). What becomes of unreached columns is this library's.
     """
-    check_links(rows, columns, weights, (student_logits.shape[-1], teacher_logits.shape[-1]))
-    if target is None:
-        target = rows.new_full((teacher_logits.shape[-1],), -1)
-    check_width("target", target, teacher_logits, "(V_t,)")
-    live = torch.ones(student_logits.shape[-1], dtype=torch.bool, device=rows.device)
-    unreached = target
+    widths = student_logits.shape[-1], teacher_logits.shape[-1]
+    if target is not None:
+        check_width("target", target, teacher_logits, "(V_t,)")
+
+    def terms(indexed: bool) -> tuple[Term, ...]:
+        check_links(rows, columns, weights, widths)
+        live = torch.ones(widths[0], dtype=torch.bool, device=rows.device)
+        unreached = rows.new_full(widths[1:], -1) if target is None else target
+        return (Term(outcomes_kl, outcomes_of_links(rows, columns, weights, unreached, live, indexed=indexed)),)
+
     return _of_rows(
         student_logits,
         teacher_logits,
-        lambda indexed: (
-            Term(outcomes_kl, outcomes_of_links(rows, columns, weights, unreached, live, indexed=indexed)),
-        ),
+        _kept(terms, rows, columns, weights, target, device=student_logits.device, key=("p-kl", *widths)),
         measure=Measure(divergence, beta, temperature, top_k, student_top_k),
         weight=weight,
         reduction=reduction,
@@ -559,9 +575,6 @@ def h_kl(
     Source: X-Token (arXiv:2605.21699, 2026); GOLD, Patiño et al. 2025. The rest is this library's.
     """
     check_one_of("normalize", normalize, NORMALIZE)
-    students = live_tokens(student_live, student_logits)
-    teachers = live_tokens(teacher_live, teacher_logits)
-    check_pairs(pairs, students, teachers)
     check_size("uncommon_top_k", uncommon_top_k)
     paper = normalize == "none"
     measure = Measure(divergence, beta, temperature, student_top_k=student_top_k)
@@ -572,16 +585,20 @@ def h_kl(
         )
 
     def terms(indexed: bool) -> tuple[Term, ...]:
+        students = live_tokens(student_live, student_logits)
+        teachers = live_tokens(teacher_live, teacher_logits)
+        check_pairs(pairs, students, teachers)
         ranks = ranks_of_pairs(pairs, students, teachers, limit=uncommon_top_k, with_common=paper, indexed=indexed)
         if paper:
             return (Term(sorted_l1, ranks),)
         common = outcomes_of_pairs(pairs, students, teachers, indexed=indexed)
         return Term(outcomes_kl, common), Term(sorted_l1, ranks)
 
+    key = ("h-kl", student_logits.shape[-1], teacher_logits.shape[-1], paper, uncommon_top_k)
     return _of_rows(
         student_logits,
         teacher_logits,
-        terms,
+        _kept(terms, pairs, student_live, teacher_live, device=student_logits.device, key=key),
         measure=measure,
         weight=weight,
         reduction=reduction,
@@ -644,11 +661,16 @@ def uld(
 
     Source: Boizard et al. 2024.
     """
-    students, teachers = live_tokens(student_live, student_logits), live_tokens(teacher_live, teacher_logits)
+
+    def terms(indexed: bool) -> tuple[Term, ...]:
+        students, teachers = live_tokens(student_live, student_logits), live_tokens(teacher_live, teacher_logits)
+        return (Term(sorted_l1, ranks_of_all(students, teachers, indexed=indexed)),)
+
+    key = ("uld", student_logits.shape[-1], teacher_logits.shape[-1])
     return _of_rows(
         student_logits,
         teacher_logits,
-        lambda indexed: (Term(sorted_l1, ranks_of_all(students, teachers, indexed=indexed)),),
+        _kept(terms, student_live, teacher_live, device=student_logits.device, key=key),
         measure=Measure(temperature=temperature),
         weight=weight,
         reduction=reduction,

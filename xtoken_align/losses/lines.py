@@ -199,6 +199,13 @@ class Lines:
     left: tuple[Places | None, Places | None] = (None, None)
     idle: Ids = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether line n is row n on both sides and chunk n, without a label or anything else."""
+        own, nothing = np.arange(len(self.chunk)), not len(self.idle) and self.left == (None, None)
+        same = all(np.array_equal(one, own) for one in (self.student, self.teacher, self.chunk))
+        return nothing and same and bool((self.label < 0).all()) and bool((self.text < 0).all())
+
     def between(self, first: int, last: int) -> Lines:
         """Some of them; the last ones have the idle rows."""
         left = []

@@ -12,7 +12,7 @@ import subprocess
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -138,6 +138,18 @@ def compare_rows(
     return entropy
 
 
+@lru_cache(maxsize=16)
+def _plain_table(rows: int, strides: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+    """The lines of rows of which each is a chunk. They are kept, so that a function of rows copies nothing to a device
+    and can be captured in a CUDA graph.
+    """
+    own = np.arange(rows)
+    starts = [own * stride for stride in strides]
+    table = np.stack([*starts, own, np.full(rows, IGNORED), np.full(rows, -1), starts[0]], axis=1)
+    with torch.inference_mode(mode=False):
+        return sent([table], device)[0]
+
+
 class _Launch:
     """The launches for some lines, which share most of their arguments."""
 
@@ -200,17 +212,13 @@ class _Launch:
         """Sends what the host knows in one copy, and makes the copies of rows that leave something out."""
         lines, ours, theirs = self.lines, self.ours, self.theirs
         self.out_starts = np.concatenate([lines.student, lines.idle]) * out_stride
+        if lines.is_plain:
+            strides = ours.logits.stride(0), theirs.logits.stride(0), out_stride
+            self.lists = _plain_table(self.rows, strides, ours.logits.device)
+            return
         table = np.full((len(self.out_starts), self.kernels.LISTED), -1)
-        fields = (
-            ours.start,
-            theirs.start,
-            self.out_starts[: self.rows],
-            lines.chunk,
-            lines.label,
-            lines.text,
-            ours.plain,
-        )
-        table[: self.rows] = np.stack(fields, axis=1)
+        starts = ours.start, theirs.start, self.out_starts[: self.rows]
+        table[: self.rows] = np.stack([*starts, lines.chunk, lines.label, lines.text, ours.plain], axis=1)
         table[:, 2] = self.out_starts
         arrays = (table, ours.pairs, theirs.pairs, ours.cells, theirs.cells)
         self.lists, *left = sent(arrays, ours.logits.device)
