@@ -3,6 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+# It reads the environment once, when it is imported: not while a test has it offline.
+import huggingface_hub.constants  # noqa: F401
 import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

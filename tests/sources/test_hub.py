@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -82,6 +84,26 @@ def test_hf_home_names_the_cache_too(hub_cache: HubCache, monkeypatch: pytest.Mo
 def test_nothing_cached_and_offline_says_to_connect_once(hub_cache: HubCache) -> None:
     with pytest.raises(SourceError, match=r"user/repo is not in the local Hub cache.*offline.*connect once"):
         hub.snapshot("user/repo", None)
+
+
+def test_a_hub_that_does_not_answer_is_given_up_in_seconds(
+    hub_cache: HubCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    # Nobody listens there any more.
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(hub, "getproxies", dict)
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with pytest.raises(SourceError, match="not in the local Hub cache, and the Hub cannot be reached"):
+        hub.snapshot("usr/repo", None)
+    with pytest.raises(SourceError, match="not in the local Hub cache, and the Hub cannot be reached"):
+        hub.download("usr/repo", "mapping.npz")
+    assert sum(pauses) <= 2
+    directory = hub_cache("user/repo", "tokenizer.json")
+    assert hub.snapshot("user/repo", None) == (directory, COMMIT)
 
 
 def test_an_uncached_revision_is_named(hub_cache: HubCache) -> None:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from ..errors import SourceError
 
@@ -36,6 +40,9 @@ CONFIGURATION_FILES = (
 )
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+_PATIENCE = 3.0
+"""Seconds to wait for a connection to the Hub."""
 
 
 def snapshot(repo_id: str, revision: str | None) -> tuple[Path, str]:
@@ -216,7 +223,7 @@ def _download(repo_id: str, revision: str | None, local_files_only: bool) -> str
         revision=revision,
         endpoint=_endpoint(),
         cache_dir=_cache_directory(),
-        local_files_only=local_files_only,
+        local_files_only=local_files_only or _unreachable(),
         allow_patterns=[*VOCABULARY_FILES, *CONFIGURATION_FILES],
     )
 
@@ -231,8 +238,26 @@ def _download_file(repo_id: str, filename: str, revision: str | None, local_file
         revision=revision,
         endpoint=_endpoint(),
         cache_dir=_cache_directory(),
-        local_files_only=local_files_only,
+        local_files_only=local_files_only or _unreachable(),
     )
+
+
+def _unreachable() -> bool:
+    """Whether nothing answers at the Hub's address, twice: huggingface_hub would go on trying for half a minute."""
+    from huggingface_hub import constants
+
+    if getproxies():
+        return False  # the proxy has the connection, and this machine may have none
+    address = urlsplit(_endpoint() or constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    for pause in (0.5, 0.0):
+        try:
+            socket.create_connection((address.hostname or "", port), timeout=_PATIENCE).close()
+        except OSError:
+            time.sleep(pause)
+        else:
+            return False
+    return True
 
 
 def _offline() -> bool:
