@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 def command(file: Path, teacher: str, student: str, **options: Any) -> None:
     """Make a mapping of another program's FILE, say what is odd there, and keep it.
 
-    FILE is NeMo-RL's projection matrix (.pt), as a table or as a dict of pairs, or safetensors. Nothing that stands in
-    it is run. It is checked against the two tokenizers that it was made from, and compared with what `build` makes of
-    them.
+    FILE is NeMo-RL's projection matrix (.pt), as a table or as a dict of pairs, a sparse tensor (.pt), or safetensors.
+    Nothing that stands in it is run. It is checked against the two tokenizers that it was made from, and compared with
+    what `build` makes of them.
 
     \b
     Examples:

@@ -81,14 +81,15 @@ def found(result: Imported) -> dict[str, int]:
 
 
 @settings(max_examples=12, deadline=None)
-@given(vocabs("s"), vocabs("t"), st.booleans(), st.sampled_from(["nemo-rl", "safetensors"]))
+@given(vocabs("s"), vocabs("t"), st.booleans(), st.sampled_from(["nemo-rl", "safetensors", "torch"]))
 def test_what_was_exported_comes_back(
     tmp_path_factory, student: Vocab, teacher: Vocab, reverse_pass: bool, form: str
 ) -> None:
     mapping = xtoken_align.build(student=student, teacher=teacher, reverse_pass=reverse_pass)
     path = tmp_path_factory.mktemp("out") / "file"
     assume(len(mapping.matrix.data))
-    mapping.export(path, format=form)
+    options = {"layout": "coo" if reverse_pass else "csr"} if form == "torch" else {}
+    mapping.export(path, format=form, **options)
     result = import_mapping(path, student=student, teacher=teacher)
 
     for name in ("indptr", "indices", "data", "rule", "position"):
@@ -322,6 +323,10 @@ def test_files_that_would_grow_without_end_are_refused(tmp_path: Path) -> None:
     vast = torch.zeros(1, dtype=torch.long).expand(100_000, 100_000)
     with pytest.raises(ArtifactError, match=r"at most 1,048,576 rows and 10,000,000 places, found 100,000 x 100,000"):
         imported(saved(tmp_path / "vast.pt", {"indices": vast, "likelihoods": vast}))
+    once = torch.zeros(2, 1, dtype=torch.long).expand(2, 10**9), torch.ones(1).expand(10**9)
+    endless = torch.sparse_coo_tensor(*once, (12, 12), check_invariants=False)
+    with pytest.raises(ArtifactError, match=r"found 12 x 12 with 1,000,000,000 weights"):
+        imported(saved(tmp_path / "endless.pt", endless))
     with pytest.raises(ArtifactError, match="every member stored as it is"):
         imported(rezipped(tmp_path / "packed.pt", b"\0" * 10_000_000, zipfile.ZIP_DEFLATED))
     with pytest.raises(ArtifactError, match=r"found a pickle of 70,00\d bytes that is neither"):
@@ -331,6 +336,13 @@ def test_files_that_would_grow_without_end_are_refused(tmp_path: Path) -> None:
 def test_other_files_are_named_for_what_they_are(tmp_path: Path) -> None:
     for contents, match in (
         (torch.ones(3), "found Tensor"),
+        (
+            torch.ones(3).to_sparse(),
+            r"two dimensions with a float for each link, found torch.float32 of the shape \(3,\)",
+        ),
+        (torch.eye(3, dtype=torch.long).to_sparse(), "found torch.int64"),
+        (torch.ones(2, 2, 2).to_sparse(), "two dimensions"),
+        (-torch.eye(3).to_sparse(), "3 of 3 weights are negative"),
         ({"weight": torch.ones(3)}, "found the keys 'weight'"),
         ({"indices": 3, "likelihoods": 4}, "indices: expected a dense tensor, found int"),
         ({"indices": torch.ones(3), "likelihoods": torch.ones(3)}, r"indices: expected a table of rank 2"),
@@ -357,7 +369,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path: Path) -> None:
             imported(path)
 
 
-@pytest.mark.parametrize("form", ["nemo-rl", "pairs", "safetensors"])
+@pytest.mark.parametrize("form", ["nemo-rl", "pairs", "safetensors", "torch"])
 def test_damaged_files_are_refused_in_a_sentence_or_read(tmp_path: Path, form: str) -> None:
     mapping = xtoken_align.build(student=STUDENT, teacher=TEACHER)
     path = tmp_path / "whole"

@@ -1,4 +1,4 @@
-"""Files in which other programs keep a mapping: NeMo-RL's two, and safetensors; read without running what is in them.
+"""Files in which other programs keep a mapping: NeMo-RL's two, sparse tensors, and safetensors; nothing in them is run.
 
 Whatever the form, the links come out as three arrays, with what the file says beside them. All that is wrong with a
 file is said at once.
@@ -12,6 +12,7 @@ import json
 import pickletools
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,8 +27,8 @@ from ..limits import MAX_IDS, MAX_PICKLE_BYTES, MAX_PLACES, MAX_PROJECTION_BYTES
 from ..readers.parsed import refused
 
 _FORMS = (
-    "a file of torch.save with `indices` and `likelihoods`, or with a dict of (student id, teacher id) pairs, or a "
-    "safetensors file with `indices` and `likelihoods`, or with `indptr`, `indices` and `data`"
+    "a file of torch.save with `indices` and `likelihoods`, with a dict of (student id, teacher id) pairs, or with one "
+    "sparse tensor, or a safetensors file with `indices` and `likelihoods`, or with `indptr`, `indices` and `data`"
 )
 
 
@@ -118,9 +119,16 @@ def _of_torch(data: bytes) -> ForeignLinks:
         import torch
     except ImportError as error:
         raise MissingExtraError("A file of PyTorch", "torch") from error
-    with refused("expected tensors, numbers and names alone, and nothing else is loaded", ArtifactError):
+    with (
+        refused("expected tensors, numbers and names alone, and nothing else is loaded", ArtifactError),
+        warnings.catch_warnings(),
+    ):
+        # PyTorch calls its CSR tensors a beta, once in every process.
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
         # Whatever stands in the pickle beside tensors and plain values is refused, not run.
         contents = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if isinstance(contents, torch.Tensor) and contents.layout in (torch.sparse_coo, torch.sparse_csr):
+        return _of_sparse(contents)
     if not isinstance(contents, dict) or not {"indices", "likelihoods"} <= contents.keys():
         what = f"the keys {', '.join(map(repr, contents))}" if isinstance(contents, dict) else type(contents).__name__
         raise ArtifactError(f"expected {_FORMS}; found {what:.200}")
@@ -204,6 +212,46 @@ def _check_pickle(pickled: bytes) -> None:
             if opcode.name in ("DUP", "MEMOIZE", "PUT", "GET") or (opcode.name.endswith("GET") and argument in tuples):
                 raise ValueError("one that names a value twice")
             before = opcode.name
+
+
+def _of_sparse(tensor: Any) -> ForeignLinks:
+    """The links of one sparse tensor, CSR or COO, as `export --format torch` writes it."""
+    import torch
+
+    is_csr = tensor.layout == torch.sparse_csr
+    # Not added up, and not trusted: torch.load takes what stands in the file.
+    values = tensor.values() if is_csr else tensor._values()  # noqa: SLF001 - the public one adds up what stands twice
+    ids = tensor.col_indices()[None] if is_csr else tensor._indices()  # noqa: SLF001
+    if tensor.dim() != 2 or values.dim() != 1 or not values.is_floating_point():
+        raise ArtifactError(
+            f"expected a sparse tensor of two dimensions with a float for each link, found {values.dtype} of the shape "
+            f"{tuple(tensor.shape)!r:.60}"
+        )
+    height, width = tensor.shape
+    if max(height, width) > MAX_IDS or values.numel() > MAX_PLACES or ids.shape[1:] != values.shape:
+        raise ArtifactError(
+            f"expected at most {MAX_IDS:,} ids of a side and {MAX_PLACES:,} links, each with its ids, found "
+            f"{height:,} x {width:,} with {values.numel():,} weights and ids of {ids.shape[-1]:,}"
+        )
+    parts = (tensor.crow_indices(), ids[0]) if is_csr else ids.unbind()
+    first, columns = (part.numpy() for part in parts)
+    if is_csr:
+        arrays = {"indptr": first, "indices": columns, "data": values.detach().double().numpy()}
+        links = _of_csr({**arrays, "shape": np.array([height, width])}, {})
+        return replace(links, form=f"PyTorch's sparse tensor of {height:,} x {width:,}, CSR")
+    weights = values.detach().double().numpy()
+    used = weights != 0
+    rows, columns, weights = first[used].astype(np.int64), columns[used].astype(np.int64), weights[used]
+    _raise_all(_wrong_links(rows, columns, weights))
+    return ForeignLinks(
+        form=f"PyTorch's sparse tensor of {height:,} x {width:,}, COO",
+        rows=rows,
+        columns=columns,
+        weights=weights,
+        last=np.zeros(len(rows), dtype=np.bool_),
+        shape=(height, width),
+        zeros=int((~used).sum()),
+    )
 
 
 def _as_array(tensor: Any, name: str) -> NDArray[Any]:
