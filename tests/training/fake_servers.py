@@ -111,8 +111,13 @@ class FakeServer:
     def _llama_cpp(self, body: Any) -> Any:
         ids = tuple(body["prompt"])
         assert (body["n_predict"], body["temperature"]) == (1, -1)
+        generated = next((token for token, _ in body["logit_bias"]), self._best(ids, -1, 1)[0][0])
+        if "\ufffd" in self.tokenizer.decode([generated], skip_special_tokens=False):
+            # The real one leaves the probabilities out where what it generates is no whole character.
+            return {"content": "\ufffd", "tokens_evaluated": len(ids), "truncated": False}
         best = [{"id": token, "token": "x", "logprob": value} for token, value in self._best(ids, -1, body["n_probs"])]
-        said = [{"id": best[0]["id"], "token": "x", "logprob": best[0]["logprob"], "top_logprobs": best}]
+        own = self.log_probs(ids)[-1][generated]
+        said = [{"id": generated, "token": "x", "logprob": own, "top_logprobs": best}]
         return {"content": "x", "tokens_evaluated": len(ids), "truncated": False, "completion_probabilities": said}
 
     def transport(self, request: Request) -> bytes:

@@ -97,6 +97,54 @@ def test_documents_of_a_packed_row_are_asked_about_one_by_one(fakes: Any, vocab:
     assert torch.equal(packed.log_probs[0, 6:], alone.log_probs[1])
 
 
+RECORDED = json.loads((Path(__file__).parents[1] / "data" / "llama_server.json").read_text(encoding="utf-8"))
+"""What a llama-server said of a text in which a character is several tokens, and `transformers` of the same weights."""
+
+
+def replayed(request: Request) -> bytes:
+    """The recorded answer to a request."""
+    body = json.loads(request.body or b"{}")
+    if request.url.endswith("/tokenize"):
+        assert (body["add_special"], body["parse_special"]) == (False, False)
+        return json.dumps(RECORDED["tokenize"]).encode()
+    count = len(body["prompt"])
+    assert body["prompt"] == RECORDED["ids"][:count]
+    without = {each["tokens"]: each["answer"] for each in RECORDED["without_bias"]}
+    answer = without[count] if count in without and not body["logit_bias"] else RECORDED["answers"][count - 1]
+    return json.dumps(answer).encode()
+
+
+def test_what_a_real_llama_server_said_is_read_and_is_what_transformers_says(world: World) -> None:
+    vocab = read_vocab(world.teacher, logits=RECORDED["width"])
+    options: dict[str, Any] = {"server": "llama.cpp", "top_k": 5, "check_tokenizer": False, "transport": replayed}
+    teacher = ServedTeacher(URL, vocab, **options)
+    (row,) = teacher.answer_rows([np.array(RECORDED["ids"])])
+    theirs = RECORDED["transformers"]
+    assert row.top_ids.tolist() == theirs["ids"]
+    assert np.allclose(row.log_probs, theirs["log_probs"], atol=5e-4)
+    assert np.allclose(row.rest, 1 - np.exp(theirs["log_probs"]).sum(1), atol=5e-4)
+    assert teacher._encoded(RECORDED["text"]) == RECORDED["ids"]
+    # Without a plain token to generate, the server leaves out what is said where a character begins.
+    assert [each["tokens"] for each in RECORDED["without_bias"]] == [8]
+    teacher._plain = None
+    with pytest.raises(ServerError, match="it has no completion_probabilities"):
+        teacher.answer_rows([np.array(RECORDED["ids"])])
+
+
+def test_llama_servers_lowest_number_is_the_logarithm_of_nothing(fakes: Any, vocab: Any) -> None:
+    def transport(request: Request) -> bytes:
+        answer = json.loads(fakes["llama.cpp"].transport(request))
+        # Its JSON has no infinity, and the logarithm of 0 is the lowest float32.
+        answer["completion_probabilities"][0]["top_logprobs"][-1]["logprob"] = -3.4028234663852886e38
+        return json.dumps(answer).encode()
+
+    teacher = served(fakes["llama.cpp"], vocab, top_k=4, transport=transport)
+    made = teacher.top_k(ids=[ROW])
+    assert (made.ids[..., -1] == -1).all()
+    assert (made.log_probs[..., -1] == -torch.inf).all()
+    assert (made.log_probs[..., :-1] > -50).all()
+
+
 def test_losses_are_those_of_the_model_and_within_the_bound_of_what_is_left_out(
     world: World, fakes: Any, vocab: Any
 ) -> None:

@@ -193,6 +193,7 @@ class ServedTeacher:
         self.vocab: Vocab | None = as_vocab(tokenizer)
         self.width = len(self.vocab)
         self._key, self._transport, self._pause = api_key, transport, pause
+        self._plain = _plain_token(self.vocab)
         self._model = self.options.model
         if self._model is None and self.options.server == "vllm":
             self._model = self._only_model()
@@ -273,7 +274,7 @@ class ServedTeacher:
         if not ids:
             nothing = np.zeros((0, top_k), dtype=np.float32)
             return CachedRow(kept, nothing.astype(np.int32), nothing, nothing.sum(1))
-        asked = _INTERFACES[self.options.server](self._model, ids, top_k)
+        asked = _INTERFACES[self.options.server](_Question(self._model, ids, top_k, self._plain))
         try:
             positions = [entries for path, body, read in asked for entries in read(self._ask(path, body))]
             return CachedRow(kept, *_arrays(positions, top_k, self.width))
@@ -432,12 +433,35 @@ Asked = tuple[str, dict[str, Any], Callable[[Any], list[list[Entry]]]]
 """A path, a body, and what reads the answer: for each position its tokens."""
 
 
-def _vllm(model: str | None, ids: Sequence[int], top_k: int) -> Iterator[Asked]:
+@dataclass(frozen=True)
+class _Question:
+    """What is asked about a row.
+
+    Attributes:
+        model: the model's name on the server, or None.
+        ids: the row.
+        top_k: best tokens per position.
+        plain: a token of ASCII letters, which can be shown by itself; None where there is none.
+    """
+
+    model: str | None
+    ids: Sequence[int]
+    top_k: int
+    plain: int | None
+
+
+def _plain_token(vocab: Vocab) -> int | None:
+    texts = ((token, vocab.surfaces[token]) for token in vocab.ids_of(Kind.TEXT).tolist())
+    return next((token for token, surface in texts if surface.isascii() and surface.isalpha()), None)
+
+
+def _vllm(question: _Question) -> Iterator[Asked]:
     """One request. `prompt_logprobs[t]` is of token t, given those before it: [None, {id: {logprob, rank}}, ...].
 
     Beside the best tokens there is the prompt's own token where it is not among them, so that each position says which
     token it is of. What comes after the last token is said of the one token that is generated.
     """
+    ids, top_k = question.ids, question.top_k
 
     def read(answer: Any) -> list[list[Entry]]:
         choice = _only_choice(answer)
@@ -459,7 +483,7 @@ def _vllm(model: str | None, ids: Sequence[int], top_k: int) -> Iterator[Asked]:
         "prompt_logprobs": top_k,
         "logprobs": top_k,
         "return_tokens_as_token_ids": True,
-        **({"model": model} if model else {}),
+        **({"model": question.model} if question.model else {}),
     }
     yield "/v1/completions", body, read
 
@@ -495,11 +519,12 @@ def _sglang_body(*, top_k: int) -> dict[str, Any]:
     }
 
 
-def _sglang(model: str | None, ids: Sequence[int], top_k: int) -> Iterator[Asked]:  # noqa: ARG001 - as for others
+def _sglang(question: _Question) -> Iterator[Asked]:
     """One request. `input_top_logprobs[t]` is of token t, given those before it: [None, [[log_prob, id, text], ...]].
 
     `input_token_logprobs` echoes the prompt: [[None, id, text], [log_prob, id, text], ...].
     """
+    ids = question.ids
 
     def read(answer: Any) -> list[list[Entry]]:
         meta = _get(answer, "meta_info", dict)
@@ -519,14 +544,17 @@ def _sglang(model: str | None, ids: Sequence[int], top_k: int) -> Iterator[Asked
                 raise _Unfit(f"the list of token {token} has not the log-probability {value:.4g} that it has by itself")
         return positions
 
-    yield "/generate", {"input_ids": list(ids), **_sglang_body(top_k=top_k)}, read
+    yield "/generate", {"input_ids": list(ids), **_sglang_body(top_k=question.top_k)}, read
 
 
-def _llama_cpp(model: str | None, ids: Sequence[int], top_k: int) -> Iterator[Asked]:  # noqa: ARG001 - as for others
+def _llama_cpp(question: _Question) -> Iterator[Asked]:
     """A request for every position, since llama-server gives log-probabilities of what it generates alone.
 
-    With `cache_prompt` each computes one token more than the one before it.
+    With `cache_prompt` each computes one token more than the one before it. The server leaves the probabilities out
+    where the token that it generates is the beginning of a character, as in Chinese text or emoji. So it is made to
+    generate a plain one: the bias moves what is sampled, and not the probabilities, which are those before any sampler.
     """
+    ids, bias = question.ids, [] if question.plain is None else [[question.plain, _CERTAIN]]
     for count in range(1, len(ids) + 1):
 
         def read(answer: Any, count: int = count) -> list[list[Entry]]:
@@ -535,21 +563,32 @@ def _llama_cpp(model: str | None, ids: Sequence[int], top_k: int) -> Iterator[As
                 raise _Unfit(f"it has read {evaluated} tokens, not {count}")
             (after,) = _list(_get(answer, "completion_probabilities", list), 1)
             entries = _get(after, "top_logprobs", list)
-            return [[(_id(_get(each, "id", int)), _number(_get(each, "logprob", (int, float)))) for each in entries]]
+            return [[(_id(_get(each, "id", int)), _log_prob(_get(each, "logprob", (int, float)))) for each in entries]]
 
         body = {
             "prompt": list(ids[:count]),
             "n_predict": 1,
-            "n_probs": top_k,
+            "n_probs": question.top_k,
             # Below 0: the likeliest token, and probabilities that no sampler has touched.
             "temperature": -1,
             "post_sampling_probs": False,
             "cache_prompt": True,
+            "logit_bias": bias,
         }
         yield "/completion", body, read
 
 
-_INTERFACES: dict[str, Callable[[str | None, Sequence[int], int], Iterator[Asked]]] = {
+_CERTAIN = 1e6
+"""A bias above every difference of two logits."""
+
+
+def _log_prob(value: Any) -> float:
+    """A log-probability of llama.cpp, which writes the lowest float32 for that of 0."""
+    number = _number(value)
+    return -math.inf if number < -1e30 else number
+
+
+_INTERFACES: dict[str, Callable[[_Question], Iterator[Asked]]] = {
     "vllm": _vllm,
     "sglang": _sglang,
     "llama.cpp": _llama_cpp,
