@@ -58,10 +58,11 @@ def test_a_student_learns_from_what_it_writes(world: World, tmp_path: Path) -> N
     assert all(value > 0 for value in losses(trainer, "kd"))
 
 
-def test_a_cache_is_the_processors_and_trains_there(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [{"top_k": 64}, {"keep": "hidden"}], ids=["top_k", "hidden"])
+def test_a_cache_is_the_processors_and_trains_there(world: World, tmp_path: Path, kept: dict[str, Any]) -> None:
     pytest.importorskip("pyarrow")
     vocab = xtoken_align.read_vocab(world.teacher)
-    options = {"teacher": vocab, "top_k": 64, "dtype": "float32", "max_teacher_tokens": 24}
+    options: dict[str, Any] = {"teacher": vocab, "dtype": "float32", "max_teacher_tokens": 24, **kept}
     for name, device in (("gpu", DEVICE), ("cpu", "cpu")):
         write_teacher_cache(world.load(world.teacher).to(device), texts(48), tmp_path / name, **options)
     caches = [TeacherCache(tmp_path / name) for name in ("gpu", "cpu")]

@@ -372,7 +372,10 @@ def logits_at(side: torch.Tensor | Logits | Hidden, rows: torch.Tensor) -> torch
     """The logits (n, V) at some positions, int64 (n,), counted through the batch: position t of row b is b * T + t."""
     if isinstance(side, Hidden):
         states = side.states.flatten(0, 1).index_select(0, rows)
-        logits = torch.nn.functional.linear(states, side.weight, side.bias) * side.scale
+        # Under autocast states are in half precision, and a head that is trained stays in float32.
+        weight, bias = (None if one is None else one.to(states.dtype) for one in (side.weight, side.bias))
+        assert weight is not None
+        logits = torch.nn.functional.linear(states, weight, bias) * side.scale
         return logits if side.softcap is None else side.softcap * torch.tanh(logits / side.softcap)
     return (side.logits if isinstance(side, Logits) else side).flatten(0, 1).index_select(0, rows)
 

@@ -230,13 +230,13 @@ def bent() -> Any:
     return model
 
 
-def shifted() -> Any:
+def shifted(by: float = 3.0) -> Any:
     """What a model does to the logits of one token is seen by comparing, not by its head."""
     model = tiny("Llama")
 
     def shift(_model: Any, _given: Any, output: Any) -> Any:
         if output.logits.shape[-1] == WIDTH:
-            output.logits[..., 9] += 3.0
+            output.logits[..., 9] += by
         return output
 
     model.register_forward_hook(shift)
@@ -265,6 +265,7 @@ class Compiled(Causal):
         (Causal, "expected a model with an output head, .* but Causal has none"),
         (bent, "the head must be a torch.nn.Linear, .*Bent"),
         (shifted, "its head makes logits of them that are 3 away from the model's"),
+        (lambda: shifted(-float("inf")), "its head makes logits of them that are inf away"),
         (scaled, "the model makes 2 of a logit of 1 after its head, but the config says 1"),
         (Compiled, "it is compiled"),
     ],
