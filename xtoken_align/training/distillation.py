@@ -121,7 +121,10 @@ class Distillation:
         for mapping in self.mappings:
             if (sentence := unpaired_ends(mapping.student, mapping.teacher, mapping.matrix)) is not None:
                 warnings.warn(sentence, XTokenWarning, stacklevel=2)
-        losses = [XTokenLoss(mapping, **each) for mapping, each in zip(self.mappings, options, strict=True)]
+        losses = [
+            XTokenLoss(mapping, **each, vocabs=(self.vocab, vocab) if each.get("kind") == "exact" else None)
+            for mapping, vocab, each in zip(self.mappings, self.teacher_vocabs, options, strict=True)
+        ]
         answering = (TeacherCache, ServedTeacher)
         caches = tuple(spec.model if isinstance(spec.model, answering) else None for spec in specs)
         for each, cache in zip(losses, caches, strict=True):
