@@ -82,8 +82,8 @@ moments = [("call", 0), ("before fsync", 1), ("call", 1), ("call", 2), ("before 
            ("call", 3), ("before replace", 2), ("replace", 1), ("before fsync", 3)]
 if keep == "hidden":
     # Three calls show what the model does, and the output head is the second file.
-    moments = [("call", 0), ("before fsync", 1), ("call", 2), ("fsync", 2), ("before fsync", 1), ("fsync", 1),
-               ("replace", 1), ("before fsync", 1), ("fsync", 2), ("call", 3), ("call", 4), ("before replace", 2)]
+    moments = [("call", 0), ("fsync", 2), ("before fsync", 1), ("replace", 1), ("call", 3), ("call", 4),
+               ("before replace", 2)]
 for step, moment in enumerate(moments):
     codes[f"{step} {moment}"] = waited(forked(lambda: killed_at(moment)))
     left[f"{step} {moment}"] = sorted(path.name for path in (place / "killed").glob("*")) if step else []

@@ -56,8 +56,7 @@ ROWS_PER_GROUP = 8
 """Rows that are decoded together when one of them is read, fewer where states are large."""
 
 _GROUP_BYTES = 4096
-"""What the positions of a group's rows have together, if each row had one: a row of 512 states of 2,048 numbers is a
-group of 2 MB."""
+"""A group has as many rows as states fit in here, one at least: one row of 512 states of 2,048 numbers is 2 MB."""
 
 _SPLIT = "BYTE_STREAM_SPLIT"
 """First, second, ... bytes are kept together: the upper bytes of ids and logarithms hardly vary. At K = 64 and 152k
