@@ -37,7 +37,7 @@ SEEDED = ("CE", "CE + C-KL", "CE + GOLD", "CE + P-KL", "CE + ALM")
 """The arms that are trained with every seed."""
 OTHERS = {
     "longer": {"CE + C-KL": (2e-4, 6e-4), **dict.fromkeys(("CE", "CE + ALM", "CE + GOLD"), (2e-4,))},
-    "scratch": dict.fromkeys(("CE + C-KL", "CE", "CE + P-KL", "CE + ALM"), (1.5e-3,)),
+    "scratch": dict.fromkeys(("CE + C-KL", "CE", "CE + P-KL", "CE + ALM", "CE + GOLD"), (1.5e-3,)),
     "families": dict.fromkeys(("CE + C-KL", "CE"), (1e-4,)),
     "sums": dict.fromkeys(("CE + GOLD", "CE + C-KL", "CE"), (2e-4,)),
 }
