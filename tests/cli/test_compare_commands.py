@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,15 +22,22 @@ def rank_file(path: Path, tokens: list[bytes]) -> Path:
     return path
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a student, two teachers and a store that has a mapping from each."""
-    rank_file(tmp_path / "student.tiktoken", [b"th", b"the", b"12"])
-    rank_file(tmp_path / "old.tiktoken", [b"th", b"the"])
-    rank_file(tmp_path / "new.tiktoken", [b"12", b"th"])
+    folder = tmp_path_factory.mktemp("place")
+    rank_file(folder / "student.tiktoken", [b"th", b"the", b"12"])
+    rank_file(folder / "old.tiktoken", [b"th", b"the"])
+    rank_file(folder / "new.tiktoken", [b"12", b"th"])
     for teacher in ("old", "new"):
-        assert run(tmp_path, "build", f"{teacher}.tiktoken", "student.tiktoken", "-q").returncode == 0
-    return tmp_path
+        assert run(folder, "build", f"{teacher}.tiktoken", "student.tiktoken", "-q").returncode == 0
+    return folder
+
+
+@pytest.fixture
+def place(built_once: Path, tmp_path: Path) -> Path:
+    """A copy of that folder, for a test to change."""
+    return Path(shutil.copytree(built_once, tmp_path / "place"))
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,7 @@ Arrays = dict[str, NDArray[Any]]
 Metadata = dict[str, Any]
 Seal = Callable[[Metadata], Metadata]
 
-MUTATIONS = 5_000
+MUTATIONS = 2_000
 REVERSE = RULE_NUMBER["reverse"]
 
 
