@@ -6,6 +6,8 @@ import copy
 import pickle
 import subprocess
 import sys
+import threading
+from typing import Any
 
 import pytest
 import torch
@@ -150,3 +152,28 @@ def test_an_implementation_that_cannot_be_had_is_refused() -> None:
     logits = CASE.student_logits.to("meta"), CASE.teacher_logits.to("meta")
     with pytest.raises(OptionError, match="implementation='cpu' needs logits on the CPU, but they are on meta"):
         XTokenLoss(CASE.mapping, "partition-kl", implementation="cpu").to("meta")(*logits, CASE.spans)
+
+
+def test_a_plan_that_is_made_ahead_is_taken_once_and_by_its_batch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, threads = XTokenLoss(CASE.mapping, "c-kl"), []
+    plans = loss._plan_of
+
+    def noted(*args: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return plans(*args, **options)
+
+    monkeypatch.setattr(loss, "_plan_of", noted)
+    truth = value(loss)
+    assert threads == [True]
+    loss.plan_ahead(CASE.spans, CASE.labels)
+    assert torch.equal(value(loss), truth)
+    assert threads == [True, False]
+    # It was taken, so that the next call plans anew; and so it does with other labels than those that were planned.
+    assert torch.equal(value(loss), truth)
+    loss.plan_ahead(CASE.spans)
+    assert torch.equal(value(loss), truth)
+    assert threads == [True, False, True, False, True]
+    # What is wrong is told by the call.
+    loss.plan_ahead(CASE.spans, CASE.labels[:, 1:])
+    with pytest.raises(OptionError, match="labels must have shape"):
+        loss(CASE.student_logits, CASE.teacher_logits, CASE.spans, labels=CASE.labels[:, 1:])

@@ -28,12 +28,23 @@ from .checks import check_ids, check_labels, check_mapping, check_sides, check_s
 from .exact import ExactPaths
 from .functional import alm
 from .inputs import Hidden, Logits, Student, Teacher, TopK, source_of
-from .kinds import KINDS, LossOptions, bins_of
+from .kinds import KINDS, LinkWeights, LossOptions, bins_of
 from .options import (
     check_count,
     check_weight,
 )
-from .plan import Batch, Ids, all_of_chunk, blank_tokens, block_sizes, plan_batch, rows_of_states
+from .plan import (
+    Batch,
+    Ids,
+    Planned,
+    all_of_chunk,
+    begin_plan,
+    blank_tokens,
+    block_sizes,
+    plan_batch,
+    rows_of_states,
+    take_plan,
+)
 from .scale import DynamicScale
 from .sharded import Shares, shared_out, shares_of
 from .tables import Outcomes, live_tokens
@@ -99,12 +110,14 @@ class _Call:
         chunks: how many chunks there are.
         labels: how many labels.
         scale: the factor of KD.
+        batch: the plan, where it was made ahead.
     """
 
     factors: tuple[Number, ...]
     chunks: int
     labels: int
     scale: Number
+    batch: Batch | None = None
 
     def weights(self, chunk: NDArray[np.float32], misfits: int, like: torch.Tensor) -> tuple[Weights, torch.Tensor]:
         """The weights of chunks, and the numbers of the metrics: chunks, labels, scale, 1, misfits, how many chunks."""
@@ -318,7 +331,11 @@ class XTokenLoss(torch.nn.Module):
         check_ids("student", student_ids, host)
         check_ids("teacher", teacher_ids, host)
         reads = bool(self.options.ce_weight) and not is_peers
-        host_labels = check_labels(labels, host, self.mapping.matrix.shape[0], read=reads)
+        planned = take_plan(spans, self._name_of_plan(labels, fused=isinstance(student, Hidden)))
+        if planned is None:
+            host_labels = check_labels(labels, host, self.mapping.matrix.shape[0], read=reads)
+        else:
+            host_labels = planned.labels
         check_count("num_chunks_in_batch", num_chunks_in_batch)
         check_count("num_items_in_batch", num_items_in_batch)
         if share is None:
@@ -336,7 +353,8 @@ class XTokenLoss(torch.nn.Module):
         items = _divisor(num_items_in_batch, label_count)
         factor = 1.0 if self.scale is None else self.scale.factor.clone()
         factors = (share * self.options.kd_weight * factor / chunks, self.options.ce_weight / items)
-        call = _Call((*factors, 1 / chunks, 1 / items), len(predictions), label_count, factor)
+        batch = None if planned is None else planned.batch
+        call = _Call((*factors, 1 / chunks, 1 / items), len(predictions), label_count, factor, batch)
         compare = self._apart if self.options.kind in {"alm", "exact"} else self._distributions
         loss, totals, constants = compare(student, teacher, host, own_labels, call, shares)
         own = (totals.kd_mean, totals.ce_mean)
@@ -408,6 +426,40 @@ class XTokenLoss(torch.nn.Module):
             raise OptionError("this loss does not learn W; make it with learn_w=True")
         return self.links.export()
 
+    def plan_ahead(self, spans: Spans, labels: torch.Tensor | None = None, *, fused: bool = False) -> None:
+        """Plans a batch on a thread of its own while the models run; the next call with the same spans takes the plan.
+
+        Args:
+            spans: the object that is handed in then.
+            labels: those that are; they are read on that thread, too.
+            fused: whether the student will be `Hidden`.
+
+        What is wrong with labels is raised by that call.
+        """
+        if self.options.compat is not None or self.options.kind in {"alm", "exact"}:
+            return
+        name = self._name_of_plan(labels, fused=fused)
+
+        def work() -> Planned:
+            host = spans.numpy().with_predictions()
+            width, reads = self.mapping.matrix.shape[0], bool(self.options.ce_weight)
+            host_labels = check_labels(labels, host, width, read=reads)
+            own = None if host_labels is None else _next_labels(host_labels)
+            return Planned(self._plan_of(host, own, fused=fused), host_labels)
+
+        begin_plan(spans, name, work)
+
+    def _name_of_plan(self, labels: torch.Tensor | None, *, fused: bool) -> tuple[object, ...]:
+        """Tells plans apart that are made of the same spans: by the loss, the labels as they are, and the form."""
+        seen = None if labels is None else (id(labels), labels._version)  # noqa: SLF001 - how often they were changed
+        return id(self), seen, fused
+
+    def _plan_of(self, spans: Spans, labels: Ids | None, *, fused: bool) -> Batch:
+        """The plan of a batch on the host."""
+        predictions = spans.predictions()
+        left = None if self._level_one is None else self._level_one.left(spans, predictions)
+        return self._plan(predictions, labels, left, fused=fused)
+
     def _plan(self, predictions: Predictions, labels: Ids | None, left: Left | None, *, fused: bool) -> Batch:
         device = next(self.buffers()).device
         sizes = block_sizes(device, *self.mapping.matrix.shape)
@@ -437,11 +489,11 @@ class XTokenLoss(torch.nn.Module):
         shares: Shares | None,
     ) -> tuple[torch.Tensor, Totals, torch.Tensor]:
         """The loss with its graph, what the pass adds up to, and the constants of `_Call.weights`."""
-        predictions = spans.predictions()
-        left = None if self._level_one is None else self._level_one.left(spans, predictions)
         if shares is None:
-            batch = self._plan(predictions, labels, left, fused=isinstance(student, Hidden))
+            batch = call.batch or self._plan_of(spans, labels, fused=isinstance(student, Hidden))
         else:
+            predictions = spans.predictions()
+            left = None if self._level_one is None else self._level_one.left(spans, predictions)
             # Every rank plans for all, since it must know which rows the others read.
             plans = []
             for rank in range(shares.ranks):
@@ -625,54 +677,3 @@ def _with_weights(objective: Objective, log_weight: torch.Tensor) -> Objective:
     assert term.table.links is not None
     links = replace(term.table.links, log_weight=log_weight.detach())
     return replace(objective, terms=(Term(term.formula, replace(term.table, links=links)),))
-
-
-class LinkWeights(torch.nn.Module):
-    """One parameter per link; a softmax over each row's links makes weights of them.
-
-    Rows with one link have nothing to learn: their weight is 1 whatever the parameter says.
-
-    Args:
-        mapping: whose W is the start.
-        outcomes: the projection's table.
-
-    Raises:
-        OptionError: no row has several links, or W has links that a loss cannot read, to tokens without a probability.
-
-    Source: X-Token (arXiv:2605.21699, 2026), which trains them at a learning rate of 1e-2.
-    """
-
-    row: torch.Tensor
-
-    def __init__(self, mapping: Mapping, outcomes: Outcomes) -> None:
-        super().__init__()
-        if outcomes.links is None:
-            raise OptionError(
-                "learn_w needs a mapping with a row of several links, but each row has one at most, whose weight is 1; "
-                "leave learn_w out"
-            )
-        links = outcomes.links
-        if len(links.token) != len(mapping.matrix.data):
-            raise OptionError(
-                "W has links to padding, which cannot be learnt; build the mapping without those overrides"
-            )
-        self.mapping = mapping
-        self.scores = torch.nn.Parameter(links.log_weight.float())
-        self.register_buffer("row", links.token.clone(), persistent=False)
-
-    def forward(self) -> torch.Tensor:
-        """Floats (links,): log weights, each row's weights sum to 1."""
-        rows = self.mapping.matrix.shape[0]
-        top = (
-            self.scores.detach().new_full((rows,), -torch.inf).scatter_reduce(0, self.row, self.scores.detach(), "amax")
-        )
-        above = self.scores - top[self.row]
-        return above - above.new_zeros(rows).index_add(0, self.row, above.exp()).log()[self.row]
-
-    def export(self) -> Mapping:
-        """The mapping with the weights as they are now, of provenance `learned`."""
-        weights = self().detach().double().exp().cpu().numpy()
-        sums = np.bincount(self.mapping.matrix.rows, weights, minlength=self.mapping.matrix.shape[0])
-        # A weight that was trained down to nothing still is a link: W holds weights above 0.
-        data = np.maximum((weights / sums[self.mapping.matrix.rows]).astype(np.float32), np.finfo(np.float32).tiny)
-        return replace(self.mapping, matrix=replace(self.mapping.matrix, data=data), provenance="learned")

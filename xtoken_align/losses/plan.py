@@ -5,17 +5,21 @@ Results do not depend on how a batch is cut; time and memory do.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain, pairwise
 from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..mapping.mapping import Side
-from ..spans.spans import IGNORED, Predictions
+from ..spans.spans import IGNORED, Predictions, Spans
 from ..spans.units import offsets_of
 from ..vocab.kinds import Kind
 from .chain import Left, Levels, PrefixTree, Reads, find_levels
@@ -87,6 +91,44 @@ def block_sizes(device: torch.device, *widths: int) -> BlockSizes:
     sizes = CPU if device.type == "cpu" else ACCELERATOR
     factor = min(max(WIDTH // max(1, *widths), 1), MOST)
     return BlockSizes(**{name: factor * size for name, size in vars(sizes).items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """The plan of a batch that was asked for before its loss.
+
+    Attributes:
+        batch: the plan.
+        labels: int64 (B, T_s), the labels on the host, or None.
+    """
+
+    batch: Batch
+    labels: Ids | None
+
+
+@cache
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="xtoken-align-plan")
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has no thread but its own, so it begins one anew.
+    os.register_at_fork(after_in_child=_thread.cache_clear)
+
+
+_begun: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""What is planned or being planned: by spans, the names that were given and the futures."""
+
+
+def begin_plan(spans: Spans, name: tuple[object, ...], work: Callable[[], Planned]) -> None:
+    """Plans on a thread of its own; `take_plan` with the same spans and name waits for it."""
+    _begun[spans] = name, _thread().submit(work)
+
+
+def take_plan(spans: Spans, name: tuple[object, ...]) -> Planned | None:
+    """What was begun, once; None where that is nothing, or something else."""
+    begun: tuple[tuple[object, ...], Future[Planned]] | None = _begun.pop(spans, None)
+    return None if begun is None or begun[0] != name else begun[1].result()
 
 
 class Further(Protocol):

@@ -202,6 +202,9 @@ class Distillation:
         spans, answers = [], []
         for teacher, side in zip(self.teachers, batch["teachers"], strict=True):
             spans.append(side["spans"].spans)
+            if isinstance(self.loss, XTokenLoss):
+                # The models have not been asked yet: their work and the plan's are done at the same time.
+                self.loss.plan_ahead(spans[-1], batch["labels"], fused=self._head is not None)
             answers.append(teacher.answer(side, spans[-1].teacher_segments if packed else None))
         inputs = model_inputs(model, batch, spans[0].student_segments if packed else None)
 
