@@ -24,15 +24,18 @@ from .divergence import Measure
 from .inputs import (
     Compared,
     Gradients,
+    Result,
     Rows,
     Source,
+    Totals,
+    Weights,
     compute_dtype,
     new_gradients,
+    totals_of,
 )
 from .lines import AT_ONCE, AT_ONCE_OF_STATES, LevelLines, Lines, level_lines_of, lines_of, live_of
 from .plan import Batch, Block, Further, Ids, Part, block_sizes
 from .tables import Outcomes, Table, without
-from .totals import Result, Totals, Weights, totals_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ import torch
 from ..errors import OptionError
 from .blocks import Objective, Term, attach, run
 from .divergence import Measure, compare, masked_sorted_distance, normalised, sorted_distance
-from .inputs import Compared, Rows, Source, compute_dtype
+from .inputs import Compared, Rows, Source, Weights, compute_dtype
 from .options import (
     IMPLEMENTATIONS,
     check_links,
@@ -48,7 +48,6 @@ from .tables import (
     ranks_of_pairs,
     share_of,
 )
-from .totals import Weights
 
 REDUCTIONS = ("mean", "sum", "none")
 NORMALIZE = ("rest", "none")

@@ -341,15 +341,3 @@ def level_lines_of(blocks: Sequence[Block], *, in_batch: bool) -> LevelLines | N
 
 def _concatenated(arrays: Sequence[Ids]) -> Ids:
     return np.concatenate([np.zeros(0, dtype=np.int64), *arrays])
-
-
-def sent(arrays: Sequence[NDArray[np.generic]], device: torch.device) -> list[torch.Tensor]:
-    """Arrays of one dtype on a device, which takes one copy; each begins at a multiple of 16 bytes."""
-    step = 16 // arrays[0].itemsize
-    ends = np.cumsum([-(-one.size // step) * step for one in arrays])
-    whole = np.zeros(ends[-1], dtype=arrays[0].dtype)
-    begins = [0, *ends[:-1].tolist()]
-    for begin, one in zip(begins, arrays, strict=True):
-        whole[begin : begin + one.size] = one.ravel()
-    there = torch.from_numpy(whole).to(device, non_blocking=True)
-    return [there[begin : begin + one.size].view(one.shape) for begin, one in zip(begins, arrays, strict=True)]

@@ -27,7 +27,20 @@ from .chain import Left, LevelOne, chain_trees
 from .checks import check_ids, check_labels, check_mapping, check_sides, check_spans
 from .exact import ExactPaths
 from .functional import alm
-from .inputs import Hidden, Logits, Student, Teacher, TopK, source_of
+from .inputs import (
+    Hidden,
+    Logits,
+    Number,
+    Result,
+    Student,
+    Teacher,
+    TopK,
+    Totals,
+    Weights,
+    source_of,
+    totals_of,
+    weights_of,
+)
 from .kinds import KINDS, LinkWeights, LossOptions, bins_of
 from .options import (
     check_count,
@@ -48,7 +61,6 @@ from .plan import (
 from .scale import DynamicScale
 from .sharded import Shares, shared_out, shares_of
 from .tables import Outcomes, live_tokens
-from .totals import Number, Result, Totals, Weights, totals_of, weights_of
 
 Count = int | float | torch.Tensor
 

@@ -127,7 +127,7 @@ def begin_plan(spans: Spans, name: tuple[object, ...], work: Callable[[], Planne
 
 def take_plan(spans: Spans, name: tuple[object, ...]) -> Planned | None:
     """What was begun, once; None where that is nothing, or something else."""
-    begun: tuple[tuple[object, ...], Future[Planned]] | None = _begun.pop(spans, None)
+    begun: tuple[tuple[object, ...], Future[Planned]] | None = _begun.pop(spans, None)  # type: ignore[no-untyped-call]
     return None if begun is None or begun[0] != name else begun[1].result()
 
 

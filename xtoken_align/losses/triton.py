@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from ..errors import XTokenWarning
 from ..spans.spans import IGNORED
 from .divergence import Measure, compare, normalised
-from .inputs import Compared
-from .lines import AT_ONCE, LevelLines, Lines, Places, codes_of, sent, tiling
+from .inputs import Compared, sent
+from .lines import AT_ONCE, LevelLines, Lines, Places, codes_of, tiling
 from .plan import Ids
 from .tables import Cells, Outcomes, log_masses, make_grouping
 
@@ -418,7 +418,7 @@ def compare_outcomes(
 def add_up(
     numbers: torch.Tensor, entropy: torch.Tensor, weight: torch.Tensor, factors: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """What the numbers of chunks and the cross-entropies of rows add up to: scalars in the order of `blocks.Totals`.
+    """What the numbers of chunks and the cross-entropies of rows add up to: scalars in the order of `inputs.Totals`.
 
     Args:
         numbers: float32 (6, N), as `compare_rows` writes them.

@@ -414,7 +414,7 @@ def totals(numbers, entropy, weight, factors, loss, out, chunks, rows, BLOCK: tl
         entropy: float32 (rows,).
         weight: float32 (chunks,).
         factors: float32 (4,), of the weighted values and the cross-entropies in the loss, and in the means.
-        loss: see `blocks.Totals`.
+        loss: see `inputs.Totals`.
         out: what follows there.
         chunks: how many there are.
         rows: how many cross-entropies there are.
