@@ -33,8 +33,10 @@ import torch
 from train import ARMS, FULL, GPU, PAIRS, QUICK, Arm, Place, Settings, run_arm, run_bounds, world_of
 
 HERE = Path(__file__).parent
-SEEDED = ("CE", "CE + C-KL", "CE + GOLD", "CE + P-KL", "CE + ALM")
-"""The arms that are trained with every seed."""
+BETTER = {"CE": 2e-4, "CE + C-KL": 6e-4, "CE + GOLD": 2e-4, "CE + P-KL": 2e-4, "CE + ALM": 2e-4}
+"""The arms of `transfer` that are trained at each rate with the first seed, and at the better one with the others."""
+ONCE = {"CE + H-KL": 2e-4, "C-KL alone": 6e-4, "CE + C-KL x 2": 6e-4}
+"""Its arms that are trained once."""
 OTHERS = {
     "longer": {"CE + C-KL": (2e-4, 6e-4), **dict.fromkeys(("CE", "CE + ALM", "CE + GOLD"), (2e-4,))},
     "scratch": dict.fromkeys(("CE + C-KL", "CE", "CE + P-KL", "CE + ALM", "CE + GOLD"), (1.5e-3,)),
@@ -86,9 +88,9 @@ Job = tuple[str, Arm | None, float, int]
 def planned(pairs: Sequence[str], names: Sequence[str] | None, seeds: Sequence[int], settings: Settings) -> list[Job]:
     """Everything that is measured, what answers the first questions first."""
     chosen: list[Job] = [("transfer", None, 0.0, 0)]
-    for seed in seeds:
-        some = ARMS if seed == seeds[0] else SEEDED
-        chosen += [("transfer", ARMS[name], rate, seed) for rate in settings.rates for name in some]
+    chosen += [("transfer", ARMS[name], rate, seeds[0]) for rate in settings.rates for name in BETTER]
+    chosen += [("transfer", ARMS[name], rate, seeds[0]) for name, rate in ONCE.items()]
+    chosen += [("transfer", ARMS[name], rate, seed) for seed in seeds[1:] for name, rate in BETTER.items()]
     for pair, rates in OTHERS.items():
         if PAIRS[pair].student != "transfer":
             chosen.append((pair, None, 0.0, 0))

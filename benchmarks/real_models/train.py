@@ -135,7 +135,6 @@ ARMS = {
         Arm("CE + ALM", "alm", {"kd_weight": 100.0}),
         Arm("CE + H-KL", "h-kl"),
         Arm("C-KL alone", "c-kl", ce=0.0),
-        Arm("CE + C-KL x 0.5", "c-kl", {"kd_weight": 0.5}),
         Arm("CE + C-KL x 2", "c-kl", {"kd_weight": 2.0}),
     )
 }
