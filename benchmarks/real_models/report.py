@@ -256,7 +256,7 @@ def figure(results: dict[str, Any], pairs: list[str], folder: Path) -> None:
 
     on_way = [pair for pair in pairs if any(one.get("checks") for one in results["arms"] if one["pair"] == pair)]
     count = len(pairs) + len(on_way)
-    columns = min(count, 3)
+    columns = min(count, 4)
     rows = -(-count // columns)
     style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "real-models"}
     with mpl.rc_context({**style, "savefig.dpi": 130, "figure.facecolor": "white"}):
@@ -287,8 +287,9 @@ def _bars(axis: Any, results: dict[str, Any], pair: str) -> None:
         axis.annotate(f"  {line.bits['all']:.3f}", (max([*line.by_seed.values(), *slower]), place), va="center")
     ceiling = bits_per_byte(results["bounds"][pair]["teacher"], "all")
     axis.axvline(ceiling, color="tab:green", linestyle="--", label=f"teacher {ceiling:.3f}")
-    highest = max(value for line in others.values() for value in line.by_seed.values())
-    axis.set_xlim(ceiling - 0.1 * (highest - ceiling) - 0.01, highest + 0.5 * (highest - ceiling) + 0.01)
+    values = [ceiling, *(value for line in others.values() for value in line.by_seed.values())]
+    span = max(values) - min(values)
+    axis.set_xlim(min(values) - 0.1 * span - 0.01, max(values) + 0.5 * span + 0.01)
     axis.set_yticks(range(len(shown)), [f"{line.name}, {shown_rate(line.rate)}" for line in shown])
     axis.set_xlabel("bits per byte of held-out text")
     axis.set_title(PAIRS[pair].title.replace("; ", ";\n"), fontsize=9)
