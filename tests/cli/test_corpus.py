@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import part
-from test_compare_commands import place, rank_file, run  # noqa: F401 - the fixture
+from test_compare_commands import built_once, place, rank_file, run  # noqa: F401 - the fixtures
 
 from xtoken_align import build, load
 

@@ -178,3 +178,17 @@ def test_a_plan_that_is_made_ahead_is_taken_once_and_by_its_batch_alone(monkeypa
     loss.plan_ahead(CASE.spans, CASE.labels[:, 1:])
     with pytest.raises(OptionError, match="labels must have shape"):
         loss(CASE.student_logits, CASE.teacher_logits, CASE.spans, labels=CASE.labels[:, 1:])
+
+
+def test_a_plan_of_labels_that_were_changed_since_or_count_no_changes_is_not_taken() -> None:
+    loss, labels = XTokenLoss(CASE.mapping, "c-kl"), CASE.labels.clone()
+    loss.plan_ahead(CASE.spans, labels)
+    labels[:] = -100
+    unlabelled = loss(CASE.student_logits, CASE.teacher_logits, CASE.spans, labels=labels)
+    assert unlabelled.ce == 0
+    with torch.inference_mode():
+        counted = CASE.labels.clone()
+        loss.plan_ahead(CASE.spans, counted)
+        counted[:] = -100
+        again = loss(CASE.student_logits, CASE.teacher_logits, CASE.spans, labels=counted)
+    assert torch.equal(again.loss, unlabelled.loss.detach())

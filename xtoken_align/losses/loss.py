@@ -451,6 +451,8 @@ class XTokenLoss(torch.nn.Module):
         if self.options.compat is not None or self.options.kind in {"alm", "exact"}:
             return
         name = self._name_of_plan(labels, fused=fused)
+        if name is None:
+            return
 
         def work() -> Planned:
             host = spans.numpy().with_predictions()
@@ -459,12 +461,18 @@ class XTokenLoss(torch.nn.Module):
             own = None if host_labels is None else _next_labels(host_labels)
             return Planned(self._plan_of(host, own, fused=fused), host_labels)
 
-        begin_plan(spans, name, work)
+        begin_plan(spans, name, work, kept=(self, labels))
 
-    def _name_of_plan(self, labels: torch.Tensor | None, *, fused: bool) -> tuple[object, ...]:
-        """Tells plans apart that are made of the same spans: by the loss, the labels as they are, and the form."""
-        seen = None if labels is None else (id(labels), labels._version)  # noqa: SLF001 - how often they were changed
-        return id(self), seen, fused
+    def _name_of_plan(self, labels: object, *, fused: bool) -> tuple[object, ...] | None:
+        """Tells plans apart that are made of the same spans: by the loss, the labels as they are, and the form.
+
+        None for labels that do not count their changes, so that a plan may be out of date; and for what is no tensor.
+        """
+        if labels is None:
+            return id(self), None, fused
+        if not isinstance(labels, torch.Tensor) or labels.is_inference():
+            return None
+        return id(self), (id(labels), labels._version), fused  # noqa: SLF001 - how often they were changed
 
     def _plan_of(self, spans: Spans, labels: Ids | None, *, fused: bool) -> Batch:
         """The plan of a batch on the host."""

@@ -116,19 +116,28 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_thread.cache_clear)
 
 
+Name = tuple[object, ...]
+
 _begun: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""What is planned or being planned: by spans, the names that were given and the futures."""
+"""What is planned or being planned: by spans, the names that were given, what these tell by its id, and the futures."""
 
 
-def begin_plan(spans: Spans, name: tuple[object, ...], work: Callable[[], Planned]) -> None:
-    """Plans on a thread of its own; `take_plan` with the same spans and name waits for it."""
-    _begun[spans] = name, _thread().submit(work)
+def begin_plan(spans: Spans, name: Name, work: Callable[[], Planned], *, kept: Sequence[object]) -> None:
+    """Plans on a thread of its own; `take_plan` with the same spans and name waits for it.
+
+    Args:
+        spans: the batch's chunks.
+        name: tells this plan from others of the same spans.
+        work: plans.
+        kept: what the name tells by its id, so that nothing else gets that id.
+    """
+    _begun[spans] = name, kept, _thread().submit(work)
 
 
-def take_plan(spans: Spans, name: tuple[object, ...]) -> Planned | None:
+def take_plan(spans: Spans, name: Name | None) -> Planned | None:
     """What was begun, once; None where that is nothing, or something else."""
-    begun: tuple[tuple[object, ...], Future[Planned]] | None = _begun.pop(spans, None)  # type: ignore[no-untyped-call]
-    return None if begun is None or begun[0] != name else begun[1].result()
+    begun: tuple[Name, Sequence[object], Future[Planned]] | None = _begun.pop(spans, None)  # type: ignore[no-untyped-call]
+    return None if begun is None or begun[0] != name else begun[2].result()
 
 
 class Further(Protocol):
