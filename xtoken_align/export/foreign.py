@@ -239,19 +239,8 @@ def _of_sparse(tensor: Any) -> ForeignLinks:
         arrays = {"indptr": first, "indices": columns, "data": values.detach().double().numpy()}
         links = _of_csr({**arrays, "shape": np.array([height, width])}, {})
         return replace(links, form=f"PyTorch's sparse tensor of {height:,} x {width:,}, CSR")
-    weights = values.detach().double().numpy()
-    used = weights != 0
-    rows, columns, weights = first[used].astype(np.int64), columns[used].astype(np.int64), weights[used]
-    _raise_all(_wrong_links(rows, columns, weights))
-    return ForeignLinks(
-        form=f"PyTorch's sparse tensor of {height:,} x {width:,}, COO",
-        rows=rows,
-        columns=columns,
-        weights=weights,
-        last=np.zeros(len(rows), dtype=np.bool_),
-        shape=(height, width),
-        zeros=int((~used).sum()),
-    )
+    form = f"PyTorch's sparse tensor of {height:,} x {width:,}, COO"
+    return _links_of(form, first, columns, values.detach().double().numpy(), shape=(height, width))
 
 
 def _as_array(tensor: Any, name: str) -> NDArray[Any]:
@@ -374,21 +363,33 @@ def _of_csr(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> 
     if not indptr.size or indptr[0] != 0 or indptr[-1] != indices.size or np.any(indptr[1:] < indptr[:-1]):
         raise ArtifactError(f"indptr: expected row boundaries that rise from 0 to {indices.size:,}, found others")
     rows = np.repeat(np.arange(indptr.size - 1, dtype=np.int64), np.diff(indptr.astype(np.int64)))
-    used = weights != 0
-    rows, columns, weights = rows[used], indices.astype(np.int64)[used], weights.astype(np.float64)[used]
-    _raise_all(_wrong_links(rows, columns, weights))
     height, width = indptr.size - 1, None
     if "shape" in arrays and arrays["shape"].shape == (2,):
         height, width = (int(size) for size in arrays["shape"].tolist())
+    links = _links_of(f"CSR arrays of {indptr.size - 1:,} rows", rows, indices, weights, shape=(height, width))
+    return replace(links, sides=(_name(metadata.get("student")), _name(metadata.get("teacher"))))
+
+
+def _links_of(
+    form: str,
+    rows: NDArray[np.integer[Any]],
+    columns: NDArray[np.integer[Any]],
+    weights: NDArray[np.floating[Any]],
+    *,
+    shape: tuple[int, int | None],
+) -> ForeignLinks:
+    """Links of which each names its row, column and weight; those of weight 0 are none, and are counted."""
+    used = weights != 0
+    ours, theirs, linked = rows[used].astype(np.int64), columns[used].astype(np.int64), weights[used].astype(np.float64)
+    _raise_all(_wrong_links(ours, theirs, linked))
     return ForeignLinks(
-        form=f"CSR arrays of {indptr.size - 1:,} rows",
-        rows=rows,
-        columns=columns,
-        weights=weights,
-        last=np.zeros(len(rows), dtype=np.bool_),
-        shape=(height, width),
+        form=form,
+        rows=ours,
+        columns=theirs,
+        weights=linked,
+        last=np.zeros(len(ours), dtype=np.bool_),
+        shape=shape,
         zeros=int((~used).sum()),
-        sides=(_name(metadata.get("student")), _name(metadata.get("teacher"))),
     )
 
 
