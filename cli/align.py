@@ -44,9 +44,11 @@ def command(teacher: str, student: str, file: str | None, text: str | None, **op
     the shortest stretch after which both have a token's end, is one column:
 
     \b
-      │  between chunks                    ␣  a space
-      ┊  between the tokens of a chunk     ⟨f0 9f⟩  bytes of an unfinished character
-      ░  nothing here: the other side's tokens are in no chunk
+      │       between chunks
+      ┊       between the tokens of a chunk
+      ░       nothing here: the other side's tokens are in no chunk
+      ␣       a space
+      ⟨f0 9f⟩ bytes of an unfinished character
 
     What would not be seen is escaped, as \\n or \\u200d. Special tokens of one role at one place are a chunk too.
 
@@ -83,6 +85,8 @@ def command(teacher: str, student: str, file: str | None, text: str | None, **op
 
 def _read(file: str | None, text: str | None) -> str:
     """The text, from wherever the user has it; nothing in it is changed."""
+    from ..errors import CorpusError
+
     if text is not None:
         if file is not None:
             raise click.UsageError(f"got --text and the file {file!r} as well: give one of them.")
@@ -91,6 +95,8 @@ def _read(file: str | None, text: str | None) -> str:
         raise click.UsageError("there is no text: name a FILE, give --text, or pipe a text into stdin.")
     if file is None or file == "-":
         return _decoded(sys.stdin.buffer.read(), "stdin")
+    if not Path(file).exists():
+        raise CorpusError(f"there is no file {file!r}: name one, or give the text itself as --text")
     return _decoded(Path(file).read_bytes(), file)
 
 

@@ -27,7 +27,7 @@ from ..mapping.find import json_surface
 from ..spans.drawing import CHUNK_COLOURS, GAP_COLOUR, GAP_INK, INK, Cell, Range, Side, cells, count_cells
 from ..spans.spans import SpanStatistics
 from ..visible import MARKS, visible
-from .console import direction, stdout_console
+from .console import direction, print_table, stdout_console, tell
 
 Sides = tuple[Side, Side]
 """Student and teacher."""
@@ -64,11 +64,11 @@ def draw(sides: Sides, statistics: SpanStatistics, *, limit: int | None) -> None
         statistics: of the whole text.
         limit: chunks and gaps that are drawn, None for all.
     """
-    console = stdout_console(least=1)  # the drawing fits any width
+    console = stdout_console()
     sorts = ", ".join(f"{count:,} {name}" for name, count in _counts(statistics).items() if count)
     has_gaps = statistics.student_gaps or statistics.teacher_gaps
     gaps = f"; in no chunk: {_gaps(statistics)}" if has_gaps else ""
-    click.echo(f"{_direction(sides)}: {statistics.chunks:,} chunks{f' ({sorts})' if sorts else ''}{gaps}")
+    tell(f"{_direction(sides)}: {statistics.chunks:,} chunks{f' ({sorts})' if sorts else ''}{gaps}")
     drawing = Drawing(*sides, Pen(sys.stdout.encoding or "utf-8"), console.width)
     plain = console.no_color or console.color_system is None
     for line in drawing.lines(islice(cells(*sides), limit)):
@@ -79,22 +79,22 @@ def draw(sides: Sides, statistics: SpanStatistics, *, limit: int | None) -> None
             console.print(Text.assemble(*line), soft_wrap=True)
     total = count_cells(*sides)
     if limit is not None and total > limit:
-        click.echo(f"Note: {limit:,} of {total:,} chunks and gaps are shown: --all shows all.", err=True)
+        tell(f"Note: {limit:,} of {total:,} chunks and gaps are shown: --all shows all.", err=True)
 
 
 def print_statistics(sides: Sides, statistics: SpanStatistics) -> None:
     """Prints the sorts of chunks and the tokens of both sides as tables."""
-    click.echo(f"{_direction(sides)}\n")
+    tell(f"{_direction(sides)}\n")
     chunks = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_footer=True)
     chunks.add_column("student tokens to teacher tokens", "all", no_wrap=True)
     chunks.add_column("chunks", f"{statistics.chunks:,}", justify="right", no_wrap=True)
     chunks.add_column("%", percent(statistics.chunks, statistics.chunks), justify="right", no_wrap=True)
     for name, count in _counts(statistics).items():
         chunks.add_row(name, f"{count:,}", percent(count, statistics.chunks))
-    stdout_console().print(chunks)
-    click.echo(f"\nTokens: student {statistics.student_tokens:,}, teacher {statistics.teacher_tokens:,}.")
-    click.echo(f"In no chunk: {_gaps(statistics)}.")
-    click.echo(f"The longest chunk has {statistics.longest:,} tokens on one side.")
+    print_table(chunks)
+    tell(f"\nTokens: student {statistics.student_tokens:,}, teacher {statistics.teacher_tokens:,}.")
+    tell(f"In no chunk: {_gaps(statistics)}.")
+    tell(f"The longest chunk has {statistics.longest:,} tokens on one side.")
 
 
 def print_report(sides: Sides, statistics: SpanStatistics, *, stats_only: bool) -> None:

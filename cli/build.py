@@ -13,12 +13,13 @@ from .console import (
     check_place,
     direction,
     ignore_notes,
-    output_option,
+    place_options,
     print_json,
-    stdout_console,
+    print_table,
     steps,
-    store_option,
+    tell,
     tokenizers,
+    write_mapping,
 )
 
 if TYPE_CHECKING:
@@ -27,18 +28,29 @@ if TYPE_CHECKING:
 
 @click.command("build")
 @click.argument("sources", nargs=-1, metavar="TEACHER STUDENT", shell_complete=tokenizers)
-@click.option("--teacher", shell_complete=tokenizers, help="The teacher's tokenizer, instead of the first argument.")
-@click.option("--student", shell_complete=tokenizers, help="The student's tokenizer, instead of the second argument.")
-@output_option
-@store_option
-@click.option("--name", help="The mapping's name in the store. [default: STUDENT--TEACHER]")
-@click.option("--top-k", type=int, default=4, show_default=True, help="Pieces of a decomposition that get weights.")
-@click.option("--lead", type=float, default=0.9, show_default=True, help="Weight of the first piece.")
+@click.option(
+    "--teacher",
+    metavar="SOURCE",
+    shell_complete=tokenizers,
+    help="The teacher's tokenizer, instead of the first argument.",
+)
+@click.option(
+    "--student",
+    metavar="SOURCE",
+    shell_complete=tokenizers,
+    help="The student's tokenizer, instead of the second argument.",
+)
+@place_options()
+@click.option(
+    "--top-k", type=int, default=4, show_default=True, metavar="N", help="Pieces of a decomposition that get weights."
+)
+@click.option("--lead", type=float, default=0.9, show_default=True, metavar="X", help="Weight of the first piece.")
 @click.option(
     "--decay",
     type=float,
     default=0.1,
     show_default=True,
+    metavar="X",
     help="Each further piece's share of the one before; 0 keeps the first alone.",
 )
 @click.option("--rules", metavar="A,B", help="Run only these rules. [default: all but case and nfkc]")
@@ -52,7 +64,6 @@ if TYPE_CHECKING:
 @click.option("--teacher-pattern", metavar="REGEX", help="Split pattern of the teacher's rank file.")
 @click.option("--student-revision", metavar="REV", help="Hub revision of the student.")
 @click.option("--teacher-revision", metavar="REV", help="Hub revision of the teacher.")
-@click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the file's path alone, and no notes.")
 def command(sources: tuple[str, ...], **options: Any) -> None:
@@ -64,7 +75,7 @@ def command(sources: tuple[str, ...], **options: Any) -> None:
     Examples:
       xtoken-align build qwen3 llama-3
       xtoken-align build Qwen/Qwen3-4B ./my-student -o mapping.npz
-      xtoken-align build --teacher gpt-oss --student model.gguf --student-logits 32064
+      xtoken-align build gpt-oss model.gguf --student-logits 32064
     """
     teacher, student = _pair(sources, options["teacher"], options["student"])
     check_place(options)
@@ -108,7 +119,6 @@ def _build(teacher: str, student: str, options: dict[str, Any], say: Any) -> tup
         **{key: options[key] for key in ("case", "nfkc", "lead", "decay", "top_k", "reverse_pass")},
     }
     # Reading the tokenizers may mean fetching them: what is wrong without them is said before.
-    _check_target(options)
     plain_options(**choices)
     sides = {}
     for side, source in (("teacher", teacher), ("student", student)):
@@ -122,35 +132,7 @@ def _build(teacher: str, student: str, options: dict[str, Any], say: Any) -> tup
     say(f"{direction(sides['student'].name, sides['teacher'].name)}: building")
     mapping = build(student=sides["student"], teacher=sides["teacher"], **choices)
     say("writing")
-    return mapping, _write(mapping, options)
-
-
-def _check_target(options: dict[str, Any]) -> None:
-    """Refuses what could only fail after the work was done."""
-    from ..errors import StoreError
-    from ..store.store import checked_name
-
-    output = options["output"]
-    if output is not None and not output.parent.is_dir():
-        raise StoreError(f"cannot write {output}: there is no folder {output.parent}; make it, or choose another place")
-    if output is not None and output.is_dir():
-        raise StoreError(f"cannot write {output}: it is a folder; name a file in it")
-    if options["name"] is not None:
-        checked_name(options["name"])
-
-
-def _write(mapping: Mapping, options: dict[str, Any]) -> Path:
-    from ..errors import StoreError
-    from ..store.store import Store, holds
-
-    output: Path | None = options["output"]
-    if output is None:
-        return Store(options["store"]).save(mapping, name=options["name"], force=options["force"])
-    if options["force"] or not output.exists():
-        return mapping.save(output, overwrite=options["force"])
-    if holds(output, mapping):
-        return output
-    raise StoreError(f"{output} exists and is not this mapping: give --force to replace it, or another file after -o")
+    return mapping, write_mapping(mapping, options)
 
 
 def build_report(mapping: Mapping, path: Path, seconds: float) -> dict[str, Any]:
@@ -163,17 +145,15 @@ def build_report(mapping: Mapping, path: Path, seconds: float) -> dict[str, Any]
 def _render(mapping: Mapping, path: Path, seconds: float) -> None:
     from ..coverage.render import coverage_table, summary
 
-    console = stdout_console()
-    student, teacher = mapping.student, mapping.teacher
-    click.echo(f"{direction(student.name, teacher.name)}.")
-    click.echo(
+    student, teacher, coverage = mapping.student, mapping.teacher, mapping.coverage()
+    tell(f"{direction(student.name, teacher.name)}.")
+    tell(
         f"W is {student.sizes.logits:,} x {teacher.sizes.logits:,} with {len(mapping.matrix.data):,} links, "
         f"version {mapping.version}, {seconds:.1f} s\n"
     )
-    console.print(coverage_table(mapping.coverage()))
-    console.print()
-    console.print(summary(mapping.coverage()), soft_wrap=True)
-    console.print(f"Written to {path}", soft_wrap=True)
+    print_table(coverage_table(coverage), narrow=coverage_table(coverage, shares=False))
+    tell(f"\n{summary(coverage)}")
+    tell(f"Written to {path}")
 
 
 def _name_of(path: Path, options: dict[str, Any]) -> str:
@@ -184,15 +164,14 @@ def _name_of(path: Path, options: dict[str, Any]) -> str:
 
 def _render_next(teacher: str, student: str, name: str) -> None:
     """Prints the commands that come next, names filled in."""
-    console = stdout_console(least=60)
-    console.print("\nNext:")
+    click.echo("\nNext:")
     models = _model_of(teacher, "TEACHER"), _model_of(student, "STUDENT")
     for words in (
         ["xtoken-align", "inspect", name],
         ["xtoken-align", "init", *models, "corpus.jsonl", ">", "run.yaml"],
         ["xtoken-align", "distill", "run.yaml"],
     ):
-        console.print("  " + " ".join(word if word == ">" else shlex.quote(word) for word in words), soft_wrap=True)
+        click.echo("  " + " ".join(word if word == ">" else shlex.quote(word) for word in words))
 
 
 def _model_of(source: str, otherwise: str) -> str:

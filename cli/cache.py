@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import print_json, stderr_console, stdout_console
+from .console import print_json, stderr_console, tell
 
 if TYPE_CHECKING:
     from ..training import CacheReport, DistillConfig
@@ -42,17 +42,24 @@ if TYPE_CHECKING:
     show_default=True,
     help="What is kept of each position: the best tokens, or the last hidden states, which serve every loss.",
 )
-@click.option("--top-k", type=click.IntRange(min=1), help="Tokens that are kept of each position. [default: 64]")
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens that are kept of each position. [default: 64]",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "bfloat16", "float32"]),
-    help="How they are kept. [default: float16 for tokens, bfloat16 for hidden states]",
+    metavar="DTYPE",
+    help="How they are kept: float16, bfloat16 or float32. [default: float16 for tokens, bfloat16 for hidden states]",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
+    metavar="N",
     help="Rows that the teacher reads at a time.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -120,18 +127,16 @@ def _render(done: CacheReport, config: DistillConfig, teacher: int, *, keep: str
     """Prints what was written, and how a configuration names it."""
     from ..training.config import tokenizer_source
 
-    console = stdout_console(least=60)
-    console.print(
+    tell(
         f"{done.rows:,} rows, {done.positions:,} positions, {done.bytes / 1e6:,.1f} MB in {done.seconds:,.1f} s; "
-        f"{done.written:,} files written, {done.kept:,} were there",
-        soft_wrap=True,
+        f"{done.written:,} files written, {done.kept:,} were there"
     )
     each = f"A position takes {done.bytes / max(done.positions, 1):,.1f} bytes"
     if keep == "hidden":
-        console.print(f"{each}, and the output head {done.head_bytes / 1e6:,.1f} MB", soft_wrap=True)
+        tell(f"{each}, and the output head {done.head_bytes / 1e6:,.1f} MB")
     else:
         left = f"{100 * done.mean_rest:.2f}% of the probability"
-        console.print(f"{each}; left out of the kept tokens: {left}", soft_wrap=True)
-    console.print(f"Written to {done.folder}. In the configuration, in place of the teacher's model:", soft_wrap=True)
+        tell(f"{each}; left out of the kept tokens: {left}")
+    tell(f"Written to {done.folder}. In the configuration, in place of the teacher's model:")
     source = tokenizer_source(config.teachers[teacher])
-    console.print(f"  {{cache: {done.folder}, tokenizer: {source}}}", soft_wrap=True)
+    click.echo(f"  {{cache: {done.folder}, tokenizer: {source}}}")

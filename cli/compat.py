@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import print_json, stdout_console, tokenizers, visible
+from .console import print_json, print_table, tell, tokenizers, visible
 
 if TYPE_CHECKING:
     from ..compare.compat import Compat
@@ -49,7 +49,8 @@ def command(ctx: click.Context, /, a: str, b: str, as_json: bool, exit_code: boo
     \b
     Examples:
       xtoken-align compat llama-3 llama-3.1
-      xtoken-align compat ./old-tokenizer ./new-tokenizer --corpus corpus.jsonl --exit-code
+      xtoken-align compat ./old-tokenizer ./new-tokenizer --exit-code
+      xtoken-align compat qwen3 qwen3.6 --corpus corpus.jsonl
     """
     from ..compare.compat import compat
     from ..corpus.texts import read_texts
@@ -78,11 +79,11 @@ def command(ctx: click.Context, /, a: str, b: str, as_json: bool, exit_code: boo
 def _render(found: Compat, vocabularies: list[Vocab]) -> None:
     from rich.table import Table
 
-    click.echo(f"{vocabularies[0].name} and {vocabularies[1].name}: {found.verdict}")
-    click.echo(f"{found.tokens}.")
-    click.echo(f"A mapping made for one {found.service}; logits {found.logits[0]:,} and {found.logits[1]:,}.")
+    tell(f"{vocabularies[0].name} and {vocabularies[1].name}: {found.verdict}")
+    tell(f"{found.tokens}.")
+    tell(f"A mapping made for one {found.service}; logits {found.logits[0]:,} and {found.logits[1]:,}.")
     if found.corpus is not None:
-        click.echo(f"{str(found.corpus)[:1].upper()}{str(found.corpus)[1:]}.")
+        tell(f"{str(found.corpus)[:1].upper()}{str(found.corpus)[1:]}.")
         for text, *tokens in found.corpus.examples:
             one, other = ("+".join(map(visible, surfaces)) for surfaces in tokens)
             click.echo(f"  {visible(text.encode()[:_LONGEST])}: {one} -> {other}")
@@ -92,4 +93,4 @@ def _render(found: Compat, vocabularies: list[Vocab]) -> None:
     for name, state in found.parts.items():
         table.add_row(name, state)
     click.echo()
-    stdout_console(least=40).print(table)
+    print_table(table)

@@ -1,4 +1,4 @@
-"""Where commands print, and what the shell offers for an argument.
+"""Where commands print, the options that several have, and what the shell offers for an argument.
 
 Names, rules, roles and messages come from files and arguments that others may have written. Whatever is printed passes
 one of two places here, the process's own streams or `stdout_console` and its like, and both write control characters
@@ -10,8 +10,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -24,6 +26,11 @@ from ..visible import printable
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.segment import Segment
+    from rich.table import Table
+
+    from ..mapping.mapping import Mapping
+
+Command = Callable[..., Any]
 
 
 store_option = click.option(
@@ -32,18 +39,66 @@ store_option = click.option(
     metavar="DIR",
     help="The store's folder. [default: $XTOKEN_ALIGN_STORE, else the user's data folder]",
 )
-"""`--store` of the commands that write there."""
-
-output_option = click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write this file instead of into the store."
-)
-"""`-o` of the commands that write a mapping."""
+"""`--store` of every command that reads or writes there."""
 
 
-def check_place(options: Mapping[str, Any]) -> None:
-    """Refuses a file beside a place in the store: `--output` with `--store` or `--name`."""
-    if options["output"] is not None and (options["store"] is not None or options["name"] is not None):
+def place_options(name: str = "STUDENT--TEACHER") -> Callable[[Command], Command]:
+    """The options that say where a mapping is written; `check_place` and `write_mapping` read them.
+
+    Args:
+        name: what a mapping is called in the store where the user gives no name.
+    """
+    output = "Write this file instead of into the store."
+    options = (
+        click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help=output),
+        store_option,
+        click.option("--name", metavar="NAME", help=f"The mapping's name in the store. [default: {name}]"),
+        click.option("--force", is_flag=True, help="Replace an existing file."),
+    )
+
+    def give(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return give
+
+
+def check_place(options: dict[str, Any]) -> None:
+    """Refuses a place of `place_options` that could only fail after the work was done."""
+    from ..errors import StoreError
+    from ..store.store import checked_name
+
+    output: Path | None = options["output"]
+    if output is not None and (options["store"] is not None or options["name"] is not None):
         raise click.UsageError("-o names the file itself: give it alone, or --store and --name.")
+    if output is not None and not output.parent.is_dir():
+        raise StoreError(f"cannot write {output}: there is no folder {output.parent}; make it, or choose another place")
+    if output is not None and output.is_dir():
+        raise StoreError(f"cannot write {output}: it is a folder; name a file in it")
+    if options["name"] is not None:
+        checked_name(options["name"])
+
+
+def write_mapping(mapping: Mapping, options: dict[str, Any], *, name: str | None = None) -> Path:
+    """Writes a mapping where `place_options` say. A file that is this mapping already stays as it is.
+
+    Args:
+        mapping: the mapping.
+        options: the command's options.
+        name: its name in the store where the user gives none.
+    """
+    from ..errors import StoreError
+    from ..store.store import Store, holds
+
+    output: Path | None = options["output"]
+    if output is None:
+        return Store(options["store"]).save(mapping, name=options["name"] or name, force=options["force"])
+    if options["force"] or not output.exists():
+        return mapping.save(output, overwrite=options["force"])
+    if holds(output, mapping):
+        return output
+    raise StoreError(f"{output} exists and is not this mapping: give --force to replace it, or another file after -o")
 
 
 def ignore_notes() -> None:
@@ -139,18 +194,44 @@ def _console(stream: Any, width: int | None = None) -> Console:
     return PrintableConsole(file=file, width=width, markup=False, highlight=False, emoji=False)
 
 
-def stdout_console(*, least: int = 80) -> Console:
-    """A console for data; 100 columns in a pipe, unless COLUMNS says otherwise.
-
-    Args:
-        least: columns that it has even so. A table that is given fewer cuts its figures and versions off, and a line
-            that the terminal breaks is still whole.
-    """
+def stdout_console() -> Console:
+    """A console for data; 100 columns in a pipe, unless COLUMNS says otherwise."""
     columns = os.environ.get("COLUMNS", "")
     width = int(columns) if columns.isdecimal() and int(columns) else 100
-    console = _console(sys.stdout, None if sys.stdout.isatty() else width)
+    return _console(sys.stdout, None if sys.stdout.isatty() else width)
+
+
+def print_table(table: Table, *, narrow: Table | None = None) -> None:
+    """Prints a table; never one that is cut off, since a line that the terminal breaks is still whole.
+
+    Args:
+        table: the table.
+        narrow: a table that says less, for where the first does not fit.
+    """
+    console = stdout_console()
+    measured = console.measure(table, options=console.options.update(width=1000))
+    # The minimum is that of the longest words, where a cell may be broken.
+    least = measured.maximum if all(column.no_wrap for column in table.columns) else measured.minimum
+    if narrow is not None and console.width < least:
+        print_table(narrow)
+        return
     console.width = max(console.width, least)
-    return console
+    console.print(table)
+
+
+def tell(text: str, *, err: bool = False) -> None:
+    """Prints sentences, a line each; in a terminal, which breaks lines anywhere, they break between words."""
+    if (sys.stderr if err else sys.stdout).isatty():
+        text = "\n".join(map(_wrapped, text.split("\n")))
+    click.echo(text, err=err, color=True)
+
+
+def _wrapped(line: str) -> str:
+    columns = shutil.get_terminal_size().columns
+    if len(line) <= columns:
+        return line
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    return textwrap.fill(line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def stderr_console() -> Console:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import direction, mappings, print_json, stdout_console, visible
+from .console import direction, mappings, print_json, print_table, store_option, tell, visible
 
 if TYPE_CHECKING:
     from ..compare.diff import Diff
@@ -28,7 +28,7 @@ _SHOWN_PIECES = 6
     help="List at most N tokens of each kind of change.",
 )
 @click.option("--exit-code", is_flag=True, help="Exit with 1 where the mappings differ.")
-@click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
+@store_option
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 @click.pass_context
 def command(
@@ -54,26 +54,25 @@ def command(
 
 
 def _render(found: Diff, limit: int) -> None:
-    say = click.echo
     if not found.differs:
         known = (
             "no training run could tell them apart" if not found.unknown else "nothing that is known of both differs"
         )
-        say(f"{found.old} and {found.new}: {known}.")
+        tell(f"{found.old} and {found.new}: {known}.")
         return
     for when, mapping in (("Before", found.comparison.old), ("Now", found.comparison.new)):
-        say(f"{when}: {direction(mapping.student.name, mapping.teacher.name)}, version {mapping.version}.")
-    say()
+        tell(f"{when}: {direction(mapping.student.name, mapping.teacher.name)}, version {mapping.version}.")
+    click.echo()
     for line in _headline(found):
-        say(line)
+        tell(line)
     if found.classes:
-        say()
-        stdout_console().print(_class_table(found))
+        click.echo()
+        print_table(_class_table(found))
     changes = found.changes(limit=limit)
     for title, entries in _listed(changes):
-        say(f"\n{title}")
+        click.echo(f"\n{title}")
         for entry in entries:
-            say(f"  {entry}")
+            click.echo(f"  {entry}")
 
 
 def _headline(found: Diff) -> list[str]:

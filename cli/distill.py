@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..visible import printable
-from .console import ignore_notes, print_json, stderr_console, stdout_console, store_option
+from .console import ignore_notes, print_json, print_table, stderr_console, store_option, tell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,6 +61,7 @@ def command(config: Path, **options: Any) -> None:
       xtoken-align distill run.yaml --check --show 3
       xtoken-align distill run.yaml
       torchrun --nproc-per-node 4 --no-python xtoken-align distill run.yaml
+
     \b
     The least that the file says:
       student: {model: ./my-student}
@@ -159,7 +160,7 @@ def _check(config: DistillConfig, path: Path, show: int | None, *, as_json: bool
         shown = {"rows": [row.to_dict() for row in rows]} if show is not None else {}
         print_json({"config": str(path), "in_order": True, **shown})
         return
-    click.echo(f"{path} is in order: {config.sentence}.")
+    tell(f"{path} is in order: {config.sentence}.")
     for number, row in enumerate(rows, start=1):
         _render_row(number, row)
 
@@ -170,7 +171,7 @@ def _render_row(number: int, row: LabelledRow) -> None:
     from rich.text import Text
 
     cut = f", {row.cut:,} more are cut off" if row.cut else ""
-    click.echo(f"\nRow {number}: {row.tokens:,} student tokens{cut}; {row.labels:,} are labels, marked with >")
+    tell(f"\nRow {number}: {row.tokens:,} student tokens{cut}; {row.labels:,} are labels, marked with >")
     table = Table.grid(padding=(0, 1, 0, 0))
     for name in ("mark", "message", "field"):
         table.add_column(name, no_wrap=True)
@@ -181,7 +182,7 @@ def _render_row(number: int, row: LabelledRow) -> None:
         lines = printable(part.surface.decode("utf-8", "replace")).split("\n")
         text = Text("\u21b5\n".join(lines).removesuffix("\n"), style="bold" if part.labelled else "")
         table.add_row(">" if part.labelled else "", message, part.field, text)
-    stdout_console(least=40).print(table)
+    print_table(table)
 
 
 def _render(result: DistillResult, sentence: str, *, verbose: bool) -> None:
@@ -189,24 +190,23 @@ def _render(result: DistillResult, sentence: str, *, verbose: bool) -> None:
     from rich import box
     from rich.table import Table
 
-    console = stdout_console(least=60)
-    click.echo(f"{sentence[0].upper()}{sentence[1:]}.\n")
-    click.echo(f"{result.headline[0].upper()}{result.headline[1:]}\n")
+    tell(f"{sentence[0].upper()}{sentence[1:]}.\n")
+    tell(f"{result.headline[0].upper()}{result.headline[1:]}\n")
     teachers = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for name in ("teacher", "loss", "mapping", "weight"):
         teachers.add_column(name, no_wrap=name != "teacher", overflow="fold")
     for teacher in result.teachers:
         teachers.add_row(teacher["name"], teacher["loss"], teacher["mapping"], f"{teacher['weight']:g}")
-    console.print(teachers)
+    print_table(teachers)
     if verbose:
-        console.print()
-        console.print(_metrics(result))
-    click.echo("")
+        click.echo()
+        print_table(_metrics(result))
+    click.echo()
     for line in _facts(result):
-        console.print(line, soft_wrap=True)
-    console.print(f"Written to {result.student}. To load it:", soft_wrap=True)
-    console.print(f'  AutoModelForCausalLM.from_pretrained("{result.student}")', soft_wrap=True)
-    console.print(f'  AutoTokenizer.from_pretrained("{result.student}")', soft_wrap=True)
+        tell(line)
+    tell(f"Written to {result.student}. To load it:")
+    click.echo(f'  AutoModelForCausalLM.from_pretrained("{result.student}")')
+    click.echo(f'  AutoTokenizer.from_pretrained("{result.student}")')
 
 
 def _facts(result: DistillResult) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import direction, mappings, print_json, stdout_console, steps
+from .console import direction, mappings, print_json, steps, store_option, tell
 
 if TYPE_CHECKING:
     from ..mapping.formats import Exported
@@ -19,7 +19,14 @@ FORMATS = ("nemo-rl", "safetensors", "torch", "json", "parquet", "tli", "d2t", "
 
 @click.command("export")
 @click.argument("mapping", shell_complete=mappings)
-@click.option("--format", "format_name", type=click.Choice(FORMATS), required=True, help="What to write; see above.")
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(FORMATS),
+    metavar="FORMAT",
+    required=True,
+    help="What to write: one of the above.",
+)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", required=True, help="The file to write."
 )
@@ -31,7 +38,7 @@ FORMATS = ("nemo-rl", "safetensors", "torch", "json", "parquet", "tli", "d2t", "
     help="Of torch: the layout of the sparse tensor.",
 )
 @click.option("--top-k", type=int, metavar="N", help="Of nemo-rl: keep each row's N heaviest links. [default: all]")
-@click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
+@store_option
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the file's path alone.")
@@ -84,16 +91,13 @@ def command(mapping: str, format_name: Any, output: Path, **options: Any) -> Non
 def _render(written: Exported, mapping: Mapping) -> None:
     from ..mapping.formats import FORMATS as ABOUT
 
-    console = stdout_console(least=60)
-    console.print(
-        f"{direction(mapping.student.name, mapping.teacher.name)}, version {written.version}.", soft_wrap=True
-    )
-    console.print(f"{written.format}: {ABOUT[written.format].about}\n", soft_wrap=True)
+    tell(f"{direction(mapping.student.name, mapping.teacher.name)}, version {written.version}.")
+    tell(f"{written.format}: {ABOUT[written.format].about}\n")
     width = max(map(len, written.holds))
     for name, what in written.holds.items():
-        console.print(f"  {name:<{width}}  {what}", soft_wrap=True)
-    console.print()
+        click.echo(f"  {name:<{width}}  {what}")
+    click.echo()
     for note in written.notes:
-        console.print(note, soft_wrap=True)
+        tell(note)
     size = f"{written.bytes / 1e6:.1f} MB" if written.bytes >= 1e5 else f"{written.bytes / 1e3:.1f} kB"
-    console.print(f"Written to {written.path}, {size}", soft_wrap=True)
+    tell(f"Written to {written.path}, {size}")

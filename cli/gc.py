@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .console import print_json
+from .console import print_json, store_option
 
 
 @click.command("gc")
@@ -18,7 +18,7 @@ from .console import print_json
     metavar="N",
     help="Versions of each mapping that stay.",
 )
-@click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
+@store_option
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the removed files as JSON.")
 def command(keep: int, store: Path | None, dry_run: bool, as_json: bool) -> None:

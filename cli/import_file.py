@@ -11,12 +11,13 @@ from .console import (
     check_place,
     direction,
     ignore_notes,
-    output_option,
+    place_options,
     print_json,
-    stdout_console,
+    print_table,
     steps,
-    store_option,
+    tell,
     tokenizers,
+    write_mapping,
 )
 
 if TYPE_CHECKING:
@@ -27,13 +28,10 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("teacher", shell_complete=tokenizers)
 @click.argument("student", shell_complete=tokenizers)
-@output_option
-@store_option
-@click.option("--name", help="The mapping's name in the store. [default: STUDENT--TEACHER-imported]")
+@place_options("STUDENT--TEACHER-imported")
 @click.option("--drop-scale-trick", is_flag=True, help="Leave out the links that NeMo-RL's scale trick wrote.")
 @click.option("--student-logits", type=int, metavar="N", help="The student model's logit width.")
 @click.option("--teacher-logits", type=int, metavar="N", help="The teacher model's logit width.")
-@click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the mapping's path alone, and no notes.")
 def command(file: Path, teacher: str, student: str, **options: Any) -> None:
@@ -46,7 +44,8 @@ def command(file: Path, teacher: str, student: str, **options: Any) -> None:
     \b
     Examples:
       xtoken-align import projection.pt qwen3 llama-3
-      xtoken-align import projection.pt qwen3 llama-3 --drop-scale-trick -o mapping.npz
+      xtoken-align import projection.pt qwen3 llama-3 -o mapping.npz
+      xtoken-align import projection.pt qwen3 llama-3 --drop-scale-trick
     """
     check_place(options)
     if options["quiet"]:
@@ -62,60 +61,45 @@ def command(file: Path, teacher: str, student: str, **options: Any) -> None:
 
 
 def _import(file: Path, teacher: str, student: str, options: dict[str, Any], say: Any) -> tuple[Imported, Path]:
-    from ..errors import StoreError
     from ..export.imported import import_mapping
     from ..read import read_vocab
-    from ..store.store import Store, checked_name, pair_name
+    from ..store.store import pair_name
 
-    output: Path | None = options["output"]
-    if output is not None and not output.parent.is_dir():
-        raise StoreError(f"cannot write {output}: there is no folder {output.parent}; make it, or choose another place")
-    if output is not None and output.exists() and not options["force"]:
-        raise StoreError(f"{output} exists: give --force to replace it, or another file after -o")
-    if options["name"] is not None:
-        checked_name(options["name"])
     sides = {}
     for side, source in (("teacher", teacher), ("student", student)):
         say(f"reading the {side} {source}")
         sides[side] = read_vocab(source, logits=options[f"{side}_logits"])
     say(f"importing {file.name}")
     imported = import_mapping(file, **sides, drop_scale_trick=options["drop_scale_trick"])
-    mapping = imported.mapping
-    if output is not None:
-        return imported, mapping.save(output, overwrite=options["force"])
     # Under a name of its own: `latest` of the pair stays the mapping that was built.
-    name = options["name"] or f"{pair_name(mapping)}-imported"
-    return imported, Store(options["store"]).save(mapping, name=name, force=options["force"])
+    name = f"{pair_name(imported.mapping)}-imported"
+    return imported, write_mapping(imported.mapping, options, name=name)
 
 
 def _render(imported: Imported, path: Path) -> None:
     from ..coverage.render import coverage_table, summary
 
     mapping, file = imported.mapping, imported.file
-    console = stdout_console()
-    student, teacher = mapping.student, mapping.teacher
-    console.print(f"{direction(student.name, teacher.name)}.", soft_wrap=True)
+    student, teacher, coverage = mapping.student, mapping.teacher, mapping.coverage()
+    tell(f"{direction(student.name, teacher.name)}.")
     named = [name for name in file.sides if name is not None]
     says = f"; it names {' and '.join(named)}" if named else ""
-    console.print(f"{file.name} is {file.form}{says}.", soft_wrap=True)
-    console.print(
+    tell(f"{file.name} is {file.form}{says}.")
+    tell(
         f"W is {student.sizes.logits:,} x {teacher.sizes.logits:,} with {len(mapping.matrix.data):,} links, "
-        f"version {mapping.version}, imported\n",
-        soft_wrap=True,
+        f"version {mapping.version}, imported\n"
     )
-    console.print(coverage_table(mapping.coverage()))
-    console.print()
-    console.print(summary(mapping.coverage()), soft_wrap=True)
-    console.print("\nIn the file:")
+    print_table(coverage_table(coverage), narrow=coverage_table(coverage, shares=False))
+    tell(f"\n{summary(coverage)}")
+    tell("\nIn the file:")
     for finding in imported.findings:
-        console.print(f"- {finding.sentence}", soft_wrap=True)
+        tell(f"- {finding.sentence}")
     if not imported.findings:
-        console.print("- nothing odd")
+        tell("- nothing odd")
     rows = imported.diff.rows
-    console.print(
+    tell(
         f"Beside what build makes: rows the same {rows.same:,}, with other weights or links {rows.weights:,}, by "
         f"another rule {rows.rule:,}, more {rows.added:,}, missing {rows.removed:,}; L1 distance "
-        f"{imported.diff.l1:,.1f} in all",
-        soft_wrap=True,
+        f"{imported.diff.l1:,.1f} in all"
     )
-    console.print(f"Written to {path}", soft_wrap=True)
+    tell(f"Written to {path}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import sys
 
 import click
+
+from .console import tell
 
 
 @click.command("init")
@@ -21,7 +24,7 @@ def command(teacher: str, student: str, texts: tuple[str, ...], output: str) -> 
     \b
     Examples:
       xtoken-align init Qwen/Qwen3-4B ./my-student corpus.jsonl > run.yaml
-      xtoken-align init teacher.gguf ./my-student 'corpus/*.jsonl' hf://me/chats > run.yaml
+      xtoken-align init teacher.gguf ./my-student 'corpus/*.jsonl' > run.yaml
     """
     from ..training.checks import mistakes_of_files
     from ..training.config import StudentConfig, TeacherConfig
@@ -35,8 +38,10 @@ def command(teacher: str, student: str, texts: tuple[str, ...], output: str) -> 
         "output": output,
     }
     for _, said in mistakes_of_files(values):
-        click.echo(f"Note: {said}", err=True)
-    again = shlex.join(["xtoken-align", "init", teacher, student, *texts])
-    click.echo(f"Next, once it is in a file ({again} > run.yaml):", err=True)
+        tell(f"Note: {said}", err=True)
+    if sys.stdout.isatty():
+        again = shlex.join(["xtoken-align", "init", teacher, student, *texts])
+        click.echo(f"To put it into a file:\n  {again} > run.yaml", err=True)
+    click.echo("Next, with the file as run.yaml:", err=True)
     click.echo("  xtoken-align distill run.yaml --check --show 3", err=True)
     click.echo("  xtoken-align distill run.yaml", err=True)

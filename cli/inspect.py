@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import direction, mappings, print_json, stderr_console, stdout_console, visible
+from .console import direction, mappings, print_json, print_table, stderr_console, store_option, tell, visible
 
 if TYPE_CHECKING:
     from ..corpus.weigh import CorpusCoverage
@@ -63,7 +63,7 @@ def _teacher(mapping: Mapping, source: str | None) -> Vocab | None:
     except XTokenError as error:
         if source is not None:
             raise
-        click.echo(f"Note: chunk starts are left out: {error}", err=True)
+        tell(f"Note: chunk starts are left out: {error}", err=True)
         return None
 
 
@@ -89,9 +89,7 @@ def render_corpus(found: CorpusCoverage) -> None:
 
     click.echo(f"\nIn {found.texts:,} texts, {found.tokens:,} tokens, {found.bytes:,} bytes:")
     if found.unspelled:
-        click.echo(
-            f"{found.unspelled:,} texts are not in it, or not whole: the student's vocabulary cannot spell them."
-        )
+        tell(f"{found.unspelled:,} texts are not in it, or not whole: the student's vocabulary cannot spell them.")
     if not found.tokens:
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_footer=True)
@@ -103,9 +101,9 @@ def render_corpus(found: CorpusCoverage) -> None:
     for name, row in sorted(found.classes.items(), key=lambda item: -item[1]["tokens"]):
         shares = (_share(row[way], row["tokens"]) for way in found.ways)
         table.add_row(name, f"{row['tokens']:,}", _share(row["tokens"], found.tokens), *shares)
-    stdout_console().print(table)
+    print_table(table)
     bytes_by_way = ", ".join(f"{way} {_share(count, found.bytes)}" for way, count in found.way_bytes.items())
-    click.echo(f"\nOf the bytes: {bytes_by_way}.")
+    tell(f"\nOf the bytes: {bytes_by_way}.")
     if found.frequent:
         click.echo("\nThe most frequent tokens that are not exact:")
         for entry in found.frequent:
@@ -119,14 +117,14 @@ def _render_starts(found: CorpusCoverage) -> None:
         return
     click.echo()
     if starts.share is not None:
-        click.echo(f"Chunks whose first tokens lie in one bin: {starts.share:.2%} of {starts.chunks:,}.")
+        tell(f"Chunks whose first tokens lie in one bin: {starts.share:.2%} of {starts.chunks:,}.")
     if starts.skipped:
-        click.echo(
+        tell(
             f"Looking for chunks, {starts.skipped:,} stretches of text were left out: the two tokenizers do not say "
             "the same bytes of them."
         )
     if starts.share is not None and starts.share < _LEAST_SHARE:
-        click.echo(f"That is below {_LEAST_SHARE:.0%}: Partition-KL and C-KL would leave much of this text out.")
+        tell(f"That is below {_LEAST_SHARE:.0%}: Partition-KL and C-KL would leave much of this text out.")
 
 
 def _share(count: int, total: int) -> str:
@@ -166,7 +164,7 @@ def _share(count: int, total: int) -> str:
 @click.option(
     "--teacher", metavar="SOURCE", help="The teacher's tokenizer, for --corpus. [default: the mapping's source]"
 )
-@click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
+@store_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(mapping: str, files: tuple[str, ...], **options: Any) -> None:
     """Report what a MAPPING covers, class by class and rule by rule, what stays empty, and which loss to train with.
@@ -177,7 +175,7 @@ def command(mapping: str, files: tuple[str, ...], **options: Any) -> None:
     Examples:
       xtoken-align inspect llama-3--qwen3
       xtoken-align inspect llama-3--qwen3 --unmatched --limit 20
-      xtoken-align inspect llama-3--qwen3 --class han,kana --reason decompose --tsv
+      xtoken-align inspect llama-3--qwen3 --class han --reason decompose --tsv
       xtoken-align inspect mapping.npz --critical digits_3 --json
       xtoken-align inspect mapping.npz --html report.html
       xtoken-align inspect llama-3--qwen3 --corpus books.txt web.jsonl.gz
@@ -276,32 +274,32 @@ def _render(mapping: Mapping, recommendation: Recommendation) -> None:
     from ..coverage.render import coverage_table, rules_table, summary
     from ..mapping.audit import audit
 
-    console = stdout_console()
     coverage, bins = replace(mapping.coverage(), recommendation=recommendation), mapping.bin_sizes
     student, teacher = mapping.student, mapping.teacher
-    click.echo(
+    tell(
         f"{direction(student.name, teacher.name)}: version {mapping.version}, {mapping.provenance}.\n"
         f"W is {student.sizes.logits:,} x {teacher.sizes.logits:,} with {len(mapping.matrix.data):,} links."
     )
     for line in _origin_lines(mapping):
-        click.echo(line)
+        tell(line)
     click.echo()
-    console.print(coverage_table(coverage))
-    console.print()
-    console.print(rules_table(coverage))
+    print_table(coverage_table(coverage), narrow=coverage_table(coverage, shares=False))
+    click.echo()
+    print_table(rules_table(coverage), narrow=rules_table(coverage, gap=0))
     found = audit(mapping)
     for line in _audit_lines(found):
-        click.echo(line)
-    click.echo(
+        # Tokens, and the draft of a file, stay as they are.
+        (click.echo if line.startswith(" ") else tell)(line)
+    tell(
         f"\nBins: {bins.count:,}; the largest holds {bins.largest_student:,} student tokens, "
         f"the largest on the teacher's side {bins.largest_teacher:,}."
     )
-    click.echo(
+    tell(
         f"Common set: {found.common_strict:,} tokens strictly, {found.common_relaxed:,} relaxed; "
         f"{found.collisions:,} rows lost their teacher token to another row."
     )
-    click.echo(f"Teacher tokens that no row reaches: {len(found.unreached):,}.")
-    click.echo(summary(coverage))
+    tell(f"Teacher tokens that no row reaches: {len(found.unreached):,}.")
+    tell(summary(coverage))
 
 
 def _origin_lines(mapping: Mapping) -> list[str]:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import print_json, stdout_console
+from .console import print_json, print_table, store_option, tell
 
 if TYPE_CHECKING:
     from ..store.store import Entry
 
 
 @click.command("list")
-@click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
+@store_option
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def command(store: Path | None, as_json: bool) -> None:
     """List the mappings in the store and those that ship with the package, oldest version first.
@@ -33,7 +33,7 @@ def command(store: Path | None, as_json: bool) -> None:
     elif found:
         _render(found)
     else:
-        click.echo(f"No mappings in {kept.root}: make one with `xtoken-align build TEACHER STUDENT`.", err=True)
+        tell(f"No mappings in {kept.root}: make one with `xtoken-align build TEACHER STUDENT`.", err=True)
 
 
 def _render(found: list[Entry]) -> None:
@@ -55,7 +55,7 @@ def _render(found: list[Entry]) -> None:
             age(now - entry.modified),
             f"{made}, shipped" if entry.shipped else made,
         )
-    stdout_console().print(table)
+    print_table(table)
 
 
 def age(seconds: float) -> str:

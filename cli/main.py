@@ -15,7 +15,7 @@ from types import TracebackType
 import click
 
 from ..visible import printable
-from .console import printable_streams
+from .console import printable_streams, tell
 
 _MATTERING = ("numpy", "scipy", "tokenizers", "tiktoken", "sentencepiece", "huggingface-hub", "transformers", "torch")
 
@@ -65,7 +65,7 @@ def _run(command: click.Command) -> int:
             raise
         # A command may say more by raising KeyboardInterrupt with a sentence, which click puts behind its own Abort.
         said = str(stop.__cause__ or stop)
-        click.echo(f"Interrupted: {said or 'no file was left half-written.'}", err=True)
+        tell(f"Interrupted: {said or 'no file was left half-written.'}", err=True)
         return 130
     except BrokenPipeError:
         # The reader of our output went away: nothing to say, and nothing more to flush.
@@ -74,7 +74,7 @@ def _run(command: click.Command) -> int:
     except Exception as error:
         if debug or not _is_refusal(error):
             raise
-        click.echo(f"Error: {_sentence(error)}", err=True, color=True)
+        tell(f"Error: {_sentence(error)}", err=True)
         return 1
     # Outside its standalone mode, click returns the code that a command exits with.
     return result if isinstance(result, int) else 0
@@ -105,7 +105,7 @@ def _show_warning(
     from ..errors import XTokenWarning
 
     if issubclass(category, XTokenWarning):
-        click.echo(f"Note: {message}", err=True, color=True)
+        tell(f"Note: {message}", err=True)
 
 
 COMMANDS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .console import direction, mappings, print_json, steps
+from .console import direction, mappings, print_json, steps, store_option, tell
 
 
 @click.command("push")
@@ -14,7 +14,7 @@ from .console import direction, mappings, print_json, steps
 @click.argument("repository", metavar="USER/REPO")
 @click.option("--private", is_flag=True, help="Make the repository private, if it is not there yet.")
 @click.option("--dry-run", is_flag=True, help="Print the card, and write nothing.")
-@click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
+@store_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(mapping: str, repository: str, private: bool, dry_run: bool, store: Path | None, as_json: bool) -> None:
     """Write a MAPPING to the Hub as USER/REPO: one file, and a card with its coverage and versions.
@@ -43,6 +43,6 @@ def command(mapping: str, repository: str, private: bool, dry_run: bool, store: 
     if as_json:
         print_json(pushed.to_dict())
         return
-    click.echo(f"{direction(loaded.student.name, loaded.teacher.name)}, version {pushed.version}.")
-    click.echo(f"Written to {repository}, commit {pushed.commit}")
-    click.echo(f"Anyone who may read it loads it as {repository}@{pushed.commit[:40]}")
+    tell(f"{direction(loaded.student.name, loaded.teacher.name)}, version {pushed.version}.")
+    tell(f"Written to {repository}, commit {pushed.commit}")
+    tell(f"Anyone who may read it loads it as {repository}@{pushed.commit[:40]}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import mappings, print_json, stdout_console, visible
+from .console import mappings, print_json, store_option, visible
 
 if TYPE_CHECKING:
     from ..mapping.find import Row
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("mapping", shell_complete=mappings)
 @click.argument("tokens", nargs=-1, metavar="[TOKEN]...")
 @click.option("--id", "ids", type=int, multiple=True, metavar="N", help="A student id; may be given several times.")
-@click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
+@store_option
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def command(mapping: str, tokens: tuple[str, ...], ids: tuple[int, ...], store: Path | None, as_json: bool) -> None:
     """Show the rows of student tokens: the rule that made each, the teacher's pieces and their weights.
@@ -39,10 +39,8 @@ def command(mapping: str, tokens: tuple[str, ...], ids: tuple[int, ...], store: 
     if as_json:
         print_json([row.to_dict() for row in rows])
         return
-    console = stdout_console()
     for row in rows:
-        for line in _lines(row):
-            console.print(line, soft_wrap=True)
+        click.echo("\n".join(_lines(row)))
 
 
 def _lines(row: Row) -> list[str]:

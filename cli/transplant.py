@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import ignore_notes, mappings, print_json, stdout_console, steps, store_option, tokenizers
+from .console import ignore_notes, mappings, print_json, print_table, steps, store_option, tell, tokenizers
 
 if TYPE_CHECKING:
     from ..export.transplant import Transplant
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "--output",
     "output",
     type=click.Path(path_type=Path),
-    metavar="FOLDER",
+    metavar="DIR",
     required=True,
     help="The folder of the new model.",
 )
@@ -46,10 +46,11 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 2**32 - 1),
     default=0,
     show_default=True,
+    metavar="N",
     help="Of the noise in rows that have no pieces.",
 )
 @store_option
-@click.option("--force", is_flag=True, help="Replace a model that is in FOLDER.")
+@click.option("--force", is_flag=True, help="Replace a model that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the folder alone, and no notes.")
 def command(model: str, tokenizer: str, **options: Any) -> None:
@@ -62,7 +63,7 @@ def command(model: str, tokenizer: str, **options: Any) -> None:
     \b
     Examples:
       xtoken-align transplant ./smollm2 llama-3 --out ./smollm2-llama-3
-      xtoken-align transplant model.gguf Qwen/Qwen3-4B --out ./out --mapping qwen3--smollm2
+      xtoken-align transplant model.gguf qwen3 --out out --mapping qwen3--smollm2
     """
     if options["quiet"]:
         ignore_notes()
@@ -129,12 +130,11 @@ def _render(moved: Transplant, model: str, output: Path) -> None:
 
     from ..export.transplant import MADE
 
-    console = stdout_console(least=60)
     report = moved.to_dict()
     rows, columns = report["shape"]
     matrices = "embedding and head one matrix" if moved.tied else "embedding and head apart"
-    console.print(f"Model {report['model']} has the tokenizer {report['tokenizer']} now.", soft_wrap=True)
-    console.print(f"{rows:,} rows of {columns:,} numbers, {matrices}, mapping {report['mapping']}\n", soft_wrap=True)
+    tell(f"Model {report['model']} has the tokenizer {report['tokenizer']} now.")
+    tell(f"{rows:,} rows of {columns:,} numbers, {matrices}, mapping {report['mapping']}\n")
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("rows", no_wrap=True)
     table.add_column("count", justify="right", no_wrap=True)
@@ -143,20 +143,20 @@ def _render(moved: Transplant, model: str, output: Path) -> None:
     for way, count in moved.rows.items():
         if count:
             table.add_row(way, f"{count:,}", f"{100 * count / rows:.1f}", MADE[way])
-    console.print(table)
+    print_table(table)
     ids = ", ".join(f"{role} {_ids(value)}" for role, value in report["roles"].items())
-    console.print(f"\nIds: {ids}", soft_wrap=True)
+    tell(f"\nIds: {ids}")
     if moved.emptied:
-        console.print(f"Without a counterpart, and so None: {', '.join(moved.emptied)}", soft_wrap=True)
-    console.print(f"Written to {output}\n", soft_wrap=True)
-    console.print("Next, distil it from the model as it was. As run.yaml, for `xtoken-align distill run.yaml`:")
+        tell(f"Without a counterpart, and so None: {', '.join(moved.emptied)}")
+    tell(f"Written to {output}\n")
+    tell("Next, distil it from the model as it was. As run.yaml, for `xtoken-align distill run.yaml`:")
     for line in (
         f"  student: {{model: {output}}}",
         f"  teachers: [{{model: {model}}}]",
         "  texts: [corpus.jsonl]",
         "  output: ./run",
     ):
-        console.print(line, soft_wrap=True)
+        click.echo(line)
 
 
 def _ids(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .console import mappings as complete_mappings
-from .console import print_json, progress_bar
+from .console import print_json, progress_bar, store_option, tell
 
 _MANY = 50
 """From so many mappings on, processes of their own save more time (60 ms a mapping) than they take to start."""
@@ -21,7 +21,7 @@ _AT_ONCE = 8
 
 @click.command("verify")
 @click.argument("mappings", nargs=-1, metavar="[MAPPING]...", shell_complete=complete_mappings)
-@click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store's folder.")
+@store_option
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.pass_context
 def command(ctx: click.Context, mappings: tuple[str, ...], store: Path | None, as_json: bool) -> None:
@@ -48,9 +48,9 @@ def command(ctx: click.Context, mappings: tuple[str, ...], store: Path | None, a
         if result["ok"]:
             click.echo(f"{result['mapping']}: whole, version {result['version']}")
         else:
-            # The problems of a file begin with its path already.
-            named = result["problem"].startswith(result["mapping"])
-            click.echo(result["problem"] if named else f"{result['mapping']}: {result['problem']}", err=True)
+            # The problems of a file begin with its path already, and what is no mapping is named too.
+            named = result["mapping"] in result["problem"]
+            tell(result["problem"] if named else f"{result['mapping']}: {result['problem']}", err=True)
     if as_json:
         print_json(results)
     if not all(result["ok"] for result in results):

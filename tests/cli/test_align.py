@@ -303,7 +303,7 @@ def test_what_is_not_utf_8_is_refused_in_a_sentence_with_its_place(align: Invoke
 def test_a_file_that_is_not_there_is_refused_by_name(align: Invoke, tmp_path: Path) -> None:
     result = align(tmp_path / "absent.txt")
     assert (result.code, result.out) == (1, "")
-    assert "absent.txt: No such file or directory" in result.err
+    assert "absent.txt': name one, or give the text itself as --text" in result.err
 
 
 @pytest.fixture

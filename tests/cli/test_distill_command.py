@@ -262,4 +262,4 @@ def test_a_cache_is_written_and_named_as_a_configuration_names_it(
     refused = invoke("cache", written(loss={"kind": "alm"}), "--top-k", "8")
     assert (refused.code, "alm needs the teacher's whole distribution: keep hidden states" in refused.err) == (1, True)
     refused = invoke("cache", written(), "--teacher", "3")
-    assert (refused.code, "there is no teacher 3" in refused.err) == (1, True)
+    assert (refused.code, "no teacher has the number 3" in refused.err) == (1, True)

@@ -67,7 +67,8 @@ def test_what_is_pushed_is_pulled_at_any_revision(
     out = tmp_path / "pulled.npz"
     assert invoke("pull", REPOSITORY, "-o", out, "-q").out == f"{out}\n"
     assert json.loads(invoke("pull", REPOSITORY, "-o", out, "--force", "--json").out)["version"] == other.version
-    assert "give --force to replace it" in refused(invoke("pull", REPOSITORY, "-o", out))
+    assert "give --force to replace it" in refused(invoke("pull", f"{REPOSITORY}@v1", "-o", out))
+    assert invoke("pull", REPOSITORY, "-o", out, "-q").out == f"{out}\n"  # the file is that mapping already
 
     # Every command that takes a mapping takes the repository.
     for arguments in (("inspect", REPOSITORY), ("show", f"{REPOSITORY}@v1", "12"), ("verify", REPOSITORY),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +36,17 @@ def test_every_command_explains_itself_with_examples(invoke: Invoke, name: str) 
     assert result.out == invoke(name, "-h").out
     assert f"xtoken-align {name} " in result.out
     assert "Examples:" in result.out or "Example:" in result.out
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_fits_a_terminal_and_names_what_an_option_takes(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = invoke(name, "--help").out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\\u0008" not in text
+    assert not re.search("TEXT|INTEGER|FLOAT|RANGE", text.partition("Options:")[2].replace("--text TEXT", ""))
 
 
 def test_help_imports_neither_numpy_nor_scipy_nor_torch_nor_transformers(execute: Invoke) -> None:

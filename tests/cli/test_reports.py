@@ -85,7 +85,7 @@ def test_show_takes_several_tokens_and_ids_in_order(invoke: Invoke, built: Path)
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["zebra"], "pupil has no token 'zebra', neither as a surface nor as a raw string"),
+        (["zebra"], "pupil has no token 'zebra', neither as a surface nor as a raw string; `xtoken-align align` shows"),
         ([""], "pupil has no token ''"),
         (["--id", "300"], "pupil has no id 300: its ids run from 0 to 299"),
         (["--id", "-1"], "pupil has no id -1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import re
@@ -104,3 +105,56 @@ def test_a_traceback_is_written_out(execute: Invoke, tmp_path: Path) -> None:
     result = execute("inspect", tmp_path / f"{EVIL}.npz", "--debug")
     assert "StoreError" in result.err
     assert not CONTROLS.search(result.err)
+
+
+class Terminal(io.StringIO):
+    """A terminal of 60 columns."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def in_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Runs a command in a terminal of 60 columns; the lines that it prints there."""
+
+    def call(*arguments: str | Path) -> list[str]:
+        terminal = Terminal()
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, terminal)
+        for name, value in {"COLUMNS": "60", "NO_COLOR": "1", "TERM": "xterm"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["xtoken-align", *map(str, arguments)])
+        try:
+            part("main").run(part("main").cli)
+        finally:
+            gc.enable()
+        return re.sub("\x1b\\[[0-9;]*m", "", terminal.getvalue()).splitlines()
+
+    return call
+
+
+def test_sentences_and_tables_fit_a_narrow_terminal(in_terminal: Callable[..., list[str]], built: Path) -> None:
+    lines = in_terminal("inspect", built)
+    assert max(map(len, lines)) <= 60
+    assert "…" not in "".join(lines)
+    assert any(line.split() == ["class", "ids", "exact", "near", "split", "empty"] for line in lines)
+
+
+def test_a_table_that_does_not_fit_is_printed_whole(
+    in_terminal: Callable[..., list[str]], invoke: Invoke, tokenizers: tuple[str, str], tmp_path: Path
+) -> None:
+    name, store = "a-name-that-takes-more-than-half-of-a-line", tmp_path / "store"
+    assert invoke("build", *tokenizers, "--store", store, "--name", name).code == 0
+    (line,) = [line for line in in_terminal("list", "--store", store) if name in line]
+    assert line.split()[-1] == "built"
+    assert "…" not in line
+
+
+def test_a_refusal_breaks_between_words(in_terminal: Callable[..., list[str]]) -> None:
+    lines = in_terminal("show", "no--mapping", "a")
+    assert len(lines) > 1
+    assert all(len(line) <= 60 or " " not in line for line in lines)
+    assert "no mapping is called 'no--mapping'" in " ".join(lines)

@@ -298,7 +298,7 @@ def test_anchors_and_merged_mappings_are_read_as_yaml_means_them(tmp_path: Path)
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"cannot read .*nothing.yaml: No such file"):
+    with pytest.raises(OptionError, match=r"there is no file .*nothing.yaml: `xtoken-align init` prints one"):
         read_config(tmp_path / "nothing.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1\nb: 2")
     with pytest.raises(OptionError, match=r"is no YAML:\n(.*\n)*.*line 2, column 2"):

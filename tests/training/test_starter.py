@@ -131,7 +131,7 @@ def test_a_run_learns_any_loss_from_hidden_states(config: Any, world: World, tmp
 def test_what_no_cache_serves_is_refused(config: Any, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="alm needs the teacher's whole distribution"):
         cache_teacher(config(loss={"kind": "alm"}))
-    with pytest.raises(OptionError, match="there are 1 teachers, counted from 0: there is no teacher 1"):
+    with pytest.raises(OptionError, match="no teacher has the number 1: they run from 0 to 0"):
         cache_teacher(config(), teacher=1)
     (tmp_path / "cache").mkdir()
     with pytest.raises(OptionError, match=r"teachers\[0\] is the cache .* already"):

@@ -99,7 +99,7 @@ class Compat:
             news = self.added + self.removed
             return "serves the other too" + (f", but for {news:,} tokens that it has no row for" if news else "")
         if self.same_text:
-            return "is right for the other's text alone: special tokens or roles are others, or not known well enough"
+            return "is right for the other's text alone: special tokens or roles differ, or are not fully known"
         return "is wrong for the other"
 
     def to_dict(self) -> dict[str, Any]:

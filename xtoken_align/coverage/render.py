@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from .coverage import Coverage
 
 
-def coverage_table(coverage: Coverage) -> Table:
+def coverage_table(coverage: Coverage, *, shares: bool = True) -> Table:
     """Draws classes against how their rows are mapped, numerals first, classes without tokens left out.
 
     Args:
         coverage: the counts.
+        shares: whether counts have their shares beside them.
 
     Returns:
-        A table to print with a `rich.console.Console`; 80 columns hold it for any vocabulary below a million ids.
+        A table to print with a `rich.console.Console`; 80 columns hold it for any vocabulary below a million ids, and
+        60 without shares.
     """
     from rich import box
     from rich.table import Table
@@ -33,17 +35,19 @@ def coverage_table(coverage: Coverage) -> Table:
     table.add_column("class", "all", no_wrap=True)
     table.add_column("ids", f"{every.total:,}", justify="right", no_wrap=True)
     for way in WAYS:
-        table.add_column(f"{way}   %", _share(every, way), justify="right", no_wrap=True)
+        title = f"{way}   %" if shares else way
+        table.add_column(title, _cell(every, way, shares=shares), justify="right", no_wrap=True)
     for name, row in rows.items():
-        table.add_row(name, f"{row.total:,}", *(_share(row, way) for way in WAYS))
+        table.add_row(name, f"{row.total:,}", *(_cell(row, way, shares=shares) for way in WAYS))
     return table
 
 
-def rules_table(coverage: Coverage) -> Table:
+def rules_table(coverage: Coverage, *, gap: int = 1) -> Table:
     """Draws classes against the rules that own their rows; rules and classes without rows are left out.
 
     Args:
         coverage: the counts.
+        gap: columns between two of the table's, beside one.
 
     Returns:
         A table to print with a `rich.console.Console`.
@@ -52,7 +56,7 @@ def rules_table(coverage: Coverage) -> Table:
     from rich.table import Table
 
     rules = [rule for rule, rows in coverage.rules.items() if rows]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_footer=True)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, gap, 0, 0), show_footer=True)
     table.add_column("class", "all", no_wrap=True)
     for rule in rules:
         table.add_column(rule, f"{coverage.rules[rule]:,}", justify="right", no_wrap=True)
@@ -88,9 +92,10 @@ def summary(coverage: Coverage) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _share(row: ClassRow, way: str) -> str:
+def _cell(row: ClassRow, way: str, *, shares: bool) -> str:
     count = getattr(row, way)
-    return f"{count:,} {percent(count, row.total).removesuffix('%'):>3}" if count else "-"
+    share = f" {percent(count, row.total).removesuffix('%'):>3}" if shares else ""
+    return f"{count:,}{share}" if count else "-"
 
 
 def percent(count: int, total: int) -> str:

@@ -239,9 +239,13 @@ class Mapping:
         if not ids:
             # Most words are tokens with their space: whoever asks for a word that is none is told of ` word`.
             spaced = (b" " if isinstance(token, bytes) else " ") + token  # type: ignore[operator]
-            hint = f"; {spaced!r} is one" if find_tokens(kinds, surfaces, spaced) else ""
+            hint = (
+                f"{spaced!r} is one"
+                if find_tokens(kinds, surfaces, spaced)
+                else "`xtoken-align align` shows how it is cut"
+            )
             raise MappingError(
-                f"{self.student.name} has no token {token!r}, neither as a surface nor as a raw string{hint}"
+                f"{self.student.name} has no token {token!r}, neither as a surface nor as a raw string; {hint}"
             )
         return [self._row(token_id) for token_id in ids]
 

@@ -46,6 +46,8 @@ def read_config(
         lines: dict[str, int] = {}
         mistakes: list[Mistake] = []
         values = None if node is None else _plain_values(loader, node, "", {}, lines, mistakes)
+    except FileNotFoundError as error:
+        raise OptionError(f"there is no file {path}: `xtoken-align init` prints one to begin with") from error
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     # PyYAML lets what makes no date, or has too many digits for a number, out as Python's own error.

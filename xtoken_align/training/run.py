@@ -166,7 +166,7 @@ def cache_teacher(
     """
     check_config(config)
     if teacher >= len(config.teachers):
-        raise OptionError(f"there are {len(config.teachers)} teachers, counted from 0: there is no teacher {teacher}")
+        raise OptionError(f"no teacher has the number {teacher}: they run from 0 to {len(config.teachers) - 1}")
     part, run_folder = config.teachers[teacher], RunFolder(config.folder)
     kind = {**config.loss, **part.loss}.get("kind", "auto")
     if part.cache is not None:
