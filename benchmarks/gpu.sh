@@ -18,7 +18,7 @@ if [[ $tiny ]]; then
 else
     # Most of the time is that of compiling, which several processes share.
     XTOKEN_ALIGN_TEST_WORLDS=40 timeout 150 "$python" -m pytest -n 8 -q -p no:cacheprovider \
-        tests/losses/test_triton.py || failed=1
+        tests/losses/test_triton.py tests/losses/test_sorting.py || failed=1
     timeout 60 "$python" -m pytest -n 4 -q -p no:cacheprovider tests/losses/test_cuda_losses.py \
         -k "half_precision or wait or rounding_alone or memory_of_a_block or captured or launches" || failed=1
 fi
@@ -26,7 +26,7 @@ fi
 echo "== Memory accesses"
 if [[ ! $tiny ]] && command -v compute-sanitizer >/dev/null; then
     timeout 50 compute-sanitizer --error-exitcode 1 "$python" -m pytest -n 0 -q -x -p no:cacheprovider \
-        tests/losses/test_triton.py -k "one_row or leave_out" || failed=1
+        tests/losses/test_triton.py tests/losses/test_sorting.py -k "one_row or leave_out or counting_equal" || failed=1
 else
     echo "compute-sanitizer is not installed"
 fi

@@ -19,6 +19,7 @@ HALF = {"student", "teacher", "values"}
 PLACES = {"lists": "i64", "threshold": "i64", "cells": "i64", "other_cells": "i64", "ours": "i64", "theirs": "i64"}
 PLACES |= dict.fromkeys(("table", "pieces", "token_begin", "program", "levels", "outcome_of"), "i64")
 PLACES |= {"live": "i8", "other_live": "i8"}
+PLACES |= {"bins": "i32", "other_bins": "i32", "signs": "i8", "other_signs": "i8", "sums": "fp64"}
 PLACES |= dict.fromkeys(("code", "tokens", "order", "work", "source"), "i32")
 FLOATS = {
     "masses",
@@ -54,6 +55,9 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("spoken_gradients", {}),
     ("restricted_gradients", {"tokens": "*i64"}),
     ("multiplied", {}),
+    ("counted_bins", {"values": "*fp32"}),
+    ("signs_of_bins", {}),
+    ("signs_of_values", {"values": "*fp32", "out": "*i8"}),
 ]
 
 
@@ -72,9 +76,9 @@ def compile_kernel(name: str, form: dict[str, Any], architecture: int) -> bytes:
         **SIZES,
         **form,
     }
-    given = {argument: given[argument] for argument in kernel.arg_names if argument in given and argument not in PLACES}
-    types = dict.fromkeys(kernel.arg_names, "i32")
     pointers = {**dict.fromkeys(HALF, "bf16"), **PLACES, **dict.fromkeys(FLOATS, "fp32")}
+    given = {argument: given[argument] for argument in kernel.arg_names if argument in given.keys() - pointers.keys()}
+    types = dict.fromkeys(kernel.arg_names, "i32")
     types |= {argument: "*" + pointers[argument] for argument in types if argument in pointers}
     types |= {argument: "fp32" for argument in types if argument in NUMBERS}
     types |= {argument: form[argument] for argument in types if argument in form and argument in pointers}

@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.skipif(not os.environ.get("TRITON_INTERPRET"), reason="on a GPU the profiler counts them"),
     pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.usefixtures("quick_interpreter"),
 ]
 
 VIEWS = {

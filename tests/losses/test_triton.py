@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -40,26 +39,10 @@ pytestmark = [
     ),
     pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.usefixtures("quick_interpreter"),
 ]
 
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-
-
-@pytest.fixture(autouse=True)
-def _prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter prepares Triton's language anew for each function that a kernel calls, which takes half of the
-    time and changes nothing.
-    """
-    if ON_GPU:
-        return
-    function = importlib.import_module("triton.runtime.interpreter").InterpretedFunction
-    prepares = function.__call__
-
-    def call(self: Any, *args: Any, **options: Any) -> Any:
-        own = self.fn.__module__.startswith((kernels.__name__, "triton.language"))
-        return self.rewrite()(*args, **options) if own else prepares(self, *args, **options)
-
-    monkeypatch.setattr(function, "__call__", call)
 
 
 WORLDS = int(os.environ.get("XTOKEN_ALIGN_TEST_WORLDS", "200"))

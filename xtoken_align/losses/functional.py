@@ -17,7 +17,7 @@ import torch
 
 from ..errors import OptionError
 from .blocks import Objective, Term, attach, run
-from .divergence import Measure, compare, masked_sorted_distance, normalised, sorted_distance
+from .divergence import Measure, compare, normalised
 from .inputs import Compared, Rows, Source, Weights, compute_dtype
 from .options import (
     IMPLEMENTATIONS,
@@ -31,6 +31,7 @@ from .options import (
     check_width,
 )
 from .plan import block_sizes, blocks_of_rows
+from .sorting import masked_sorted_distance, sorted_distance
 from .tables import (
     LEFT,
     VOID,
@@ -204,13 +205,15 @@ def sorted_l1(student: Rows, teacher: Rows, ranks: Ranks, *, measure: Measure, l
     log_student = _tempered_rows(student, ranks.student_silent, ranks.student_stops, temperature, looks=looks)
     log_teacher = _tempered_rows(teacher, ranks.teacher_silent, ranks.teacher_stops, temperature, looks=looks)
     # Without a teacher's distribution, or one of the student, there is no comparison.
-    compared = (log_teacher > -math.inf).any(dim=1) & (log_student.detach() > -math.inf).any(dim=1)
-    sets = ranks.student_rest, ranks.teacher_rest
-    if sets[0].ids is None or sets[1].ids is None:
-        value = masked_sorted_distance(log_student.exp(), log_teacher.exp(), (sets[0].mask, sets[1].mask), ranks.limit)
+    compared = (log_teacher.amax(dim=1) > -math.inf) & (log_student.detach().amax(dim=1) > -math.inf)
+    ours, theirs = ranks.student_rest, ranks.teacher_rest
+    if ours.ids is None or theirs.ids is None:
+        value = masked_sorted_distance(log_student.exp(), log_teacher.exp(), (ours.mask, theirs.mask), ranks.limit)
     else:
-        rest = log_student.index_select(1, sets[0].ids).exp()
-        value = sorted_distance(rest, log_teacher.index_select(1, sets[1].ids).exp(), ranks.limit)
+        # Where all ranks are compared, silent tokens, which have 0, change nothing.
+        beside = (ranks.student_silent, ranks.teacher_silent) if ranks.limit is None else (None, None)
+        rests = _chosen(log_student, ours.ids, beside[0]), _chosen(log_teacher, theirs.ids, beside[1])
+        value = sorted_distance(rests[0].exp(), rests[1].exp(), ranks.limit)
     agrees = torch.zeros_like(compared)
     if ranks.common is not None:
         common_student = log_student.index_select(1, ranks.common[:, 0])
@@ -225,11 +228,18 @@ def sorted_l1(student: Rows, teacher: Rows, ranks: Ranks, *, measure: Measure, l
     return Compared(value, agrees, nothing, nothing, compared)
 
 
+def _chosen(rows: torch.Tensor, ids: torch.Tensor, beside: Tokens | None) -> torch.Tensor:
+    """The columns of some tokens; all of them, without a copy, where only those are left out that may be there, too."""
+    if beside is not None and beside.ids is not None and len(ids) + len(beside.ids) == rows.shape[1]:
+        return rows
+    return rows.index_select(1, ids)
+
+
 def _tempered_rows(
     rows: Rows, silent: Tokens, stops: torch.Tensor | None, temperature: float, *, looks: bool
 ) -> torch.Tensor:
     """The chunks' log-probabilities (c, V) to the power 1 / T; silent tokens have none, the first stop all."""
-    scores = silent.removed_from(rows.scores)
+    scores = rows.scores if silent.ids is not None and not len(silent.ids) else silent.removed_from(rows.scores)
     if stops is not None:
         total = log_sum(scores.index_select(1, stops)).unsqueeze(1)
         scores = scores.index_fill(1, stops, -math.inf).index_copy(1, stops[:1], total)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import subprocess
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -34,7 +35,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @cache
-def _kernels() -> ModuleType | None:
+def loaded() -> ModuleType | None:
     """The kernels, or None where Triton is not installed or too old; PyTorch for CUDA on Linux brings it."""
     try:
         version = import_module("triton").__version__
@@ -130,7 +131,7 @@ def compare_rows(
         Floats (n,), the cross-entropy of each line, 0 for those without a label; (0,) where labels do not count.
     """
     entropy = numbers.new_empty(len(lines.chunk) if wanted.labels else 0)
-    with _current(student.device):
+    with current(student.device):
         for first in range(0, max(len(lines.chunk), 1), at_once):
             some = lines.between(first, first + at_once) if len(lines.chunk) > at_once else lines
             launch = _Launch(student, teacher, outcomes, some, measure, both=both)
@@ -163,7 +164,7 @@ class _Launch:
         *,
         both: bool,
     ) -> None:
-        kernels = _kernels()
+        kernels = loaded()
         assert kernels is not None
         self.kernels, self.codes, self.outcomes, self.measure = kernels, codes_of(outcomes), outcomes, measure
         self.sizes, self.both = tiling(student.device), both
@@ -333,7 +334,7 @@ def compare_levels(
         plausibly: whether a level counts as much as the teacher holds its way plausible, see `chain.level_weights`;
             else all count 1.
     """
-    kernels, out, sizes = _kernels(), wanted.out, tiling(student.device)
+    kernels, out, sizes = loaded(), wanted.out, tiling(student.device)
     assert kernels is not None
     starts = [rows * side.stride(0) for rows, side in ((levels.student, student), (levels.teacher, teacher))]
     place = levels.student * (0 if out is None else out.stride(0))
@@ -345,7 +346,7 @@ def compare_levels(
     lines, program, pieces, token_begin, tokens, outcome_of, own = sent(arrays, student.device)
     count, widths = len(levels.pieces), (student.shape[1], teacher.shape[1])
     masses, slopes = numbers.new_empty(2, count), numbers.new_empty(count)
-    with _current(student.device):
+    with current(student.device):
         kernels.level_masses[(len(table),)](
             *(student, teacher, *live, lines, pieces, token_begin, tokens, masses, *widths, count),
             OUTCOMES=sizes.lanes,
@@ -426,26 +427,26 @@ def add_up(
         weight: float32 (N,).
         factors: float32 (4,).
     """
-    kernels = _kernels()
+    kernels = loaded()
     assert kernels is not None
     # The loss has memory of its own, since whoever gets it may change it in place.
     loss, out = numbers.new_empty(()), numbers.new_empty(kernels.TOTALS)
-    with _current(numbers.device):
+    with current(numbers.device):
         kernels.totals[(1,)](numbers, entropy, weight, factors, loss, out, numbers.shape[1], len(entropy), BLOCK=1024)
     return (loss, *out.unbind())
 
 
 def multiply(values: torch.Tensor, factor: torch.Tensor) -> None:
     """Multiplies a tensor in its place by a scalar, which is neither waited for nor, where it is 1, applied."""
-    kernels = _kernels()
+    kernels = loaded()
     if kernels is None or not values.is_contiguous() or not values.numel() or not kernels_work(values.device):
         values.mul_(factor.to(values.dtype))
         return
-    with _current(values.device):
+    with current(values.device):
         kernels.multiplied[(-(-values.numel() // 4096),)](values, factor, values.numel(), BLOCK=4096)
 
 
-def _current(device: torch.device) -> AbstractContextManager[Any]:
+def current(device: torch.device) -> AbstractContextManager[Any]:
     """Triton starts its kernels on the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
@@ -459,19 +460,22 @@ def kernels_work(
     Compiling takes a C compiler and a device that Triton knows. A few rows are tried at the first use, so that neither
     a missing compiler nor a wrong number can spoil a training; what fails is a warning, and a plain path is taken.
     """
-    if _kernels() is None or student not in DTYPES or teacher not in DTYPES:
+    if loaded() is None or student not in DTYPES or teacher not in DTYPES:
         return False
+    return works_as_told(device, lambda: max(_error(device, student, teacher, measure) for measure in _TRIED))
+
+
+def works_as_told(device: torch.device, error: Callable[[], float]) -> bool:
+    """Whether kernels can be compiled for a device and their numbers miss a plain form's by next to nothing."""
     try:
-        error = max(_error(device, student, teacher, measure) for measure in _TRIED)
+        missed = error()
     except (RuntimeError, OSError, subprocess.SubprocessError) as problem:
         reason = f"Triton cannot run its kernels on {device}: {problem}"
     else:
-        if error < _CLOSE:
+        if missed < _CLOSE:
             return True
-        reason = (
-            f"Triton's kernels miss the plain form's numbers on {device} for {student} and {teacher} by {error:.1e}"
-        )
-    warnings.warn(f"{reason}; so the losses take a plain path, which is slower", XTokenWarning, stacklevel=2)
+        reason = f"Triton's kernels miss the plain form's numbers on {device} by {missed:.1e}"
+    warnings.warn(f"{reason}; so the losses take a plain path, which is slower", XTokenWarning, stacklevel=3)
     return False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import math
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_a_reverse_kl_is_zero_only_where_the_student_gives_nothing_that_the_teac
     measure = Measure(divergence="reverse")
     teacher = torch.tensor([0.6, 0.4, 0.0]).log()
     assert measure(teacher, torch.tensor([0.6, 0.4, 0.0]).log()).abs() < 1e-6
-    assert measure(teacher, torch.tensor([0.54, 0.36, 0.1]).log()) == pytest.approx(-torch.tensor(0.9).log().item())
+    assert measure(teacher, torch.tensor([0.54, 0.36, 0.1]).log()) == pytest.approx(-math.log(0.9), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["partition-kl", "p-kl", "h-kl", "gold"])

@@ -1,20 +1,26 @@
-"""Triton kernels that compare the outcomes of two sides' rows; `losses.triton` calls them."""
+"""Triton kernels that compare the outcomes of two sides' rows, or their ranks, for `triton` and `sorting`."""
 
 from .close import TOTALS, close_mixtures, close_rows, totals
 from .levels import LEVEL, level_masses, level_values, restricted_gradients, spoken_gradients
 from .prepare import copies, impossible, joint_masses, thresholds
 from .read import LISTED
+from .sorting import BINS, LOWEST_BIN, SHIFT, UNCLEAR, counted_bins, signs_of_bins, signs_of_values
 from .sweep import KEPT, SUMS, gradients, mixtures, multiplied, sums
 
 __all__ = [
+    "BINS",
     "KEPT",
     "LEVEL",
     "LISTED",
+    "LOWEST_BIN",
+    "SHIFT",
     "SUMS",
     "TOTALS",
+    "UNCLEAR",
     "close_mixtures",
     "close_rows",
     "copies",
+    "counted_bins",
     "gradients",
     "impossible",
     "joint_masses",
@@ -23,6 +29,8 @@ __all__ = [
     "mixtures",
     "multiplied",
     "restricted_gradients",
+    "signs_of_bins",
+    "signs_of_values",
     "spoken_gradients",
     "sums",
     "thresholds",
