@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import FAMILIES_AND_WORDY
+from families import FAMILIES_AND_WORDY, vocab_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from span_checks import CHATML
@@ -105,6 +105,30 @@ def test_chats_and_texts_have_the_ids_of_transformers(
     spans = align_texts(contents, student=vocab, teacher=vocab)
     for row, text in enumerate(contents):
         assert student_ids(spans, row) == original(text)["input_ids"]
+
+
+@pytest.mark.parametrize("beside", ["½", "\u0301", "a", "_", "-", " ", "é", "<think>"])
+def test_a_control_token_that_is_a_word_of_its_own_is_one_where_the_tokenizer_finds_it(
+    tmp_path: Path, beside: str
+) -> None:
+    tokens = added("<|x|>", 0, single_word=True), added("<think>", 0, special=False), added("é", 0, special=False)
+    folder = folder_with(tmp_path, byte_level(*tokens))
+    vocab, original = read_vocab(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in (f"<|x|>{beside}", f"{beside}<|x|>", f"y <|x|>{beside}<|x|><|x|>"):
+        spans = align_texts([text], student=vocab, teacher=vocab, parse_special=True)
+        assert student_ids(spans) == original.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("text", ["<s>a", "a<s>b", "a <s> b</s>", "</s>", "a </s>\n<s>", "<s><s>", " <s> <s>"])
+def test_a_control_token_that_is_normalised_is_one_where_the_tokenizer_finds_it(text: str) -> None:
+    # Llama-2's first files: the normaliser writes `▁` before the token, so the token is found behind a space alone.
+    data = FAMILIES_AND_WORDY["llama2"].data()
+    for entry in data["added_tokens"]:
+        entry["normalized"] = True
+    vocab, original = vocab_of(data), Tokenizer.from_str(json.dumps(data))
+    spans = align_texts([text], student=vocab, teacher=vocab, parse_special=True)
+    assert student_ids(spans) == original.encode(text, add_special_tokens=False).ids
+    assert chat_ids(vocab, [{"role": "user", "content": "x"}], text) == student_ids(spans)
 
 
 def test_a_control_token_in_a_message_or_a_text_is_text_unless_it_is_to_be_parsed(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -312,6 +312,26 @@ class JsonEncoder:
         return in_file if min(in_file, default=0) >= 0 else []
 
 
+_Placed = tuple[int, int, int]
+"""A token: its id in the file, the first character that it stands for, and the one after its last."""
+
+
+class _Named(NamedTuple):
+    """A row with private names.
+
+    Attributes:
+        row: the row as it was given.
+        text: with private names.
+        longer: where each name ends in `text`, and how much longer the row has become up to there.
+        names: the part of the row that is a control token -> the token, and where its name begins in `text`.
+    """
+
+    row: Sequence[Part]
+    text: str
+    longer: Sequence[tuple[int, int]]
+    names: Mapping[int, tuple[int, int]]
+
+
 class JsonRowEncoder:
     """Encodes rows with the file as it is, but for its control tokens, which have names that no text has.
 
@@ -346,8 +366,6 @@ class JsonRowEncoder:
         copy["added_tokens"] = sorted(listed, key=lambda entry: int(entry["id"]))
         self._tokenizer = _load(copy)
         self._ids = _file_ids(self._tokenizer, copy, base_ids)
-        self._alone = {entry["id"] for entry in named if entry["single_word"]}
-        self._others = [text for text in tokens.literal if text not in tokens.controls]
         self._single = {*tokens.controls.values(), *tokens.literal.values()}
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -362,34 +380,35 @@ class JsonRowEncoder:
 
     def encode_parts(self, rows: Sequence[Sequence[Part]]) -> list[list[Run]]:
         """Returns the runs of every row."""
-        with_names = [self._with_names(row) for row in rows]
+        named = [_with_names(row) for row in rows]
+        encoded = self._encode([row.text for row in named])
+        for at in range(len(named)):
+            # A token that a template wrote is not found everywhere: not beside a letter if it is a word of its own, nor
+            # without a space before it if its normal form begins with one. There it is text.
+            while missed := _missed(named[at], encoded[at]):
+                named[at] = _with_names(
+                    [(text, None if part in missed else token) for part, (text, token) in enumerate(named[at].row)]
+                )
+                encoded[at] = self._encode([named[at].text])[0]
+        return [self._runs(row, tokens) for row, tokens in zip(named, encoded, strict=True)]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[_Placed]]:
         with refused(_CANNOT_ENCODE, VocabularyError):
-            encodings = self._tokenizer.encode_batch([text for text, _ in with_names], add_special_tokens=False)
+            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        file_id = self._ids.get
         return [
-            self._runs("".join(text for text, _ in row), text, longer, encoding)
-            for row, (text, longer), encoding in zip(rows, with_names, encodings, strict=True)
+            [
+                (file_id(token, token), begin, end)
+                for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            ]
+            for encoding in encodings
         ]
 
-    def _with_names(self, row: Sequence[Part]) -> tuple[str, list[tuple[int, int]]]:
-        """A row with private names, and where each ends in it with how much longer the row has become up to there."""
-        parts: list[str] = []
-        longer: list[tuple[int, int]] = []
-        size = grown = 0
-        for at, (text, token) in enumerate(row):
-            written = _no_names(text)
-            if token is not None and not (token in self._alone and _touches_word(row, at)):
-                written = _hidden(token)
-            parts.append(written)
-            size += len(written)
-            grown += len(written) - len(text)
-            if len(written) != len(text):
-                longer.append((size, grown))
-        return "".join(parts), longer
-
-    def _runs(self, text: str, named: str, longer: Sequence[tuple[int, int]], encoding: Any) -> list[Run]:
+    def _runs(self, row: _Named, tokens: Sequence[_Placed]) -> list[Run]:
         """The tokens of a row as runs of its text."""
-        ends = [end for end, _ in longer]
-        grown = [0, *(growth for _, growth in longer)]
+        text = "".join(part for part, _ in row.row)
+        ends = [end for end, _ in row.longer]
+        grown = [0, *(growth for _, growth in row.longer)]
 
         def in_text(at: int) -> int:
             return at - grown[bisect_right(ends, at)]
@@ -407,23 +426,42 @@ class JsonRowEncoder:
                 ids.clear()
                 offsets.clear()
 
-        for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            in_file = self._ids.get(token, token)
-            if in_file in self._single:
+        for token, begin, end in tokens:
+            if token in self._single:
                 close(max(begin, done))
-                runs.append(Run(text[in_text(max(begin, done)) : in_text(end)], [in_file]))
+                runs.append(Run(text[in_text(max(begin, done)) : in_text(end)], [token]))
                 done = end
-            elif in_file >= 0:
-                ids.append(in_file)
+            elif token >= 0:
+                ids.append(token)
                 offsets.append((begin, end))
-        close(len(named))
+        close(len(row.text))
         return runs
 
 
-def _touches_word(row: Sequence[Part], at: int) -> bool:
-    """Whether a letter stands beside a part: then a token that is a word of its own is text."""
-    before, after = row[at - 1][0][-1:] if at else "", row[at + 1][0][:1] if at + 1 < len(row) else ""
-    return bool(re.match(r"\w", before) or re.match(r"\w", after))
+def _with_names(row: Sequence[Part]) -> _Named:
+    """A row in which control tokens have their private names."""
+    parts: list[str] = []
+    longer: list[tuple[int, int]] = []
+    names: dict[int, tuple[int, int]] = {}
+    size = grown = 0
+    for at, (text, token) in enumerate(row):
+        written = _no_names(text) if token is None else _hidden(token)
+        if token is not None:
+            names[at] = token, size
+        parts.append(written)
+        size += len(written)
+        grown += len(written) - len(text)
+        if len(written) != len(text):
+            longer.append((size, grown))
+    return _Named(row, "".join(parts), longer, names)
+
+
+def _missed(row: _Named, tokens: Sequence[_Placed]) -> set[int]:
+    """The parts of a row that are control tokens, and were not found as such."""
+    controls = {token for token, _ in row.names.values()}
+    # A token that takes the white space beside it reaches further than its name.
+    found = {(token, at) for token, begin, end in tokens if token in controls for at in range(begin, end)}
+    return {part for part, name in row.names.items() if name not in found}
 
 
 def _no_names(text: str) -> str:
