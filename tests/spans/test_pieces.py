@@ -9,6 +9,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
@@ -135,6 +136,49 @@ EMPTY_ANSWER_BEFORE_A_THOUGHT = [
     {"role": "user", "content": ""},
     {"role": "assistant", "content": "7", "reasoning_content": "7"},
 ]
+
+
+EMPTY_THOUGHT_AND_SILENT_TOOL = [
+    {"role": "user", "content": "7"},
+    {"role": "assistant", "content": "<think>\n\n</think>\n\nyes", "tool_calls": [CALL]},
+    {"role": "tool", "name": "look_up", "content": " "},
+    {"role": "assistant", "content": "</think>"},
+]
+
+TOOL_OF_CALL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.skipif(not templates_of_trl(), reason="trl is not installed")
+@pytest.mark.parametrize("name", templates_of_trl())
+def test_published_templates_are_rendered_and_labelled_as_transformers_does(name: str, vocab: Vocab) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    template = templates_of_trl()[name]
+    options: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "tools": [TOOL_OF_CALL]}
+    render = Renderer(vocab, template, "student", options)
+    says = render.says_generation
+
+    @settings(max_examples=12, suppress_health_check=list(HealthCheck))
+    @given(chats())
+    @example(EMPTY_ANSWER_BEFORE_A_THOUGHT)
+    @example(EMPTY_THOUGHT_AND_SILENT_TOOL)
+    def holds(chat: list[dict[str, Any]]) -> None:
+        try:
+            (text,), blocks = utils.render_jinja_template(
+                [chat], chat_template=template, return_assistant_tokens_mask=says, **options
+            )
+        except (jinja2.TemplateError, TypeError, ValueError):
+            with pytest.raises(OptionError):
+                render(chat)
+            return
+        assert render(chat) == text
+        if says:
+            found = render_chat(chat, pieces_of(chat), render, vocab, ChatOptions())
+            told = np.zeros(len(text), dtype=bool)
+            for begin, end in blocks[0]:
+                told[begin:end] = True
+            assert (labels(text, found.stretches) == told).all()
+
+    holds()
 
 
 @pytest.mark.skipif(not templates_of_trl(), reason="trl is not installed")
@@ -304,6 +348,21 @@ def test_every_kind_can_be_left_out_by_its_name(vocab: Vocab, loss_on: list[str]
     assert counted(vocab, THINKS, loss_on=loss_on) == expected
     with pytest.raises(OptionError, match="loss_on names thought, content, calls, end, got 'thougt'"):
         counted(vocab, THINKS, loss_on=["thougt"])
+
+
+@pytest.mark.parametrize(
+    "content", ["<think>\n\n</think>\n\nyes", "</think>yes", "<think></think>", "a<think></think>b"]
+)
+def test_an_empty_thought_that_a_message_spells_out_counts_where_the_template_keeps_it(
+    vocab: Vocab, content: str
+) -> None:
+    assert counted(vocab, {"content": content}) == f"{content}<|im_end|>"
+    takes_out = TEMPLATE.replace("{{ m.content or '' }}", "{{ m.content.split('</think>')[-1].lstrip() }}")
+    assert counted(vocab, {"content": content}, "teacher", teacher=takes_out).endswith("<|im_end|>")
+    both = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": content}]]
+    templates = {"student_template": TEMPLATE, "teacher_template": TEMPLATE}
+    spans = align_chats(both, student=vocab, teacher=vocab, **templates)
+    assert (spans.student[spans.student_loss_mask] >= 0).all()
 
 
 def test_the_end_of_an_empty_answer_counts(vocab: Vocab) -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from xtoken_align.errors import OptionError
 from xtoken_align.spans import templates
@@ -39,6 +40,47 @@ def test_tojson_has_every_argument_of_transformers(written_as: str, expected: di
 
 
 @pytest.mark.parametrize(
+    ("written_as", "expected"),
+    [
+        ("'a b a' | replace('a', 'x')", "x b x"),
+        ("'a b a' | replace('a', 'x', 1)", "x b a"),
+        ("'ab cd' | wordwrap(2)", "ab\ncd"),
+        ("'a\nb' | indent(2)", "a\n  b"),
+        ("'a' | center(3)", " a "),
+        ("'%s!' | format('a')", "a!"),
+        ("['a', 1] | join(', ')", "a, 1"),
+        ("messages | join('/', attribute='role')", "user"),
+        ("[1, 2, 3] | batch(2) | list", "[[1, 2], [3]]"),
+        ("[1, 2, 3] | slice(2) | list", "[[1, 2], [3]]"),
+    ],
+)
+def test_filters_that_are_bounded_write_what_those_of_jinja2_do(written_as: str, expected: str) -> None:
+    assert written("{{ " + written_as + " }}") == expected
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None, "tool_calls": None},
+        {"role": "assistant", "content": "x", "reasoning_content": None, "reasoning": "hm"},
+        {"role": "assistant", "content": "x", "thinking": "hm"},
+        {"role": "assistant", "content": "x", "reasoning_content": "hm"},
+        {"role": "assistant", "content": "x", "reasoning_content": "one", "thinking": "two"},
+        {"role": "assistant", "content": "x"},
+    ],
+)
+def test_a_template_reads_messages_as_transformers_gives_them(message: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5.24")
+    template = (
+        "{% for m in messages %}{{ m.content }}|{{ m.reasoning_content }}|{{ m.thinking }}|{{ m.reasoning }}|"
+        "{% if 'tool_calls' in m %}calls{% endif %}{% endfor %}"
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    expected = tokenizer.apply_chat_template([message], chat_template=template, tokenize=False)
+    assert written(template, [message]) == expected
+
+
+@pytest.mark.parametrize(
     "template",
     [
         "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(9999) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
@@ -55,6 +97,8 @@ def test_tojson_has_every_argument_of_transformers(written_as: str, expected: di
         "{{ ('x' * 1000000).replace('x', 'y' * 1000000) }}",
         "{{ ('x' * 1000000) | replace('x', 'y' * 1000000) }}",
         "{{ 'a' | center(10000000000) }}",
+        "{{ range(9999) | join('x' * 1000000) }}",
+        "{{ [1] | slice(10000000000) | list }}",
         "{{ 'a' | indent(10000000000, true) }}",
         "{{ [[1]] | tojson(indent=10000000000) }}",
     ],

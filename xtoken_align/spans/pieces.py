@@ -58,6 +58,16 @@ class Piece:
         lead = len(self.text) - len(self.text.lstrip())
         return self.begin + lead, self.begin + lead + len(self.text.strip())
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is an empty thought inside of a content: its marks, which templates take out or write anew."""
+        return self.field == "thought" and self.path == ("content",) and self.text.endswith("</think>")
+
+    @property
+    def says(self) -> bool:
+        """Whether it is more than white space and marks."""
+        return bool(self.text.strip()) and not self.is_bare
+
 
 @dataclass(frozen=True, slots=True)
 class Placed:
@@ -129,6 +139,10 @@ def _content(content: str, role: str) -> Iterator[_Found]:
         yield "content", ("content",), 0, match[1]
     if match[2].strip():
         yield "thought", ("content",), match.start(2), match[2]
+    else:
+        # A template that knows nothing of thoughts writes the marks of an empty one as they are.
+        begin = 0 if match[1] is None else match.end(1)
+        yield "thought", ("content",), begin, content[begin : match.start(3)]
     yield "content", ("content",), match.start(3), match[3]
 
 
@@ -265,6 +279,18 @@ class _Search:
         else:
             self._place_by_middle(numbers[0])
 
+    def place_bare(self, numbers: Sequence[int]) -> None:
+        """Places empty thoughts by a mark before each: most templates write their own in the place of all of them."""
+        found = self.marked({number: ((self.pieces[number].core[0], False),) for number in numbers}) if numbers else []
+        for number, _, at in found or ():
+            marks = self.pieces[number].text.strip()
+            if self.text.startswith(marks, at):
+                self.at.setdefault(number, (at, at + len(marks)))
+        if found is None and len(numbers) > 1:
+            half = len(numbers) // 2
+            self.place_bare(numbers[:half])
+            self.place_bare(numbers[half:])
+
     def _place_edges(self, number: int) -> None:
         """White space that the template keeps on one side of a piece alone."""
         whole, core = self._edges(number, whole=True), self._edges(number, whole=False)
@@ -298,9 +324,9 @@ class _Search:
     def search(self, number: int) -> None:
         """Looks for a piece between its neighbours, which must have places: it never leaves its own turn."""
         before, after = number - 1, number + 1
-        while before >= 0 and not self.pieces[before].text.strip():
+        while before >= 0 and not self.pieces[before].says:
             before -= 1
-        while after < len(self.pieces) and not self.pieces[after].text.strip():
+        while after < len(self.pieces) and not self.pieces[after].says:
             after += 1
         if (before >= 0 and before not in self.at) or (after < len(self.pieces) and after not in self.at):
             return
@@ -325,10 +351,11 @@ def place_pieces(messages: Chat, pieces: Sequence[Piece], render: Render) -> Pla
         OptionError: the template refuses the chat.
     """
     search = _Search(messages, pieces, render)
-    written = [number for number, piece in enumerate(pieces) if piece.text.strip()]
+    written = [number for number, piece in enumerate(pieces) if piece.says]
     search.place(written)
     for number in sorted(search.unknown):
         search.search(number)
+    search.place_bare([number for number, piece in enumerate(pieces) if piece.is_bare])
     # Outer white space belongs to a piece where the template keeps it.
     search.place(
         [number for number in written if number in search.at and pieces[number].text != pieces[number].text.strip()],

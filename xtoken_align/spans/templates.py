@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 from ..errors import MissingExtraError, OptionError
@@ -137,7 +137,7 @@ class Renderer:
         try:
             written: list[str] = []
             size = 0
-            for piece in self._compiled.generate(messages=messages, **variables):
+            for piece in self._compiled.generate(messages=[*map(_as_templates_expect, messages)], **variables):
                 size += len(piece)
                 _check(size)
                 written.append(piece)
@@ -156,6 +156,19 @@ class Renderer:
             raise OptionError(f"the {self._side}'s chat template refuses a chat: {reason:.300}") from error
         finally:
             _deadline.reset(token)
+
+
+def _as_templates_expect(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as transformers hands it to a template: without keys that are None, a thought under both its names.
+
+    Tables fill what a message does not have with None, and templates would write the word.
+
+    >>> _as_templates_expect({"role": "assistant", "content": None, "reasoning": "hm"})
+    {'thinking': 'hm', 'role': 'assistant', 'reasoning': 'hm', 'reasoning_content': 'hm'}
+    """
+    given = {key: value for key, value in message.items() if value is not None}
+    thoughts = [given[key] for key in ("reasoning_content", "thinking", "reasoning") if key in given]
+    return {"thinking": thoughts[0], **given, "reasoning_content": thoughts[0]} if thoughts else given
 
 
 def tools_of(value: Any) -> Tools | None:
@@ -262,24 +275,39 @@ def _check_call(function: Any, arguments: Iterable[Any]) -> None:
 
 def _checked_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A filter of jinja2 that makes long texts of short ones, bounded before it makes them."""
+    # jinja2 gives some filters its own state as a first argument, as a mark on them says, which `wraps` copies.
+    own_arguments = 1 if hasattr(function, "jinja_pass_arg") else 0
 
-    def bounded(value: Any, *arguments: Any, **options: Any) -> Any:
-        given = [*arguments, *options.values()]
+    @wraps(function)
+    def bounded(*arguments: Any, **options: Any) -> Any:
+        own, value, others = arguments[:own_arguments], arguments[own_arguments], arguments[own_arguments + 1 :]
+        given = [*others, *options.values()]
         width = max((number for number in given if isinstance(number, int)), default=0)
         if name in {"center", "wordwrap"}:
             _check(width)
         elif name == "indent":
             _check((width + sum(map(_size, given))) * (str(value).count("\n") + 1))
-        elif name == "batch":
+        elif name in {"batch", "slice"}:
             _check(width)
+        elif name == "join":
+            value = _counted(value, max(map(_size, given), default=0))
         elif name == "replace" and len(given) > 1:
             text, old = str(value), str(given[0])
             _check(len(text) + (text.count(old) if old else len(text) + 1) * _size(given[1]))
         elif name == "format":
             _check(_widths(str(value)))
-        return function(value, *arguments, **options)
+        return function(*own, value, *others, **options)
 
     return bounded
+
+
+def _counted(items: Iterable[Any], between: int) -> Iterator[Any]:
+    """The items of what is joined, as long as their texts and the `between` characters before each are no more."""
+    size = 0
+    for item in items:
+        size += _size(item) + between
+        _check(size)
+        yield item
 
 
 @lru_cache(maxsize=16)
@@ -359,8 +387,9 @@ def _compiled(source: str, side: str) -> Any:  # noqa: C901 - one environment, a
         items if isinstance(items, str) and not items else _Bounded(items)
     )
     environment.filters["bounded_text"] = bounded_text
-    for name in ("center", "indent", "wordwrap", "batch", "replace", "format"):
+    for name in ("center", "indent", "wordwrap", "batch", "slice", "replace", "format", "join"):
         environment.filters[name] = _checked_filter(name, environment.filters[name])
+    del environment.globals["lipsum"]  # any number of paragraphs, made before anything can look at their length
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = now
     try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import OptionError
 from .pieces import Chat, Piece, Placed
@@ -128,18 +128,20 @@ def stretches_of(
             new = [Stretch(*place, message, field, (message, str(number)), number) for place, field, number in regions]
         else:
             begin, end = regions[0][0][0], None
+            told = _spans_around(spans or (), begin, regions[-1][0][1])
             if spans is not None and role == "assistant":
-                span = _span_around(spans, begin, regions[-1][0][1])
-                labelled = span is not None
-                begin, end = (max(span[0], done), min(span[1], until)) if span is not None else (begin, None)
+                labelled = bool(told)
+                begin, end = (max(told[0][0], done), min(told[-1][1], until)) if told else (begin, None)
             else:
                 begin = _begin(messages, placed.text, done, regions, message, render, tokens)
             new = _turn(placed.text, begin, end, until, regions, tokens, message, labelled)
+            # Between the blocks of one turn stands what the template says that a tool answered.
+            new = [part for one in new for part in _inside(one, told)] if len(told) > 1 else new
         stretches += [one for one in new if one.begin < one.end]
         done = max(done, stretches[-1].end if stretches else 0)
     if spans is not None:
         return _with_bare_spans(stretches, spans, placed.text, tokens)
-    said = {piece.message for piece in pieces if piece.text.strip()}
+    said = {piece.message for number, piece in enumerate(pieces) if piece.says or number in placed.at}
     for at, one in enumerate(messages):
         if at not in said and one.get("role") == "assistant" and "assistant" in loss_roles:
             stretches = _with_empty_answer(stretches, messages, at, placed.text, render, tokens)
@@ -290,22 +292,32 @@ def _generation(messages: Chat, placed: Placed, render: Renderer) -> list[tuple[
     return spans
 
 
-def _span_around(spans: Sequence[tuple[int, int]], begin: int, end: int) -> tuple[int, int] | None:
-    """The block that a turn stands in; of a turn in several blocks, from the first to the last."""
-    touching = [span for span in spans if span[0] < end and begin < span[1]]
-    return (touching[0][0], touching[-1][1]) if touching else None
+def _spans_around(spans: Sequence[tuple[int, int]], begin: int, end: int) -> list[tuple[int, int]]:
+    """The blocks that a turn stands in."""
+    return [span for span in spans if span[0] < end and begin < span[1]]
+
+
+def _inside(stretch: Stretch, spans: Sequence[tuple[int, int]]) -> list[Stretch]:
+    """The parts of a stretch that stand in blocks."""
+    parts = [(max(stretch.begin, begin), min(stretch.end, end)) for begin, end in spans]
+    return [replace(stretch, begin=begin, end=end) for begin, end in parts if begin < end]
 
 
 def _with_bare_spans(
     stretches: Sequence[Stretch], spans: Sequence[tuple[int, int]], text: str, tokens: TurnTokens
 ) -> list[Stretch]:
-    """The stretches, and blocks in which no piece stands: the end of an empty answer."""
-    bare = [
-        Stretch(ender.start(), end, -1, "end", (-1, f"{begin}"), None, labelled=True)
-        for begin, end in spans
-        if not any(one.begin < end and begin < one.end for one in stretches)
+    """The stretches, and blocks in which no piece stands: an answer that says nothing, and its end."""
+    bare: list[Stretch] = []
+    for begin, end in spans:
+        if any(one.begin < end and begin < one.end for one in stretches):
+            continue
         # Of tokens whose role nobody knows, the last one ends the block.
-        for ender in [tokens.ends.search(text, begin, end) or [None, *tokens.controls.finditer(text, begin, end)][-1]]
-        if ender
-    ]
+        ender = tokens.ends.search(text, begin, end) or [None, *tokens.controls.finditer(text, begin, end)][-1]
+        close = ender.start() if ender else end
+        said = "thought" if _THINK_MARK.search(text, begin, close) else "content"
+        bare += [
+            Stretch(first, last, -1, field, (-1, f"{field} {first}"), None, labelled=True)
+            for first, last, field in ((begin, close, said), (close, end, "end"))
+            if first < last
+        ]
     return sorted((*stretches, *bare), key=lambda one: one.begin)
