@@ -26,9 +26,8 @@ def command(teacher: str, student: str, texts: tuple[str, ...], output: str) -> 
       xtoken-align init Qwen/Qwen3-4B ./my-student corpus.jsonl > run.yaml
       xtoken-align init teacher.gguf ./my-student 'corpus/*.jsonl' > run.yaml
     """
-    from ..training.checks import mistakes_of_files
     from ..training.config import StudentConfig, TeacherConfig
-    from ..training.starter import starter
+    from ..training.config_file import mistakes_of_files, starter
 
     click.echo(starter(teacher, student, texts, output), nl=False)
     values = {

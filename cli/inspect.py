@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ..corpus.weigh import CorpusCoverage
     from ..coverage.recommend import Recommendation
     from ..mapping.audit import Audit
+    from ..mapping.find import Unmatched
     from ..mapping.mapping import Mapping, Side
-    from ..mapping.unmatched import Unmatched
     from ..vocab.vocab import Vocab
 
 _LEAST_SHARE = 0.95

@@ -13,8 +13,14 @@ XTokenError
     ├── MismatchError        a mapping was built for other tokenizers
     └── StoreError           the store cannot be read or written
 
-A message is one sentence a user can act on: what was expected, what came, what to do.
+A message is one sentence a user can act on: what was expected, what came, what to do. `refused` makes such errors of
+those of other libraries.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class XTokenError(Exception):
@@ -70,3 +76,21 @@ class StoreError(MappingError):
 
 class XTokenWarning(UserWarning):
     """Something was accepted that the user should know about."""
+
+
+@contextmanager
+def refused(sentence: str, error_type: type[XTokenError]) -> Iterator[None]:
+    """Turns whatever the library raises inside into `error_type`.
+
+    Args:
+        sentence: what the library would not do; its own reason follows after a colon.
+        error_type: the error to raise.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # pyo3 derives its PanicException from BaseException alone, and offers no name to import it by.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise error_type(f"{sentence}: {reason:.200}") from error

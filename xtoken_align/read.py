@@ -63,7 +63,7 @@ def read_vocab(
         return assemble(
             parsed, name=name or located.name, source=located.label, revision=located.revision, logits=logits
         )
-    from .readers.converted import read_object
+    from .readers.dispatch import read_object
 
     # `/models/Llama-3/` and `C:\models\Llama-3` are both `Llama-3`; a folder's full path is nobody's business.
     label = str(getattr(source, "name_or_path", "") or type(source).__name__)

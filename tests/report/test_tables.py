@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_vocabs import make_vocab, vocabs
 
 from xtoken_align import Mapping, Vocab, build
-from xtoken_align.report.tables import counts, embeddable, numerals, reasons_of, token_table
+from xtoken_align.report.contents import counts, embeddable, numerals, reasons_of, token_table
 from xtoken_align.visible import visible_bytes
 from xtoken_align.vocab.kinds import Kind
 

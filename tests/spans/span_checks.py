@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from small_vocabs import LongestMatch, make_vocab
 
 from xtoken_align import Vocab
-from xtoken_align.readers.parsed import Part, Run
-from xtoken_align.readers.rows import SegmentEncoder
+from xtoken_align.readers.parsed import Part, Run, SegmentEncoder
 from xtoken_align.spans.spans import Spans
 from xtoken_align.vocab.kinds import Kind
 

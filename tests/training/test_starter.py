@@ -17,8 +17,7 @@ from xtoken_align.errors import OptionError
 from xtoken_align.losses import LossOptions
 from xtoken_align.training import DistillConfig, XTokenConfig, cache_teacher, distill, read_config
 from xtoken_align.training.config import COLLATE
-from xtoken_align.training.config_file import from_values
-from xtoken_align.training.starter import starter
+from xtoken_align.training.config_file import from_values, starter
 
 pytest.importorskip("datasets")
 

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from ..coverage.classes import CLASSES, classify
 from ..errors import MismatchError
-from ..mapping.find import json_surface
+from ..mapping.find import REASON_OF_KIND, json_surface
 from ..mapping.mapping import Mapping as TokenMapping
-from ..mapping.unmatched import REASON_OF_KIND
 from ..rules.links import EXACT_RULES, NEAR_RULES, RULE_NUMBER, RULES, SPLIT_RULES, WAYS
 from ..spans.chunks import chunks_of
 from ..spans.tables import pair_tables

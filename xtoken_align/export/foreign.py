@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArtifactError, MissingExtraError, StoreError
+from ..errors import ArtifactError, MissingExtraError, StoreError, refused
 from ..limits import MAX_IDS, MAX_PICKLE_BYTES, MAX_PLACES, MAX_PROJECTION_BYTES, MAX_TENSOR_PICKLE_BYTES
-from ..readers.parsed import refused
 
 _FORMS = (
     "a file of torch.save with `indices` and `likelihoods`, with a dict of (student id, teacher id) pairs, or with one "

@@ -10,10 +10,9 @@ from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingExtraError, SourceError, XTokenError, XTokenWarning
+from ..errors import MissingExtraError, SourceError, XTokenError, XTokenWarning, refused
 from ..mapping.mapping import Side
 from ..read import read_vocab
-from ..readers.parsed import refused
 from ..sources.locate import Located, locate, tokenizer_files
 from ..vocab.kinds import Kind
 

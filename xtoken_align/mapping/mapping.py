@@ -29,9 +29,8 @@ from ..vocab.kinds import Kind
 from ..vocab.vocab import Sizes, Vocab
 from .bins import BinSizes, measure_bins, split_into_bins
 from .file import SCHEMA, content_hash, damaged, read_archive, write_archive
-from .find import Link, Row, find_tokens
+from .find import REASON_OF_KIND, Link, Row, UnmatchedTokens, find_tokens, unmatched_tokens
 from .formats import Exported, FormatName, Layout, export_mapping
-from .unmatched import REASON_OF_KIND, UnmatchedTokens, unmatched_tokens
 from .validate import validate
 
 if TYPE_CHECKING:

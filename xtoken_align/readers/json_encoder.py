@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ..errors import VocabularyError
+from ..errors import VocabularyError, refused
 from ..sources.presets import AddedToken
 from .configs import FLAGS
 from .json_blocks import Merges, merges_value, to_json
 from .json_shape import components, has_type, in_new_terms, listed_merges, model_type, parts_of
-from .parsed import Part, RowTokens, Run, refused
+from .parsed import Part, RowTokens, Run
 from .spelling import characters_of
 
 NONCHARACTER = "\uffff"

@@ -17,10 +17,10 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MissingExtraError, OptionError, SourceError, VocabularyError
+from ..errors import MissingExtraError, OptionError, SourceError, VocabularyError, refused
 from ..limits import MAX_ID, MAX_IDS, MAX_TOKENIZER_BYTES, check_size, read_tokenizer_file
 from ..sources.presets import Preset, preset_for_hash
-from .parsed import Declared, Parsed, refused
+from .parsed import Declared, Parsed
 from .spelling import ByteLevel, Spelling
 
 NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]

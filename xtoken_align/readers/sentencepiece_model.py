@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, SourceError, VocabularyError
 from ..limits import read_tokenizer_file
-from .parsed import Declared, Encoder, Parsed, RowEncoder, RowTokens, Stated
-from .rows import SegmentEncoder
+from .parsed import Declared, Encoder, Parsed, RowEncoder, RowTokens, SegmentEncoder, Stated
 from .spelling import ByteFallback, Replace, Spelling, Suffix
 
 SPACE_MARK = "\u2581"

@@ -15,7 +15,7 @@ from ..mapping.audit import audit, override_text
 from ..mapping.mapping import Mapping
 from ..rules.pieces import Pieces
 from ..visible import markup, printable, visible, visible_bytes
-from . import contents, tables
+from . import contents
 from .charts import coverage_chart, pieces_chart, rule_name, style_rules, swatch
 
 if TYPE_CHECKING:
@@ -139,8 +139,8 @@ def _pieces(pieces: Pieces, side: str, writer: str) -> dict[str, Any]:
 def _facts(mapping: Mapping) -> dict[str, Any]:
     coverage, audited = mapping.coverage(), audit(mapping)
     every = contents.totals(coverage)
-    table = tables.token_table(mapping)
-    hundreds = tables.numerals(mapping)
+    table = contents.token_table(mapping)
+    hundreds = contents.numerals(mapping)
     headline, explanation = contents.loss_words(coverage.recommendation.loss)
     return {
         "mapping": mapping,
@@ -158,10 +158,10 @@ def _facts(mapping: Mapping) -> dict[str, Any]:
         "suggestions": override_text(audited.suggestions) if audited.suggestions else "",
         "lossy": contents.lossy_rows(mapping),
         "hundreds": hundreds,
-        "numeral_counts": tables.counts(hundreds),
-        "table_json": _trusted(tables.embeddable(table)),
+        "numeral_counts": contents.counts(hundreds),
+        "table_json": _trusted(contents.embeddable(table)),
         "table_rows": len(table["rows"]["id"]),
-        "reasons": tables.reasons_of(table),
+        "reasons": contents.reasons_of(table),
         "sides": [contents.side_facts(side) for side in (mapping.teacher, mapping.student)],
         "mapping_facts": contents.mapping_facts(mapping),
     }

@@ -25,8 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OptionError, XTokenWarning
-from ..readers.parsed import Part, Run
-from ..readers.rows import cut, pattern_of
+from ..readers.parsed import Part, Run, cut, pattern_of
 from ..vocab.roles import stop_ids
 from ..vocab.vocab import Vocab
 from .careful import Placed, chunks_of_placed, common_stretches, with_specials

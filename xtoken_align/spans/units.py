@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OptionError
-from ..readers.parsed import Part
-from ..readers.rows import cut
+from ..readers.parsed import Part, cut
 from ..vocab.vocab import Vocab
 
 Numbers = NDArray[np.int64]

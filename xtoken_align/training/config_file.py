@@ -1,22 +1,41 @@
-"""From a YAML file, or from plain values, to a `DistillConfig`: every mistake is found, and told with its line."""
+"""The file of a run: read with every mistake told by its line, checked against the disk, and begun.
+
+What `starter` prints is read from the classes of the configuration and their docstrings.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import reprlib
+import textwrap
 import types
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ..errors import OptionError
+import yaml
+
+from ..errors import CorpusError, OptionError, SourceError, XTokenError
 from ..limits import MAX_YAML_VALUES
-from ..losses import LossOptions
-from .checks import mistakes_of_files
-from .config import COLLATE, LOSS_WORDS, DistillConfig, LoraConfig, XTokenConfig, refuse
+from ..losses import LossOptions, XTokenLoss
+from ..sources.presets import presets
+from ..spans.aligner import Aligner
+from ..spans.batch import SpanCollator
+from .config import (
+    COLLATE,
+    LOSS_WORDS,
+    DistillConfig,
+    LoraConfig,
+    StudentConfig,
+    TeacherConfig,
+    XTokenConfig,
+    refuse,
+)
+from .rows import sources_of
 from .spelling import Mistake, inside, nearest, number, respelled, spelled, unknown_settings
 
 T = TypeVar("T")
@@ -36,8 +55,6 @@ def read_config(
         OptionError: the file cannot be read, is no YAML, or has settings that make no sense. Every mistake is named,
             with its line.
     """
-    import yaml
-
     try:
         loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
         node = loader.get_single_node()
@@ -113,8 +130,6 @@ def _count_values(node: Any, counted: dict[int, int]) -> int:
     Raises:
         YAMLError: there are more than `MAX_YAML_VALUES`, or a value contains itself.
     """
-    import yaml
-
     known = counted.get(id(node))
     if known is None:
         counted[id(node)] = 0
@@ -147,8 +162,6 @@ def _plain_values(
         lines: receives the line of every place.
         mistakes: receives keys that stand twice in one mapping.
     """
-    import yaml
-
     lines.setdefault(place, node.start_mark.line + 1)
     if id(node) in by_node:
         return by_node[id(node)]
@@ -349,3 +362,263 @@ def _shown(value: Any) -> str:
         # YAML 1.1 wants a point and a sign in an exponent.
         return f"{text} (YAML reads 1e-4 as a text: write 1.0e-4)" if "e" in value.lower() else text
     return text
+
+
+# What can be seen to be wrong by looking at the disk
+
+Problem = tuple[str, type[XTokenError], str]
+"""The place of a mistake, the error that it is alone, and a sentence about it."""
+
+
+def check_config(config: DistillConfig) -> None:
+    """Refuses a run whose files are not there, or whose output would replace what it reads.
+
+    Raises:
+        CorpusError: a file with texts is missing.
+        SourceError: a folder of a model or cache is missing.
+        OptionError: the output would replace what is read, nothing may be uploaded, or several of these.
+    """
+    problems = list(_problems(vars(config)))
+    kinds = {kind for _, kind, _ in problems}
+    refuse([(place, said) for place, _, said in problems], kinds.pop() if len(kinds) == 1 else OptionError)
+
+
+def mistakes_of_files(values: Mapping[str, Any]) -> Iterator[Mistake]:
+    """What the disk has against those parts of a configuration that could be read, by their names."""
+    return ((place, said) for place, _, said in _problems(values))
+
+
+def _problems(values: Mapping[str, Any]) -> Iterator[Problem]:
+    try:
+        sources_of(values.get("texts", ()))
+    except CorpusError as error:
+        for said in str(error).split("\n  "):
+            if not said.endswith("mistakes:"):
+                yield "texts", CorpusError, said
+    parts = {f"teachers[{number}]": teacher for number, teacher in enumerate(values.get("teachers", ()))}
+    if "student" in values:
+        parts = {"student": values["student"], **parts}
+    for where, part in parts.items():
+        yield from _missing(part, where)
+    for name in _not_installed(values.get("training")):
+        said = (
+            f"training.report_to names {name}, which is not installed: install it (pip install {name}), or leave it out"
+        )
+        yield "training.report_to", OptionError, said
+    if "output" in values:
+        yield from _in_the_way(Path(values["output"]).expanduser(), parts)
+    training = values.get("training")
+    if training is not None and training.push_to_hub and not _has_token(training.hub_token):
+        advice = "log in (hf auth login), or set HF_TOKEN"
+        yield "training.push_to_hub", OptionError, f"training.push_to_hub needs a token of the Hub: {advice}"
+
+
+def _missing(part: Any, where: str) -> Iterator[Problem]:
+    """Files of a student or a teacher that are not there."""
+    for name in ("model", "tokenizer"):
+        path = getattr(part, name)
+        # Hub ids begin with a letter or digit and have one slash at most; anything else can only be a path.
+        is_path = path is not None and (path.startswith((".", "/", "~")) or path.count("/") > 1)
+        if is_path and not Path(path).expanduser().exists():
+            advice = "name one from the folder that the run starts in, or a Hub id"
+            yield f"{where}.{name}", SourceError, f"there is no folder {path}, which {where}.{name} names: {advice}"
+    if part.model in presets() and not Path(part.model).exists():
+        advice = f"name a folder, a GGUF file or a Hub id, and {part.model} as {where}.tokenizer if need be"
+        said = f"{part.model} is a tokenizer's name, and {where}.model a model: {advice}"
+        yield f"{where}.model", SourceError, said
+    cache = getattr(part, "cache", None)
+    if cache is not None and not Path(cache).expanduser().is_dir():
+        yield f"{where}.cache", SourceError, f"there is no folder {cache}, which {where}.cache names"
+    template = part.chat_template
+    if template is not None and not Path(template).expanduser().is_file():
+        said = f"there is no file {template}, which {where}.chat_template names: name a file with a Jinja template"
+        yield f"{where}.chat_template", SourceError, said
+
+
+def _in_the_way(folder: Path, parts: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the student would be written over."""
+    student = folder / "student"
+    for where, part in parts.items():
+        for name in ("model", "tokenizer"):
+            path = getattr(part, name)
+            if path is not None and student.resolve() == Path(path).expanduser().resolve():
+                advice = f"which is what {where}.{name} names: choose another output"
+                yield "output", OptionError, f"the student would be written to {student}, {advice}"
+    if student.exists() and not (folder / "run.json").exists():
+        advice = "choose another output, or move it away"
+        yield "output", OptionError, f"{student} is there already, and no run has written it: {advice}"
+
+
+def _not_installed(training: Any) -> list[str]:
+    """What a run is to report to and cannot."""
+    if training is None or not training.report_to:
+        return []
+    from transformers.integrations import integration_utils
+
+    asked = training.report_to if isinstance(training.report_to, list) else [training.report_to]
+    able = integration_utils.get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    return [name for name in asked if name not in (*able, "none", "all")]
+
+
+def _has_token(given: str | None) -> bool:
+    from huggingface_hub import get_token
+
+    return bool(given or get_token())
+
+
+# A configuration to begin with
+
+_WIDTH = 100
+
+_BEGIN = (
+    "A run of `xtoken-align distill`. Every setting stands here with its default; all but student, teachers, texts and "
+    "output can be left out."
+)
+
+_OF_TRANSFORMERS = {
+    "max_steps": "optimiser steps; -1 for as many as the epochs have.",
+    "per_device_train_batch_size": "rows that one device takes at a time.",
+    "gradient_accumulation_steps": "batches of one optimiser step.",
+    "warmup_steps": "steps in which the learning rate rises; below 1, their share of all steps.",
+    "weight_decay": "of AdamW.",
+    "max_grad_norm": "longer gradients are shortened to this.",
+    "optim": "the optimiser.",
+    "seed": "of all that is drawn.",
+    "bf16": "compute in bfloat16; weights stay as they are.",
+    "fp16": "compute in float16, on a GPU.",
+    "use_cpu": "leave a GPU alone.",
+    "dataloader_num_workers": "processes that make batches beside the one that trains.",
+    "run_name": "the run's name for what `report_to` names.",
+    "push_to_hub": "upload checkpoints, and the student at the end.",
+    "hub_model_id": "the repository that they go to.",
+}
+"""Options of `transformers.TrainingArguments` that are changed most, with what they are."""
+
+
+_FIXED = ("output_dir", "remove_unused_columns")
+"""Settings of the trainer that a file need not say."""
+
+_YAML = {"None": "null", "True": "true", "False": "false"}
+
+
+def starter(teacher: str, student: str, texts: Sequence[str], output: str = "./run") -> str:
+    """A configuration's file.
+
+    Args:
+        teacher: the teacher's model.
+        student: the student's model.
+        texts: what the student is trained on.
+        output: the run's folder.
+
+    Returns:
+        YAML that `read_config` takes.
+    """
+    told = _told(DistillConfig.__doc__)
+    given = {"texts": list(texts), "output": output}
+    lines = [*_comment(_BEGIN, ""), ""]
+    for each in fields(DistillConfig):
+        lines += _comment(told[each.name], "")
+        if each.name == "student":
+            lines += ["student:", *_settings(StudentConfig, "  ", {"model": student})]
+        elif each.name == "teachers":
+            lines += ["teachers:", *_listed(_settings(TeacherConfig, "    ", {"model": teacher}))]
+        elif each.name in _SECTIONS:
+            lines += [f"{each.name}:", *_SECTIONS[each.name]()]
+        elif each.name == "lora":
+            lines += ["lora: null", "# lora:", *(f"# {line}" for line in _settings(LoraConfig, "  ", {}))]
+        else:
+            lines.append(_setting(each.name, given.get(each.name, _default(each)), ""))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _listed(lines: Sequence[str]) -> list[str]:
+    """The lines of a list's one entry, with the dash before its first setting: comments come before it."""
+    at = next(number for number, line in enumerate(lines) if not line.lstrip().startswith("#"))
+    return [*(line[2:] for line in lines[:at]), f"  - {lines[at].lstrip()}", *lines[at + 1 :]]
+
+
+def _settings(cls: Any, indent: str, given: Mapping[str, Any]) -> list[str]:
+    """Lines of a dataclass's settings with their comments."""
+    told = _told(cls.__doc__)
+    lines: list[str] = []
+    for each in fields(cls):
+        lines += _comment(told[each.name], indent)
+        lines.append(_setting(each.name, given.get(each.name, _default(each)), indent))
+    return lines
+
+
+def _loss() -> list[str]:
+    told, lines = _told(XTokenLoss.__doc__), []
+    for each in fields(LossOptions):
+        value = "auto" if each.name == "kind" else _default(each)
+        lines += [*_comment(told[each.name], "  "), _setting(each.name, value, "  ")]
+    return lines
+
+
+def _collate() -> list[str]:
+    told, lines = {**_told(Aligner.__doc__), **_told(SpanCollator.__doc__)}, []
+    known = {each.name: each for each in fields(SpanCollator)}
+    for name in COLLATE:
+        lines += [*_comment(told[name], "  "), _setting(name, _default(known[name]), "  ")]
+    return lines
+
+
+def _training() -> list[str]:
+    told = {**_told(XTokenConfig.__doc__), **_OF_TRANSFORMERS}
+    known = {each.name: each for each in fields(XTokenConfig)}
+    own = [name for name in told if name in known and name not in _FIXED]
+    lines = _comment("Further options are those of transformers.TrainingArguments.", "  ")
+    for name in sorted(own, key=lambda name: (name not in _OF_TRANSFORMERS, own.index(name))):
+        lines += [*_comment(told[name], "  "), _setting(name, _default(known[name]), "  ")]
+    return lines
+
+
+_SECTIONS = {"loss": _loss, "collate": _collate, "training": _training}
+
+
+def _default(each: Field[Any]) -> Any:
+    if each.default is not MISSING:
+        return each.default
+    return None if each.default_factory is MISSING else each.default_factory()
+
+
+def _setting(name: str, value: Any, indent: str) -> str:
+    value = getattr(value, "value", value)
+    value = list(value) if isinstance(value, tuple) else value
+    shown = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    return f"{indent}{name}: {shown.removesuffix('...' + chr(10)).strip()}"
+
+
+def _comment(text: str, indent: str) -> list[str]:
+    text = re.sub(r"\b(None|True|False)\b", lambda word: _YAML[word[0]], text)
+    return textwrap.wrap(
+        text[0].upper() + text[1:], _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "
+    )
+
+
+def _told(docstring: str | None) -> dict[str, str]:
+    """What a docstring says of each argument or attribute, in one line.
+
+    >>> _told('''Words.
+    ...
+    ...     Args:
+    ...         size: how
+    ...             large.
+    ...         unit: of it.
+    ...
+    ...     Raises:
+    ...         ValueError: never.
+    ...     ''')
+    {'size': 'how large.', 'unit': 'of it.'}
+    """
+    told: dict[str, str] = {}
+    section = re.search(r"^ *(?:Args|Attributes):\n(.*?)(?:\n\s*\n|\Z)", docstring or "", re.DOTALL | re.MULTILINE)
+    lines = textwrap.dedent(section[1]).splitlines() if section else []
+    for line in lines:
+        name = re.match(r"(\w+): ", line)
+        if name:
+            told[name[1]] = line[name.end() :].strip()
+        elif told:
+            told[list(told)[-1]] += f" {line.strip()}"
+    return told

@@ -22,8 +22,8 @@ from ..read import read_vocab
 from .cache.format import Keep, Precision
 from .cache.read import TeacherCache
 from .cache.write import CacheReport, write_teacher_cache
-from .checks import check_config
 from .config import DistillConfig, LoraConfig, XTokenConfig, model_source, template_of, tokenizer_source
+from .config_file import check_config
 from .distillation import TEACHER_BITS, Distillation
 from .result import DistillResult, model_card, peak_memory, upload, write_student
 from .rows import check_templates, collator_of, cut_shares, hashes_of, make_rows, sources_of

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cards import card
-from ..readers.parsed import Encoder, RowEncoder, RowEncoderFactory, RowTokens, Stated
-from ..readers.rows import SegmentEncoder
+from ..readers.parsed import Encoder, RowEncoder, RowEncoderFactory, RowTokens, SegmentEncoder, Stated
 from ..visible import printable
 from .byte_strings import ByteStrings
 from .canary import SHORT, canary
