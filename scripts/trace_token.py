@@ -52,7 +52,16 @@ def traced(stages: Stages, name: str) -> Iterator[None]:
 
 
 def trace_token(token: str, folder: Path) -> Stages:
-    """Build, save, load, align, C-KL forward and backward, as a user calls them."""
+    """Build, save, load, align, C-KL forward and backward, as a user calls them.
+
+    What is made once in a process, such as the table of aliases, has been made before: so the numbers do not depend on
+    what ran earlier.
+    """
+    _follow(token, folder)
+    return _follow(token, folder)
+
+
+def _follow(token: str, folder: Path) -> Stages:
     import torch
 
     from xtoken_align.losses import XTokenLoss

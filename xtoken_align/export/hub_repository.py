@@ -79,23 +79,11 @@ def mapping_card(mapping: Mapping, repository: str) -> str:
     """
     if not is_repository(repository):
         raise OptionError(f"{repository!r} is not a Hub id: expected user/repo, without -- or .. in it")
-    student, teacher = mapping.student, mapping.teacher
-    coverage, metadata = mapping.coverage(), mapping.metadata()
+    student, teacher, coverage = mapping.student, mapping.teacher, mapping.coverage()
     classes = [
         f"| {name} | {row.total:,} | {' | '.join(f'{getattr(row, way):,}' for way in WAYS)} |"
         for name, row in coverage.present().items()
     ]
-    facts = {
-        "version": f"`{mapping.version}`",
-        "made": f"{mapping.provenance}, with xtoken-align {_code(str(metadata['package_version']))}",
-        "W": f"{student.sizes.logits:,} x {teacher.sizes.logits:,}, {len(mapping.matrix.data):,} links",
-        **{
-            side: f"{_code(facts.name)} from {_code(facts.source)}"
-            + (f" at {_code(facts.revision)}" if facts.revision else "")
-            + f", fingerprint `{facts.fingerprint[:12]}`"
-            for side, facts in (("student", student), ("teacher", teacher))
-        },
-    }
     return "\n".join(
         [
             "---",
@@ -131,11 +119,27 @@ def mapping_card(mapping: Mapping, repository: str) -> str:
             "",
             "| | |",
             "|---|---|",
-            *(f"| {name} | {value} |" for name, value in facts.items()),
+            *(f"| {name} | {value} |" for name, value in _versions(mapping).items()),
             *_origin(mapping),
             "",
         ]
     )
+
+
+def _versions(mapping: Mapping) -> dict[str, str]:
+    """What made the mapping, and of which tokenizers."""
+    student, teacher = mapping.student, mapping.teacher
+    return {
+        "version": f"`{mapping.version}`",
+        "made": f"{mapping.provenance}, with xtoken-align {_code(str(mapping.metadata()['package_version']))}",
+        "W": f"{student.sizes.logits:,} x {teacher.sizes.logits:,}, {len(mapping.matrix.data):,} links",
+        **{
+            side: f"{_code(facts.name)} from {_code(facts.source)}"
+            + (f" at {_code(facts.revision)}" if facts.revision else "")
+            + f", fingerprint `{facts.fingerprint[:12]}`"
+            for side, facts in (("student", student), ("teacher", teacher))
+        },
+    }
 
 
 def _origin(mapping: Mapping) -> list[str]:

@@ -316,16 +316,8 @@ def parse_model_proto(
         )
 
     def state(text: NDArray[np.bool_]) -> Stated:
-        scores = np.fromiter((piece.score for piece in proto.pieces), dtype="<f4", count=len(raw))
         pieces = text[: len(raw)] & (declared == Declared.NORMAL)
-        spec = proto.normalizer_spec
-        model = {1: "unigram", 2: "bpe"}.get(proto.trainer_spec.model_type, "other")
-        parts: dict[str, tuple[str, Any]] = {"scores": (model, (scores[pieces] + np.float32(0)).tobytes())}
-        if format == "sentencepiece":
-            settings = [spec.add_dummy_prefix, spec.remove_extra_whitespaces, spec.escape_whitespaces]
-            charsmap = hashlib.sha256(spec.precompiled_charsmap).hexdigest()
-            parts["normalizer"] = ("sentencepiece", [charsmap, *map(bool, settings)])
-        return parts
+        return _stated_parts(proto, pieces, normalizer=format == "sentencepiece")
 
     return Parsed(
         format=format,
@@ -342,6 +334,19 @@ def parse_model_proto(
         width_source=width_source,
         warnings=warnings,
     )
+
+
+def _stated_parts(proto: Any, pieces: NDArray[np.bool_], *, normalizer: bool) -> Stated:
+    """The scores of the marked pieces, and what the normaliser does."""
+    scores = np.fromiter((piece.score for piece in proto.pieces), dtype="<f4", count=len(pieces))
+    model = {1: "unigram", 2: "bpe"}.get(proto.trainer_spec.model_type, "other")
+    parts: dict[str, tuple[str, Any]] = {"scores": (model, (scores[pieces] + np.float32(0)).tobytes())}
+    if normalizer:
+        spec = proto.normalizer_spec
+        settings = [spec.add_dummy_prefix, spec.remove_extra_whitespaces, spec.escape_whitespaces]
+        charsmap = hashlib.sha256(spec.precompiled_charsmap).hexdigest()
+        parts["normalizer"] = ("sentencepiece", [charsmap, *map(bool, settings)])
+    return parts
 
 
 def _steps(proto: Any) -> Iterator[Replace | ByteFallback | Suffix]:

@@ -61,13 +61,7 @@ def parse_tokenizer_json(
     base = dict(_base_tokens(data, name))
     added = {token.id: token for token in _added_tokens(data, name)}
     notes = _add_more(base, added, more_added, name)
-    if not base:
-        raise VocabularyError(f"{name} has an empty vocabulary: there is nothing to map")
-    for token_id, token in added.items():
-        if base.get(token_id, token.text) != token.text:
-            raise VocabularyError(
-                f"id {token_id} of {name} is both {base[token_id]!r} and {token.text!r}: an id is one token"
-            )
+    _check_ids(base, added, name)
     size = max((*base, *added)) + 1
     raw: list[str | None] = [""] * size
     declared = np.zeros(size, dtype=np.uint8)
@@ -114,6 +108,17 @@ def parse_tokenizer_json(
         found=frozenset(added),
         warnings=(*warnings, *notes),
     )
+
+
+def _check_ids(base: Mapping[int, str], added: Mapping[int, AddedToken], name: str) -> None:
+    """Refuses an empty vocabulary, and an id that is two tokens."""
+    if not base:
+        raise VocabularyError(f"{name} has an empty vocabulary: there is nothing to map")
+    for token_id, token in added.items():
+        if base.get(token_id, token.text) != token.text:
+            raise VocabularyError(
+                f"id {token_id} of {name} is both {base[token_id]!r} and {token.text!r}: an id is one token"
+            )
 
 
 def contradiction(token: AddedToken, given: str | None, its_id: int | None, name: str) -> str:

@@ -151,13 +151,7 @@ def _chunks_of_block(
             # The longer text may have nothing more than a space that its last word invents.
             differs |= axis.totals[0] != axis.totals[1]
     if len(unequal):
-        # Both sides' tokens cover as many bytes: one half of the bytes is the student's.
-        data = axis.bytes_of(unequal)
-        wrong = data[: len(data) // 2] != data[len(data) // 2 :]
-        if wrong.any():
-            of_student = unequal[: unequal.searchsorted(middle)]
-            wrong_tokens = of_student.repeat(axis.lengths[of_student])[wrong]
-            differs[axis.offsets.searchsorted(wrong_tokens, side="right") - 1] = True
+        differs[_units_with_other_bytes(axis, unequal)] = True
     # The teacher's tokens came after all of the student's; their chunks count from 0 too.
     chunk[middle:] -= common_before[units]
     count = common_before[1 : units + 1] - common_before[:units]
@@ -175,6 +169,17 @@ def _chunks_of_block(
         chunk = np.full(len(student_ids) + len(teacher_ids), -1, dtype=np.int32)
         chunk[axis.positions] = of_tokens_with_bytes
     return Chunks(chunk[: len(student_ids)], chunk[len(student_ids) :], count, differs)
+
+
+def _units_with_other_bytes(axis: _Axis, tokens: Numbers) -> Numbers:
+    """The units in which some of these tokens of both sides, which cover as many bytes, cover other ones."""
+    # One half of the bytes is the student's.
+    data = axis.bytes_of(tokens)
+    wrong = data[: len(data) // 2] != data[len(data) // 2 :]
+    of_student = tokens[: tokens.searchsorted(axis.middle)]
+    wrong_tokens = of_student.repeat(axis.lengths[of_student])[wrong]
+    units: Numbers = axis.offsets.searchsorted(wrong_tokens, side="right") - 1
+    return units
 
 
 class _Axis(NamedTuple):

@@ -311,18 +311,52 @@ def _counted(items: Iterable[Any], between: int) -> Iterator[Any]:
 
 
 @lru_cache(maxsize=16)
-def _compiled(source: str, side: str) -> Any:  # noqa: C901 - one environment, all of whose parts need jinja2
+def _compiled(source: str, side: str) -> Any:
     try:
-        from jinja2 import TemplateError, nodes
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-        from jinja2.visitor import NodeTransformer
+        from jinja2 import TemplateError
     except ImportError as error:
         raise MissingExtraError("Rendering a chat template", "chat") from error
+    try:
+        return _environment().from_string(source)
+    # What jinja2 makes of a template is Python: blocks nested more than twenty deep are a SyntaxError of its.
+    except (TemplateError, RecursionError, SyntaxError, MemoryError) as error:
+        raise OptionError(f"the {side}'s chat template is not valid Jinja: {' '.join(str(error).split())}") from error
+
+
+def _environment() -> Any:
+    """Jinja with the settings, filters and functions under which the templates of transformers are written."""
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
+
+    def refuse(message: str) -> str:
+        raise TemplateError(message)
+
+    def now(form: str) -> str:
+        return (_now.get() or datetime.now().astimezone()).strftime(form)
+
+    def bounded_loop(items: Any) -> Any:
+        return items if isinstance(items, str) and not items else _Bounded(items)
+
+    def bounded_text(text: str) -> str:
+        _check(len(text))
+        return text
+
+    extensions = [_generation_tag(), loopcontrols]
+    environment = _bounded_sandbox()(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters |= {"tojson": to_json, "bounded_loop": bounded_loop, "bounded_text": bounded_text}
+    for name in ("center", "indent", "wordwrap", "batch", "slice", "replace", "format", "join"):
+        environment.filters[name] = _checked_filter(name, environment.filters[name])
+    del environment.globals["lipsum"]  # any number of paragraphs, made before anything can look at their length
+    environment.globals |= {"raise_exception": refuse, "strftime_now": now}
+    return environment
+
+
+def _generation_tag() -> Any:
+    """`{% generation %}` stands around what an assistant wrote; rendering it changes nothing."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
 
     class Generation(Extension):
-        """`{% generation %}` stands around what an assistant wrote; rendering it changes nothing."""
-
         tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
 
         def parse(self, parser: Any) -> Any:
@@ -334,9 +368,16 @@ def _compiled(source: str, side: str) -> Any:  # noqa: C901 - one environment, a
             text = caller()
             return f"{GENERATION[0]}{text}{GENERATION[1]}" if _marks_generation.get() else text
 
-    class Bounds(NodeTransformer):
-        """Puts a look at the clock into every loop, and one at the length into every joining of texts."""
+    return Generation
 
+
+def _bounded_sandbox() -> Any:
+    """A sandbox that looks at the clock in every loop and call, and at the length of every text that it makes."""
+    from jinja2 import nodes
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.visitor import NodeTransformer
+
+    class Bounds(NodeTransformer):
         def visit_For(self, node: Any) -> Any:  # noqa: N802 - jinja2's name
             node = self.generic_visit(node)
             node.iter = nodes.Filter(node.iter, "bounded_loop", [], [], None, None).set_lineno(node.lineno)
@@ -353,16 +394,7 @@ def _compiled(source: str, side: str) -> Any:  # noqa: C901 - one environment, a
             return Bounds().visit(super()._parse(source, name, filename))
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if operator == "+":
-                _check(_size(left) + _size(right))
-            elif operator == "*":
-                for value, times in ((left, right), (right, left)):
-                    if isinstance(times, int) and not isinstance(value, int):
-                        _check(_size(value) * max(times, 0))
-            elif operator == "**":
-                _check(int(right) * 64 if isinstance(right, (int, float)) else MAX_CHARACTERS + 1)
-            elif isinstance(left, str):
-                _check(_widths(left))
+            _check_operation(operator, left, right)
             return super().call_binop(context, operator, left, right)
 
         def call(self, context: Any, function: Any, *arguments: Any, **options: Any) -> Any:
@@ -370,30 +402,18 @@ def _compiled(source: str, side: str) -> Any:  # noqa: C901 - one environment, a
             _check_call(function, [*arguments, *options.values()])
             return super().call(context, function, *arguments, **options)
 
-    def refuse(message: str) -> str:
-        raise TemplateError(message)
+    return Environment
 
-    def now(form: str) -> str:
-        return (_now.get() or datetime.now().astimezone()).strftime(form)
 
-    def bounded_text(text: str) -> str:
-        _check(len(text))
-        return text
-
-    # The settings under which the templates of transformers are written.
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    environment.filters["tojson"] = to_json
-    environment.filters["bounded_loop"] = lambda items: (
-        items if isinstance(items, str) and not items else _Bounded(items)
-    )
-    environment.filters["bounded_text"] = bounded_text
-    for name in ("center", "indent", "wordwrap", "batch", "slice", "replace", "format", "join"):
-        environment.filters[name] = _checked_filter(name, environment.filters[name])
-    del environment.globals["lipsum"]  # any number of paragraphs, made before anything can look at their length
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = now
-    try:
-        return environment.from_string(source)
-    # What jinja2 makes of a template is Python: blocks nested more than twenty deep are a SyntaxError of its.
-    except (TemplateError, RecursionError, SyntaxError, MemoryError) as error:
-        raise OptionError(f"the {side}'s chat template is not valid Jinja: {' '.join(str(error).split())}") from error
+def _check_operation(operator: str, left: Any, right: Any) -> None:
+    """Refuses an operation whose result would be too long, before it is made."""
+    if operator == "+":
+        _check(_size(left) + _size(right))
+    elif operator == "*":
+        for value, times in ((left, right), (right, left)):
+            if isinstance(times, int) and not isinstance(value, int):
+                _check(_size(value) * max(times, 0))
+    elif operator == "**":
+        _check(int(right) * 64 if isinstance(right, (int, float)) else MAX_CHARACTERS + 1)
+    elif isinstance(left, str):
+        _check(_widths(left))

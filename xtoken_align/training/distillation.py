@@ -127,18 +127,9 @@ class Distillation:
         ]
         answering = (TeacherCache, ServedTeacher)
         caches = tuple(spec.model if isinstance(spec.model, answering) else None for spec in specs)
-        for each, cache in zip(losses, caches, strict=True):
-            if cache is not None and not _is_whole(cache) and each.kind not in CACHED_KINDS:
-                raise OptionError(
-                    f"{each.kind} needs the teacher's whole distribution, but the teacher is {cache}: use "
-                    f"{', '.join(CACHED_KINDS)}, a cache of hidden states (keep='hidden'), or the model itself"
-                )
+        _check_losses(losses, caches)
         # The peers' forms read logits, and divide by the counts of each batch alone.
         self.per_batch = any(each.options.compat is not None for each in losses)
-        if self.per_batch and not all(each.options.compat is not None for each in losses):
-            raise OptionError(
-                "losses of a peer's form count otherwise than others: give compat to all teachers or to none"
-            )
         fused = fused and not self.per_batch
         self.weights = weights_of([spec.weight for spec in specs])
         alone = len(losses) == 1 and self.weights == [1.0]
@@ -307,6 +298,22 @@ def bytes_of_text(vocab: Vocab) -> torch.Tensor:
     """How many bytes of text each token says, int64 (V,); control tokens say none."""
     texts = np.isin(vocab.kinds, (Kind.TEXT, Kind.BYTE))
     return torch.tensor([len(surface) if says else 0 for surface, says in zip(vocab.surfaces, texts, strict=True)])
+
+
+def _check_losses(losses: Sequence[XTokenLoss], caches: Sequence[TeacherCache | ServedTeacher | None]) -> None:
+    """Refuses losses that cannot be learnt from their teachers, or that are counted in two ways.
+
+    Raises:
+        OptionError: a loss needs more than best tokens, or is of a peer's form and others are not.
+    """
+    for loss, cache in zip(losses, caches, strict=True):
+        if cache is not None and not _is_whole(cache) and loss.kind not in CACHED_KINDS:
+            raise OptionError(
+                f"{loss.kind} needs the teacher's whole distribution, but the teacher is {cache}: use "
+                f"{', '.join(CACHED_KINDS)}, a cache of hidden states (keep='hidden'), or the model itself"
+            )
+    if len({loss.options.compat is None for loss in losses}) > 1:
+        raise OptionError("losses of a peer's form count otherwise than others: give compat to all teachers or to none")
 
 
 def _is_whole(cache: TeacherCache | ServedTeacher) -> TypeGuard[TeacherCache]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +19,7 @@ from ..errors import ArtifactError, MismatchError, MissingExtraError, OptionErro
 from ..export.model_folder import load_model
 from ..files import write_atomically
 from ..read import read_vocab
+from ..spans.batch import SpanCollator
 from .cache.format import Keep, Precision
 from .cache.read import TeacherCache
 from .cache.write import CacheReport, write_teacher_cache
@@ -172,7 +173,9 @@ def cache_teacher(
     if part.cache is not None:
         raise OptionError(f"teachers[{teacher}] is the cache {part.cache} already")
     if part.url is not None:
-        raise OptionError(f"teachers[{teacher}] is served at {part.url}: ServedTeacher.write_cache keeps what it says")
+        raise OptionError(
+            f"teachers[{teacher}] is served at {part.url}: in Python, write_teacher_cache takes a ServedTeacher"
+        )
     if keep == "top_k" and kind not in ("auto", *CACHED_KINDS):
         raise OptionError(
             f"{kind} needs the teacher's whole distribution: keep hidden states (--keep hidden), since a top k serves "
@@ -190,12 +193,7 @@ def cache_teacher(
     collate = collator_of(config, read_vocab(tokenizer_source(config.student)), spec.vocab(), part)
     if "messages" in rows.column_names:
         check_templates(replace(config, teachers=(part,)), collate.tables.student, [collate.tables.teacher])
-        every = []
-        for number, row in enumerate([*rows, *held_out], start=1):
-            spans = collate.spans([row])
-            every.append({"teacher_ids": spans.teacher_ids[0][spans.teacher_mask[0]]})
-            if number % 100 == 0:
-                say(f"tokenising chats: {number:,} of {len(rows) + len(held_out):,}")
+        every = _ids_of_chats(every, collate, say)
     say("running the teacher")
     place = run_folder.path / "cache" if folder is None else Path(folder).expanduser()
     return write_teacher_cache(
@@ -210,6 +208,17 @@ def cache_teacher(
         progress=progress,
         space=space,
     )
+
+
+def _ids_of_chats(chats: Sequence[Any], collate: SpanCollator, say: Say) -> list[dict[str, Any]]:
+    """Rows with the ids that the teacher's template makes of chats."""
+    rows = []
+    for number, chat in enumerate(chats, start=1):
+        spans = collate.spans([chat])
+        rows.append({"teacher_ids": spans.teacher_ids[0][spans.teacher_mask[0]]})
+        if number % 100 == 0:
+            say(f"tokenising chats: {number:,} of {len(chats):,}")
+    return rows
 
 
 def _silence_transformers() -> None:

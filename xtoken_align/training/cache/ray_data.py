@@ -250,12 +250,10 @@ def cache_teacher_ray(
     )
     if len(written) != settings.shards:
         raise StoreError(f"{len(written)} of {settings.shards} shards were written: make the same call again")
-    done = [
-        Done(
-            facts=ShardFacts(**{name: row[name] for name in ShardFacts.__dataclass_fields__}),
-            state=row["state"],
-            bytes=int(row["bytes"]),
-        )
-        for row in written
-    ]
-    return report_of(place, done, time.monotonic() - started)
+    return report_of(place, list(map(_done, written)), time.monotonic() - started)
+
+
+def _done(row: dict[str, Any]) -> Done:
+    """What a worker did, from the row that it gave back."""
+    facts = ShardFacts(**{name: row[name] for name in ShardFacts.__dataclass_fields__})
+    return Done(facts=facts, state=row["state"], bytes=int(row["bytes"]))
