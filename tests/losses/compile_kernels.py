@@ -63,6 +63,10 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
 
 def compile_kernel(name: str, form: dict[str, Any], architecture: int) -> bytes:
     """Down to the machine's code, by Triton's own assembler."""
+    form = {
+        "num_warps": 8 if name == "level_masses" or "OUR_ALIGNED" in getattr(kernels, name).arg_names else 4,
+        **form,
+    }
     kernel = getattr(kernels, name)
     switches = {"BOTH": False, "OUR_ALIGNED": True, "THEIR_ALIGNED": True, "OUT_ALIGNED": True}
     given = {
@@ -84,10 +88,11 @@ def compile_kernel(name: str, form: dict[str, Any], architecture: int) -> bytes:
     types |= {argument: form[argument] for argument in types if argument in form and argument in pointers}
     types |= dict.fromkeys(given, "constexpr")
     places = {argument: (place,) for place, argument in enumerate(kernel.arg_names)}
-    even = {places[argument]: [["tt.divisibility", 16]] for argument in types if argument in pointers}
+    # Real vocabularies are padded to such widths.
+    even = {places[argument]: [["tt.divisibility", 16]] for argument in types if argument in {*pointers, "width"}}
     constants = {places[argument]: value for argument, value in given.items()}
     source = ASTSource(kernel, types, constexprs=constants, attrs=even)
-    options = {"num_warps": 8 if name == "level_masses" or "OUR_ALIGNED" in kernel.arg_names else 4}
+    options = {"num_warps": form["num_warps"]}
     made: bytes = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["cubin"]
     return made
 

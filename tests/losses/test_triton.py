@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import subprocess
 import sys
@@ -257,6 +259,66 @@ def test_random_worlds_are_those_of_the_formula(first: int) -> None:
             raise AssertionError(f"world {seed}") from error
 
 
+class Bounds:
+    """Stands for what reads and writes memory for Triton's interpreter, and asserts that it lies within tensors."""
+
+    def __init__(self, interpreter: Any) -> None:
+        self.interpreter, self.seen = interpreter, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.interpreter, name)
+
+    def load(self, pointers: Any, mask: Any, other: Any, dtype: Any) -> Any:
+        self.check(pointers, mask, np.dtype(dtype).itemsize)
+        return self.interpreter.load(pointers, mask, other, dtype)
+
+    def store(self, pointers: Any, values: Any, mask: Any) -> Any:
+        self.check(pointers, mask, values.dtype.itemsize)
+        return self.interpreter.store(pointers, values, mask)
+
+    def atomic_rmw(self, kind: Any, pointers: Any, values: Any, mask: Any, order: Any) -> Any:
+        self.check(pointers, mask, values.dtype.itemsize)
+        return self.interpreter.atomic_rmw(kind, pointers, values, mask, order)
+
+    def between_launches(self) -> None:
+        """Looks where the tensors lie."""
+        alive = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors()}
+        self.begins = np.array(sorted(alive), dtype=np.uint64)
+        self.ends = self.begins + np.array([alive[int(begin)] for begin in self.begins], dtype=np.uint64)
+
+    def check(self, pointers: Any, mask: Any, size: int) -> None:
+        own = np.broadcast_to(pointers, mask.shape)[mask].astype(np.uint64)
+        place = np.searchsorted(self.begins, own, side="right").astype(np.int64) - 1
+        assert (place >= 0).all()
+        assert (own + np.uint64(size) <= self.ends[place]).all()
+        self.seen += len(own)
+
+
+def tensors() -> list[torch.Tensor]:
+    """All that are alive and have memory."""
+    return [one for one in gc.get_objects() if type(one) in {torch.Tensor, torch.nn.Parameter} and one.numel()]
+
+
+@pytest.mark.skipif(ON_GPU, reason="compute-sanitizer does it there")
+@pytest.mark.parametrize("seed", [1, 9, 18, 27, 63])
+def test_kernels_read_and_write_within_tensors(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    bounds = Bounds(interpreter._interpreter)
+    monkeypatch.setattr(interpreter, "_interpreter", bounds)
+    begins = interpreter.GridExecutor.__call__
+
+    def launch(self: Any, *args: Any, **options: Any) -> Any:
+        bounds.between_launches()
+        return begins(self, *args, **options)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
+    world_by_kernels(world(seed))
+    case = case_of(seed, infinities=0.2 * (seed % 2))
+    sides = [side.bfloat16() for side in (case.student_logits, case.teacher_logits)]
+    fast(case, *sides, labels=possible_labels(case), kind="c-kl", implementation="triton")
+    assert bounds.seen > 1000
+
+
 def test_equal_inputs_give_equal_bits() -> None:
     for seed in (19, 64):
         one, other = (world_by_kernels(fair(world(seed))) for _ in range(2))
@@ -314,6 +376,38 @@ def test_distant_logits_keep_their_digits() -> None:
     student, teacher = logits(outcomes, 3, scale=1e4)
     truth = by_autograd(student, teacher, outcomes, measure=Measure(), coefficient=torch.ones(3, device=DEVICE))
     assert_same(by_kernels(student, teacher, outcomes), truth)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        Measure(top_k=5),
+        Measure("reverse", top_k=40, temperature=0.5),
+        Measure("jsd", 0.3, top_k=1, temperature=2.0),
+        Measure(student_top_k=5),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("scale", [3.0, 60.0])
+def test_the_best_outcomes_are_the_formula_with_autograd(measure: Measure, scale: float) -> None:
+    # At the scale of 60 a block's masses lie so far apart that they are summed with care.
+    for name in ("in place", "crowded"):
+        outcomes = moved(COMPARISONS[name])
+        student, teacher = logits(outcomes, 3, scale)
+        truth = by_autograd(student, teacher, outcomes, measure=measure, coefficient=torch.ones(3, device=DEVICE))
+        assert_same(by_kernels(student, teacher, outcomes, measure), truth)
+
+
+def test_of_equal_outcomes_the_first_are_the_best() -> None:
+    outcomes = moved(COMPARISONS["in place"])
+    student, teacher = logits(outcomes, 2)
+    partner = triton.codes_of(outcomes).code
+    alone = partner[(partner >= 0) & (partner < teacher.shape[1])].long()
+    equal = torch.full_like(teacher, -5.0).index_fill(1, alone, 0.0)
+    falling = equal.index_copy(1, alone, -torch.arange(len(alone), device=DEVICE).expand(2, -1) * 1e-6)
+    for many in (1, 7, len(alone) - 1):
+        both = [by_kernels(student, side, outcomes, Measure(top_k=many)).value for side in (equal, falling)]
+        torch.testing.assert_close(both[0], both[1], rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("lowest", [torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min, -1e30, -torch.inf])

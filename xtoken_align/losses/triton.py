@@ -168,6 +168,8 @@ class _Launch:
         assert kernels is not None
         self.kernels, self.codes, self.outcomes, self.measure = kernels, codes_of(outcomes), outcomes, measure
         self.sizes, self.both = tiling(student.device), both
+        # Kernels read some row of the teacher where they compare none.
+        teacher = teacher if len(teacher) else teacher.new_zeros(1, teacher.shape[1])
         self.ours = _Side(student, lines.student, lines.left[0], self.codes.belongs[0])
         self.theirs = _Side(teacher, lines.teacher, lines.left[1], self.codes.belongs[1])
         self.lines, self.rows = lines, len(lines.chunk)

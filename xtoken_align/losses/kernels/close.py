@@ -22,6 +22,7 @@ from .read import (
     THEIRS,
     Sides,
     added,
+    exp,
     field,
     joint_masses_at,
     log_mixture,
@@ -35,12 +36,14 @@ from .sweep import (
     BOTH_TOP,
     CROSS,
     LOST_TOP,
+    ODD,
     OUR_REST_TOP,
     OUR_TOP,
     ROW_FACTOR,
     ROW_LOG_ALL,
     ROW_LOG_INSIDE,
     ROW_MEAN,
+    ROW_ODD,
     ROW_OUR_LOG,
     ROW_OUR_REST,
     ROW_OUR_TOP,
@@ -54,6 +57,9 @@ from .sweep import (
 
 NOTHING = tl.constexpr(-5.0e19)
 """A row whose largest mass is no more than this has no distribution; half of `tables.LEFT`."""
+
+ENDLESS = tl.constexpr(1.0e30)
+"""Stands for the log sum of a row that is not compared: against it every share is 0."""
 
 # What is said of a chunk, each (N,), in the order of `inputs.Compared`.
 VALUE = tl.constexpr(0)
@@ -106,13 +112,13 @@ def _row_sum(found, rest, inverse, TOP: tl.constexpr, RESTS: tl.constexpr, TEMPE
         part = tl.where(found.is_rest, there, part)
     whole = tl.max(top, 1)
     below = top - whole[:, None]
-    total = tl.sum(part * tl.exp(below), 1)
+    total = tl.sum(part * exp(below), 1)
     tempered = total
     if TEMPERED:
         part = tl.load(found.place + (TOP + 2) * found.step, mask=found.inside, other=0.0)
         if RESTS:
             part = tl.where(found.is_rest, there, part)
-        tempered = tl.sum(part * tl.exp(below * inverse), 1)
+        tempered = tl.sum(part * exp(below * inverse), 1)
     return Sum(whole, total, tempered, below, part)
 
 
@@ -181,7 +187,7 @@ def _row(found, rests, inverse, DIVERGENCE: tl.constexpr, RESTS: tl.constexpr, T
         our_best = tl.maximum(ours.top, apart.top)
         # -log(1 + exp(further)), where further is what the student gives apart against what it gives inside.
         further = (apart.top - ours.top) * inverse + tl.log(apart.tempered) - tl.log(ours.tempered)
-        log_inside = -(tl.maximum(further, 0.0) + tl.log(1 + tl.exp(-tl.abs(further))))
+        log_inside = -(tl.maximum(further, 0.0) + tl.log(1 + exp(-tl.abs(further))))
         log_inside = tl.where(apart.tempered == 0, 0.0, log_inside)
     return Row(ours, theirs, lost, our_whole, our_best, log_inside)
 
@@ -200,25 +206,24 @@ def _mean(found, ours, theirs, inverse, DIVERGENCE: tl.constexpr):
         log_ratio = tl.log(ours.tempered) - tl.log(theirs.tempered)
         if DIVERGENCE == FORWARD:
             moved = tl.where(theirs.part == 0, 0.0, theirs.part * (theirs.below - ours.below))
-            mean = tl.sum((cross + moved) * tl.exp(theirs.below * inverse), 1) * inverse / theirs.tempered + log_ratio
+            mean = tl.sum((cross + moved) * exp(theirs.below * inverse), 1) * inverse / theirs.tempered + log_ratio
         else:
             moved = tl.where(ours.part == 0, 0.0, ours.part * (ours.below - theirs.below))
-            mean = tl.sum((cross + moved) * tl.exp(ours.below * inverse), 1) * inverse / ours.tempered - log_ratio
+            mean = tl.sum((cross + moved) * exp(ours.below * inverse), 1) * inverse / ours.tempered - log_ratio
     return mean
 
 
 @triton.jit
 def _agrees(found, known, rests, CHOSEN: tl.constexpr, DIVERGENCE: tl.constexpr):
     """Whether of all outcomes, chosen or not, one is the best on both sides; and the teacher's largest mass."""
-    tops = _largest(found, THEIR_TOP)
-    top = tl.max(tops, 1)
+    top = tl.max(_largest(found, THEIR_TOP), 1)
     best = tl.max(_largest(found, OUR_TOP), 1)
     if DIVERGENCE == REVERSE:
         best = tl.maximum(best, tl.max(_largest(found, APART_TOP), 1))
     best = tl.maximum(best, rests.our_top)
     lost_top = tl.max(_largest(found, LOST_TOP), 1)
-    both = _largest(found, BOTH_TOP)
-    agrees = known & (tl.max(tl.where(tops == top[:, None], both, float("-inf")), 1) >= best)
+    # An outcome's logarithms add up to so much only if both are the largest.
+    agrees = known & (tl.max(_largest(found, BOTH_TOP), 1) >= top + best)
     if CHOSEN:
         agrees = agrees & (top >= lost_top)
     return agrees, tl.maximum(top, lost_top)
@@ -241,12 +246,13 @@ def _put(kept, rows, row, real, FIELD: tl.constexpr, value):
 
 
 @triton.jit
-def _keep(kept, rows, row, real, known, rests):
-    _put(kept, rows, row, real, ROW_OUR_TOP, known.ours.top)
-    _put(kept, rows, row, real, ROW_OUR_LOG, tl.log(known.ours.tempered))
-    _put(kept, rows, row, real, ROW_THEIR_TOP, known.theirs.top)
-    _put(kept, rows, row, real, ROW_THEIR_LOG, tl.log(known.theirs.tempered))
-    _put(kept, rows, row, real, ROW_LOG_INSIDE, known.log_inside)
+def _keep(kept, rows, row, real, some, known, rests):
+    """What the next sweeps read; of rows that are not compared so much that all shares are 0."""
+    _put(kept, rows, row, real, ROW_OUR_TOP, tl.where(some, known.ours.top, 0.0))
+    _put(kept, rows, row, real, ROW_OUR_LOG, tl.where(some, tl.log(known.ours.tempered), ENDLESS))
+    _put(kept, rows, row, real, ROW_THEIR_TOP, tl.where(some, known.theirs.top, 0.0))
+    _put(kept, rows, row, real, ROW_THEIR_LOG, tl.where(some, tl.log(known.theirs.tempered), ENDLESS))
+    _put(kept, rows, row, real, ROW_LOG_INSIDE, tl.where(some, known.log_inside, 0.0))
     _put(kept, rows, row, real, ROW_OUR_REST, rests.ours)
     _put(kept, rows, row, real, ROW_THEIR_REST, rests.theirs)
 
@@ -331,14 +337,17 @@ def close_rows(
     tl.store(out + EMPTY * many, share(joint_masses_at(sides, row, joint, real, 0), our_whole), mask=has)
     tl.store(out + COMPARED * many, some.to(tl.float32), mask=has)
     if TEXT:
-        plausible = tl.exp(_text_outcome(sides, source, row, real) - their_top)
+        plausible = exp(_text_outcome(sides, source, row, real) - their_top)
         tl.store(out + PLAUSIBLE * many, tl.where(some, plausible, 0.0), mask=has)
     if LABELS:
         log_all, cross = _cross_entropy(found, sides, row, real, nothing)
         tl.store(entropy + row, cross, mask=real)
         _put(kept, rows, row, real, ROW_LOG_ALL, log_all)
-    _keep(kept, rows, row, real, known, rests)
-    _put(kept, rows, row, real, ROW_MEAN, mean)
+    _keep(kept, rows, row, real, some, known, rests)
+    _put(kept, rows, row, real, ROW_MEAN, tl.where(some, mean, 0.0))
+    if CHOSEN != BEST_OF_STUDENT:
+        odd = tl.load(found.place + ODD * found.step, mask=found.inside, other=0.0)
+        _put(kept, rows, row, real, ROW_ODD, tl.max(odd, 1))
     _put(kept, rows, row, real, ROW_SCALE, scale)
     _put(kept, rows, row, real, ROW_FACTOR, factor)
 
@@ -386,8 +395,8 @@ def close_mixtures(
         log_p = log_p - _kept(kept, rows, row, real, ROW_THEIR_LOG)
         log_m = log_mixture(log_p, log_q, beta)
         given = possible & (their_rest != float("-inf"))
-        theirs += tl.where(given, tl.exp(log_p) * (log_p - log_m), 0.0)
-        ours += tl.where(possible, tl.exp(log_q) * (log_q - log_m), 0.0)
+        theirs += tl.where(given, exp(log_p) * (log_p - log_m), 0.0)
+        ours += tl.where(possible, exp(log_q) * (log_q - log_m), 0.0)
     value = beta * theirs + (1 - beta) * ours
     factor = _kept(kept, rows, row, real, ROW_FACTOR)
     chunk = field(lists, row, real, CHUNK, -1)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .close import NOTHING, PLAUSIBLE, VALUE
-from .read import FORWARD, LOWEST, REVERSE, log_mixture, log_sum, scores_at
+from .read import FORWARD, LOWEST, REVERSE, exp, log_mixture, log_sum, scores_at
 from .sweep import slopes_of
 
 SPEAKER = tl.constexpr(0)
@@ -69,11 +69,11 @@ def _end(scores, start, live, width, pieces, first, last, BLOCK: tl.constexpr):
         counts, at = _others(pieces, at, last, token, counts, BLOCK)
         value = scores_at(scores + start + token, counts > 0)
         larger = tl.maximum(top, value)
-        more = tl.where(value == float("-inf"), 0.0, tl.exp(value - larger))
-        total = total * tl.exp(top - larger) + more
+        more = tl.where(value == float("-inf"), 0.0, exp(value - larger))
+        total = total * exp(top - larger) + more
         top = larger
     whole = tl.max(top, 0)
-    return log_sum(whole, tl.sum(total * tl.exp(top - whole), 0))
+    return log_sum(whole, tl.sum(total * exp(top - whole), 0))
 
 
 @triton.jit
@@ -100,7 +100,7 @@ def _restricted(scores, start, token_begin, tokens, out, first, last, OUTCOMES: 
             token = tl.load(tokens + begin + depth, mask=depth < size, other=0)
             value = scores_at(scores + start + token, depth < size)
             larger = tl.maximum(top, value)
-            total = total * tl.exp(top - larger) + tl.where(value == float("-inf"), 0.0, tl.exp(value - larger))
+            total = total * exp(top - larger) + tl.where(value == float("-inf"), 0.0, exp(value - larger))
             top = larger
         tl.store(out + outcome, log_sum(top, total), mask=inside)
 
@@ -159,8 +159,8 @@ def level_masses(
 def _grown(top, total, values, counts):
     """A sum of exponentials relative to its largest, and some more values that count."""
     larger = tl.maximum(top, tl.maximum(tl.max(tl.where(counts, values, LOWEST), 0), LOWEST))
-    more = tl.sum(tl.where(counts, tl.exp(values - larger), 0.0), 0)
-    return larger, total * tl.exp(top - larger) + more
+    more = tl.sum(tl.where(counts, exp(values - larger), 0.0), 0)
+    return larger, total * exp(top - larger) + more
 
 
 @triton.jit
@@ -206,15 +206,15 @@ def _shares_at(masses, count, outcome, inside, inverse, log_ours, log_theirs):
 def _terms(log_q, log_p, possible, given, beta, DIVERGENCE: tl.constexpr):
     """What some outcomes add to the value, and to the mean that slopes are taken against."""
     if DIVERGENCE == FORWARD:
-        value = tl.sum(tl.where(given, tl.exp(log_p) * (log_p - log_q), 0.0), 0)
+        value = tl.sum(tl.where(given, exp(log_p) * (log_p - log_q), 0.0), 0)
         mean = value
     elif DIVERGENCE == REVERSE:
-        value = tl.sum(tl.where(given, tl.exp(log_q) * (log_q - log_p), 0.0), 0)
+        value = tl.sum(tl.where(given, exp(log_q) * (log_q - log_p), 0.0), 0)
         mean = value
     else:
         log_m = log_mixture(log_p, log_q, beta)
-        mean = tl.sum(tl.where(possible, tl.exp(log_q) * (log_q - log_m), 0.0), 0)
-        value = (1 - beta) * mean + beta * tl.sum(tl.where(given, tl.exp(log_p) * (log_p - log_m), 0.0), 0)
+        mean = tl.sum(tl.where(possible, exp(log_q) * (log_q - log_m), 0.0), 0)
+        value = (1 - beta) * mean + beta * tl.sum(tl.where(given, exp(log_p) * (log_p - log_m), 0.0), 0)
     return value, mean
 
 
@@ -292,7 +292,7 @@ def level_values(
             tl.store(slopes + outcome, tl.where(possible, tl.where(some, slope, 0.0), 0.0), mask=outcome < last)
         if PLAUSIBLY:
             text = tl.load(masses + count + _of(table, level, TEXT))
-            counts *= tl.where(best <= NOTHING, 0.0, tl.exp(text - best))
+            counts *= tl.where(best <= NOTHING, 0.0, exp(text - best))
     place = numbers + VALUE * chunks.to(tl.int64) + chunk
     tl.store(place, tl.load(place) + total)
 
@@ -313,7 +313,7 @@ def spoken_gradients(student, live, table, levels, pieces, masses, slopes, out, 
     log_end = tl.load(masses + first)
     slope = tl.load(slopes + first) + tl.full((BLOCK,), 0.0, tl.float32)
     counts = (tl.load(live + token, mask=here, other=0) > 0) & (value != float("-inf")) & (slope != 0)
-    change = tl.where(counts, slope * tl.exp(value - log_end), 0.0)
+    change = tl.where(counts, slope * exp(value - log_end), 0.0)
     for outcome in range(first + 1, last):
         piece = tl.load(pieces + outcome)
         if (piece >= begin) & (piece < begin + BLOCK):
@@ -347,7 +347,7 @@ def restricted_gradients(
                 value = scores_at(student + start + token, inside)
                 slope = tl.load(slopes + outcome, mask=inside, other=0.0)
                 counts = (slope != 0) & (value != float("-inf"))
-                part = tl.exp(value - tl.load(masses + outcome, mask=inside, other=0.0))
+                part = exp(value - tl.load(masses + outcome, mask=inside, other=0.0))
                 before = tl.load(place + token, mask=inside, other=0.0).to(tl.float32)
                 after = before + tl.where(counts, slope * part, 0.0)
                 tl.store(place + token, after.to(out.dtype.element_ty), mask=inside)

@@ -12,9 +12,9 @@ from .read import (
     LISTED,
     LOWEST,
     Sides,
+    exp,
     field,
     joint_masses_at,
-    keys_of,
     log_sum,
     partners,
     places_of,
@@ -22,12 +22,8 @@ from .read import (
     tile_of,
 )
 
-DIGIT = tl.constexpr(11)
-"""Bits of an outcome's key that are looked at in one pass, of which there are five."""
 DIGIT_VALUES = tl.constexpr(2048)
-"""How many numbers these bits can make."""
-FIRST_DIGIT = tl.constexpr(44)
-"""Where the highest of them begin."""
+"""What 11 bits can be: values are looked at in digits of 11, 11 and 10 bits."""
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -81,8 +77,8 @@ def _lane_sums(scores, start, real, tokens, first, last, ROWS: tl.constexpr, LAN
         token = tl.load(tokens + at + place, mask=at + place < last, other=-1)
         value = scores_at(scores + start[:, None] + token[None, :], real[:, None] & (token >= 0)[None, :])
         larger = tl.maximum(top, value)
-        more = tl.where(value == float("-inf"), 0.0, tl.exp(value - larger))
-        total = total * tl.exp(top - larger) + more
+        more = tl.where(value == float("-inf"), 0.0, exp(value - larger))
+        total = total * exp(top - larger) + more
         top = larger
     return top, total
 
@@ -102,7 +98,8 @@ def joint_masses(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Log of the sum over each joint column's tokens on both sides: out (2, n, joint + 1), -inf where none has any.
+    """Log of the sum over each joint column's tokens on both sides: out (2, n, joint + 1), -inf where none has any,
+    0 in rows without a chunk.
 
     A program sums either one big column or `LANES` small ones. Those of a slice of small columns of the sizes 3, 2, 2
     stand in `tokens` as 0 1 2, 3 4 5, 6 - -: the first tokens, the second ones, ...; a big column's as they are.
@@ -138,11 +135,13 @@ def joint_masses(
     place = (row + side * rows.to(tl.int64)) * (joint + 1)
     if own >= 0:
         whole = tl.max(top, 1)
-        tl.store(out + place + own, log_sum(whole, tl.sum(total * tl.exp(top - whole[:, None]), 1)), mask=exists)
+        of_column = log_sum(whole, tl.sum(total * exp(top - whole[:, None]), 1))
+        tl.store(out + place + own, tl.where(real, of_column, 0.0), mask=exists)
     else:
         column = tl.load(order - 1 - own + tl.arange(0, LANES))
         mask = exists[:, None] & (column >= 0)[None, :]
-        tl.store(out + place[:, None] + column[None, :], log_sum(top, total), mask=mask)
+        of_columns = tl.where(real[:, None], log_sum(top, total), 0.0)
+        tl.store(out + place[:, None] + column[None, :], of_columns, mask=mask)
 
 
 @triton.jit
@@ -191,32 +190,57 @@ def thresholds(
     THEIR_ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The key of the outcome that is the last of the best `most` of a row, 0 where there are fewer: out int64 (n,).
+    """The outcome that is the last of the best `most` of a row, see `are_chosen`: out int64 (n,).
 
-    It is found digit by digit, from the highest: the outcomes whose keys begin like it are counted by their next digit.
-    Where all that begin like it are among the best, no further digit decides anything; so equal outcomes alone ask for
-    the last two digits, which are their places. Grid (n,).
+    Its value is found digit by digit, from the highest: the outcomes that begin like it are counted by their next
+    digit. Where all that begin like it are among the best, no further digit decides anything. Where several equal it,
+    the first places are the better ones. Grid (n,).
     """
     sides = Sides(student, teacher, masses, code, lists, rows, width, other_width, joint, token_blocks)
     tile = tile_of(sides, tl.program_id(0), OUR_ALIGNED, THEIR_ALIGNED, 1)
-    number = tl.arange(0, 2 * DIGIT_VALUES)
-    missing, prefix, shift = most, tl.program_id(0).to(tl.int64) * 0, FIRST_DIGIT + tl.program_id(0) * 0
+    number = tl.arange(0, DIGIT_VALUES)
+    missing, prefix, population = most, tl.program_id(0) * 0, blocks * BLOCK
+    shift, bits, lowest = prefix + 21, prefix + 11, prefix
     while shift >= 0:
-        counts = tl.full((2 * DIGIT_VALUES,), 0, tl.int32)
+        counts = tl.full((DIGIT_VALUES,), 0, tl.int32)
         for block in range(blocks):
-            values = _values_of(sides, tile, block, CHOSEN, BOTH, BLOCK)
-            keys = keys_of(values, places_of(sides, block, BLOCK)[None, :])
-            begins = (values != float("-inf")) & ((keys >> (shift + DIGIT)) == prefix)
-            # What does not count has a number that no digit has.
-            digit = tl.where(begins, (keys >> shift) & (DIGIT_VALUES - 1), 2 * DIGIT_VALUES - 1).to(tl.int32)
-            counts += tl.histogram(tl.reshape(digit, (BLOCK,)), 2 * DIGIT_VALUES)
-        counts = tl.where(number < DIGIT_VALUES, counts, 0)
-        from_here = tl.cumsum(counts, 0, reverse=True)
-        own = tl.max(tl.where(from_here >= missing, number, 0), 0)
+            rest = _ordered(_values_of(sides, tile, block, CHOSEN, BOTH, BLOCK)) >> shift.to(tl.uint32)
+            begins = (rest >> bits.to(tl.uint32)).to(tl.int32) == prefix
+            digit = rest.to(tl.int32) & ((1 << bits) - 1)
+            counts += tl.histogram(tl.reshape(tl.where(begins, digit, 0), (BLOCK,)), DIGIT_VALUES)
+        # What begins otherwise was counted as 0.
+        counts = tl.where(number == 0, counts + population - blocks * BLOCK, counts)
+        own = tl.max(tl.where(tl.cumsum(counts, 0, reverse=True) >= missing, number, 0), 0)
         missing -= tl.sum(tl.where(number > own, counts, 0), 0)
-        prefix = prefix * DIGIT_VALUES + own
-        if tl.sum(tl.where(number == own, counts, 0), 0) <= missing:
-            prefix = prefix << shift
-            shift = shift * 0
-        shift -= DIGIT
-    tl.store(out + tl.program_id(0), prefix)
+        population = tl.sum(tl.where(number == own, counts, 0), 0)
+        prefix = (prefix << bits) | own
+        lowest = prefix << shift
+        done = (population <= missing) | (shift == 0)
+        bits = tl.where(shift == 21, 11, 10)
+        shift = tl.where(done, -1, tl.where(shift == 21, 10, 0))
+    last = missing * 0 + 0x7FFFFFFF
+    if population > missing:
+        last = _place_of_equal(sides, tile, lowest, missing, blocks, CHOSEN, BOTH, BLOCK)
+    tl.store(out + tl.program_id(0), (lowest.to(tl.int64) << 32) | last)
+
+
+@triton.jit
+def _place_of_equal(sides, tile, value, number, blocks, CHOSEN: tl.constexpr, BOTH: tl.constexpr, BLOCK: tl.constexpr):
+    """The place of the outcome that is the `number`-th, from 1, of those with a value."""
+    before, found = number * 0, number * 0
+    for block in range(blocks):
+        values = tl.reshape(_values_of(sides, tile, block, CHOSEN, BOTH, BLOCK), (BLOCK,))
+        equal = (_ordered(values).to(tl.int32, bitcast=True) == value).to(tl.int32)
+        count = tl.sum(equal, 0)
+        if (before < number) & (before + count >= number):
+            own = (equal > 0) & (before + tl.cumsum(equal, 0) == number)
+            found = tl.sum(tl.where(own, places_of(sides, block, BLOCK), 0), 0)
+        before += count
+    return found
+
+
+@triton.jit
+def _ordered(values):
+    """Whole numbers without a sign in the order of the values, of which 0 and -0 are equal."""
+    bits = (values + 0.0).to(tl.uint32, bitcast=True)
+    return tl.where(bits >= 0x80000000, ~bits, bits | 0x80000000)

@@ -21,6 +21,8 @@ import triton.language as tl
 LOWEST = tl.constexpr(-3.0e38)
 """Stands for -inf where differences are taken, since that of two infinities is no number."""
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+
 FORWARD = tl.constexpr(0)
 REVERSE = tl.constexpr(1)
 JSD = tl.constexpr(2)
@@ -46,8 +48,6 @@ LISTED = tl.constexpr(7)
 BEST_OF_TEACHER = tl.constexpr(1)
 BEST_OF_STUDENT = tl.constexpr(2)
 """Which outcomes are compared: the teacher's best, all others as one rest, or the student's best and no others."""
-PLACES = tl.constexpr(4194304)
-"""More than there are outcomes: a key's last 22 bits tell equal ones apart, of which the first is the better one."""
 
 
 class Sides(NamedTuple):
@@ -90,6 +90,12 @@ class Tile(NamedTuple):
 
 
 @triton.jit
+def exp(value):
+    """e^value, 0 where that is less than 1e-38: one multiplication and one instruction, where `tl.exp` takes five."""
+    return tl.exp2(value * LOG2_E)
+
+
+@triton.jit
 def log_sum(top, total):
     """The logarithm of a sum that is relative to its largest, -inf where it is of nothing."""
     return tl.where(total == 0, float("-inf"), top + tl.log(total))
@@ -99,13 +105,13 @@ def log_sum(top, total):
 def added(one, other):
     """log(exp(one) + exp(other)), -inf of nothing."""
     top = tl.maximum(tl.maximum(one, other), LOWEST)
-    return log_sum(top, tl.exp(one - top) + tl.exp(other - top))
+    return log_sum(top, exp(one - top) + exp(other - top))
 
 
 @triton.jit
 def share(part, whole):
     """exp(part) / (exp(part) + exp(whole)) of two logarithms, 0 of nothing."""
-    return tl.where(part == float("-inf"), 0.0, 1 / (1 + tl.exp(whole - part)))
+    return tl.where(part == float("-inf"), 0.0, 1 / (1 + exp(whole - part)))
 
 
 @triton.jit
@@ -113,7 +119,7 @@ def log_mixture(log_p, log_q, beta):
     """log(beta exp(log_p) + (1 - beta) exp(log_q)) of numbers of which one at least is above -inf."""
     log_p, log_q = log_p + tl.log(beta), log_q + tl.log(1 - beta)
     top = tl.maximum(log_p, log_q)
-    return top + tl.log(tl.exp(log_p - top) + tl.exp(log_q - top))
+    return top + tl.log(exp(log_p - top) + exp(log_q - top))
 
 
 @triton.jit
@@ -148,53 +154,55 @@ def tile_of(sides, number, OUR_ALIGNED: tl.constexpr, THEIR_ALIGNED: tl.constexp
 
 
 @triton.jit
-def joint_masses_at(sides, row, column, mask, SIDE: tl.constexpr):
-    """Log masses of joint columns of one side, the student's if `SIDE` is 0; -inf where there is none."""
-    begin = row + SIDE * sides.rows.to(tl.int64)
-    return tl.load(sides.masses + begin * (sides.joint + 1) + column, mask=mask, other=float("-inf"))
+def joint_masses_at(sides, row, column, mask, SIDE: tl.constexpr, nothing=float("-inf")):
+    """Log masses of joint columns of one side, the student's if `SIDE` is 0; `nothing` where there is none."""
+    # A tile's last rows need not exist; what is read for them is not used.
+    begin = tl.minimum(row, sides.rows - 1) + SIDE * sides.rows.to(tl.int64)
+    return tl.load(sides.masses + begin * (sides.joint + 1) + column, mask=mask, other=nothing)
 
 
 @triton.jit
 def partners(sides, token):
     """The tokens' codes, and which tokens are alone in their outcome on both sides."""
     partner = tl.load(sides.code + token, mask=token < sides.width, other=-1)
-    return partner, (partner >= 0) & (partner < sides.other_width)
+    # As a whole number without a sign -1 is more than any token.
+    return partner, partner.to(tl.uint32, bitcast=True) < sides.other_width.to(tl.uint32)
 
 
 @triton.jit
-def outcomes(sides, tile, block, BOTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Both sides' log masses of a block of outcomes, and the student's logits of a block of tokens: (rows, BLOCK) each.
+def outcomes(sides, tile, block, BLOCK: tl.constexpr):
+    """Both sides' log masses of a block of outcomes, (rows, BLOCK) each, which places are outcomes, (BLOCK,), and the
+    student's logits of a block of tokens, (rows, BLOCK).
 
     The first blocks go along the student's tokens, of which those that are alone in their outcome on both sides count;
-    further blocks go along the joint columns. Where there is no outcome both masses are -inf. With `BOTH` an outcome
-    that the teacher cannot have is none.
+    further blocks go along the joint columns. Where there is no outcome, both masses are LOWEST and logits are -inf.
     """
     place = tl.arange(0, BLOCK)
     if block < sides.token_blocks:
         token = block * BLOCK + place
-        partner, alone = partners(sides, token)
-        mask = tile.real[:, None] & (token < sides.width)[None, :]
-        logits = scores_at(sides.student + tile.ours[:, None] + token[None, :], mask)
-        mask = tile.compares[:, None] & alone[None, :]
-        theirs = scores_at(sides.teacher + tile.theirs[:, None] + partner[None, :], mask)
-        ours = tl.where(mask, logits, float("-inf"))
+        partner, there = partners(sides, token)
+        logits = scores_at(sides.student + tile.ours[:, None] + token[None, :], (token < sides.width)[None, :])
+        # A teacher's row is named also where nothing is compared, so that any can be read.
+        theirs = sides.teacher + tile.theirs[:, None] + partner[None, :]
+        theirs = tl.load(theirs, mask=there[None, :], other=LOWEST).to(tl.float32)
+        ours = tl.where(there[None, :], logits, LOWEST)
     else:
         column = (block - sides.token_blocks) * BLOCK + place
-        mask = tile.compares[:, None] & (column < sides.joint)[None, :]
-        ours = joint_masses_at(sides, tile.row[:, None], column[None, :], mask, 0)
-        theirs = joint_masses_at(sides, tile.row[:, None], column[None, :], mask, 1)
+        there = column < sides.joint
+        ours = joint_masses_at(sides, tile.row[:, None], column[None, :], there[None, :], 0, LOWEST)
+        theirs = joint_masses_at(sides, tile.row[:, None], column[None, :], there[None, :], 1, LOWEST)
         logits = tl.full(ours.shape, float("-inf"), tl.float32)
-    if BOTH:
-        ours = tl.where(theirs == float("-inf"), float("-inf"), ours)
-    return ours, theirs, logits
+    return ours, theirs, there, logits
 
 
 @triton.jit
-def keys_of(values, place):
-    """Whole numbers of 54 bits in the order of the values, and among equal ones in that of falling places."""
-    bits = values.to(tl.int32, bitcast=True)
-    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64) + 2147483648
-    return ordered * PLACES + (PLACES - 1 - place)
+def compared(ours, theirs, there, tile, BOTH: tl.constexpr):
+    """The log masses of outcomes that count, -inf elsewhere. With `BOTH` one that the teacher cannot have is none."""
+    mask = tile.compares[:, None] & there[None, :]
+    ours, theirs = tl.where(mask, ours, float("-inf")), tl.where(mask, theirs, float("-inf"))
+    if BOTH:
+        ours = tl.where(theirs == float("-inf"), float("-inf"), ours)
+    return ours, theirs
 
 
 @triton.jit
@@ -206,6 +214,14 @@ def places_of(sides, block, BLOCK: tl.constexpr):
 
 @triton.jit
 def are_chosen(ours, theirs, threshold, tile, place, CHOSEN: tl.constexpr):
-    """Which outcomes are among the best."""
-    least = tl.load(threshold + tile.row, mask=tile.real, other=0)
-    return keys_of(ours if CHOSEN == BEST_OF_STUDENT else theirs, place[None, :]) >= least[:, None]
+    """Which outcomes are among the best: larger than the last of these, or equal to it and not of a later place.
+
+    A row's threshold is that value in the high 32 bits, as `thresholds` orders values, and that place in the low ones.
+    """
+    packed = tl.load(threshold + tile.row, mask=tile.real, other=0)
+    # Nothing is below -inf.
+    ordered = tl.maximum((packed >> 32).to(tl.uint32), 0x007FFFFF)
+    bits = tl.where(ordered >= 0x80000000, ordered ^ 0x80000000, ~ordered)
+    least, last = bits.to(tl.float32, bitcast=True)[:, None], (packed & 0x7FFFFFFF).to(tl.int32)[:, None]
+    values = ours if CHOSEN == BEST_OF_STUDENT else theirs
+    return (values > least) | ((values == least) & (place[None, :] <= last))

@@ -9,6 +9,10 @@ takes a second sweep. A gradient's entry is Q (log Q - log M - mean), where the 
 over, so that entries can be written in a third. (Writing Q (log Q - log M) in the second one and taking the mean's part
 away later is a third sweep, too, over the gradient.) Without a gradient a JSD takes two sweeps.
 
+Nearly all rows are *plain*: both sides can have every outcome. Their blocks ask nothing of single outcomes, which takes
+half of the instructions. A block where this is not so shows it by a sum that is infinite or NaN; it is added up once
+more with care, and so is the gradient of its row made.
+
 Source: online softmax, Milakov and Gimelshein (2018).
 """
 
@@ -21,15 +25,19 @@ import triton
 import triton.language as tl
 
 from .read import (
+    BEST_OF_STUDENT,
     BEST_OF_TEACHER,
     FORWARD,
     LABEL,
+    LOG2_E,
     LOWEST,
     OUT,
     PLAIN,
     REVERSE,
     Sides,
     are_chosen,
+    compared,
+    exp,
     field,
     joint_masses_at,
     log_mixture,
@@ -62,7 +70,9 @@ OUR_REST_TOP = tl.constexpr(15)
 OUR_REST_SUM = tl.constexpr(16)
 THEIR_REST_TOP = tl.constexpr(17)
 THEIR_REST_SUM = tl.constexpr(18)
-SUMS = 19
+ODD = tl.constexpr(19)
+"""1 where the block is not plain."""
+SUMS = 20
 """How many these are."""
 
 # What is kept of a row for the sweeps after the first, each (n,).
@@ -77,7 +87,8 @@ ROW_FACTOR = tl.constexpr(7)
 ROW_LOG_ALL = tl.constexpr(8)
 ROW_OUR_REST = tl.constexpr(9)
 ROW_THEIR_REST = tl.constexpr(10)
-KEPT = 11
+ROW_ODD = tl.constexpr(11)
+KEPT = 12
 """How many these are."""
 
 
@@ -103,11 +114,11 @@ class BlockSum(NamedTuple):
 def _block_sum(values, counts, inverse, TEMPERED: tl.constexpr):
     top = tl.maximum(tl.max(tl.where(counts, values, LOWEST), 1), LOWEST)
     above = values - top[:, None]
-    parts = tl.where(counts, tl.exp(above), 0.0)
+    parts = tl.where(counts, exp(above), 0.0)
     total = tl.sum(parts, 1)
     tempered = total
     if TEMPERED:
-        parts = tl.where(counts, tl.exp(above * inverse), 0.0)
+        parts = tl.where(counts, exp(above * inverse), 0.0)
         tempered = tl.sum(parts, 1)
     return BlockSum(top, total, tempered, above, parts)
 
@@ -140,6 +151,93 @@ def _put_rare(cell, values, counts, inverse, TOP: tl.constexpr, TEMPERED: tl.con
         _put(cell, TOP + 2, tempered)
 
 
+class PlainSum(NamedTuple):
+    """Values of a block as `_block_sum` has them, and of what is not chosen the sum and the largest, (rows,) each.
+
+    Attributes:
+        spread: how far the least value lies below the largest; 0 unless some are chosen.
+    """
+
+    top: Any
+    total: Any
+    tempered: Any
+    above: Any
+    parts: Any
+    rest_top: Any
+    rest: Any
+    spread: Any
+
+
+@triton.jit
+def _plain_sum(values, there, chosen, inverse, CHOSEN: tl.constexpr, TEMPERED: tl.constexpr):
+    """Sums of a plain block, where LOWEST stands for places that are no outcomes."""
+    top = tl.maximum(tl.max(values, 1), LOWEST)
+    above = values - top[:, None]
+    parts = exp(above)
+    rest, spread = tl.full((values.shape[0],), 0.0, tl.float32), tl.full((values.shape[0],), 0.0, tl.float32)
+    if CHOSEN:
+        rest = tl.where(top == LOWEST, 0.0, tl.sum(tl.where(chosen, 0.0, parts), 1))
+        parts = tl.where(chosen, parts, 0.0)
+        spread = tl.max(tl.where(there[None, :], -above, 0.0), 1)
+    # Relative to LOWEST itself nothing would be 1.
+    total = tl.where(top == LOWEST, 0.0, tl.sum(parts, 1))
+    tempered = total
+    if TEMPERED:
+        parts = exp(above * inverse)
+        if CHOSEN:
+            parts = tl.where(chosen, parts, 0.0)
+        tempered = tl.where(top == LOWEST, 0.0, tl.sum(parts, 1))
+    rest_top = tl.where(rest > 0, top, LOWEST)
+    return PlainSum(tl.where(total > 0, top, LOWEST), total, tempered, above, parts, rest_top, rest, spread)
+
+
+@triton.jit
+def _put_plain(
+    cell,
+    ours,
+    theirs,
+    there,
+    chosen,
+    inverse,
+    DIVERGENCE: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    TEMPERED: tl.constexpr,
+):
+    """Stores a block's sums as if it were plain, and says whether it is not: -inf on either side, or NaN, makes the sum
+    `CROSS` infinite or NaN.
+    """
+    our_sum = _plain_sum(ours, there, chosen, inverse, CHOSEN, TEMPERED)
+    their_sum = _plain_sum(theirs, there, chosen, inverse, CHOSEN, TEMPERED)
+    difference = their_sum.above - our_sum.above
+    cross = tl.sum(-our_sum.parts * difference if DIVERGENCE == REVERSE else their_sum.parts * difference, 1)
+    odd = ~(tl.abs(cross) < -LOWEST)
+    _put(cell, OUR_TOP, our_sum.top)
+    _put(cell, OUR_SUM, our_sum.total)
+    _put(cell, THEIR_TOP, their_sum.top)
+    _put(cell, THEIR_SUM, their_sum.total)
+    _put(cell, BOTH_TOP, tl.max(ours + theirs, 1))
+    _put(cell, CROSS, cross)
+    if TEMPERED:
+        _put(cell, OUR_TEMPERED, our_sum.tempered)
+        _put(cell, THEIR_TEMPERED, their_sum.tempered)
+    nothing = tl.full((ours.shape[0],), 0.0, tl.float32)
+    _put(cell, LOST_TOP, nothing + LOWEST)
+    _put(cell, LOST_SUM, nothing)
+    if DIVERGENCE == REVERSE:
+        _put(cell, APART_TOP, nothing + LOWEST)
+        _put(cell, APART_SUM, nothing)
+        _put(cell, APART_TEMPERED, nothing)
+    if CHOSEN:
+        _put(cell, OUR_REST_TOP, our_sum.rest_top)
+        _put(cell, OUR_REST_SUM, our_sum.rest)
+        _put(cell, THEIR_REST_TOP, their_sum.rest_top)
+        _put(cell, THEIR_REST_SUM, their_sum.rest)
+        # What is further below the largest than that would be lost beside it.
+        odd |= tl.maximum(our_sum.spread, their_sum.spread) * tl.maximum(inverse, 1.0) > 80
+    _put(cell, ODD, odd.to(tl.float32))
+    return tl.max(odd.to(tl.int32), 0) > 0
+
+
 @triton.jit
 def _put_outcomes(cell, ours, theirs, inverse, DIVERGENCE: tl.constexpr, TEMPERED: tl.constexpr):
     """Stores the sums of what both sides or the student can give."""
@@ -152,7 +250,7 @@ def _put_outcomes(cell, ours, theirs, inverse, DIVERGENCE: tl.constexpr, TEMPERE
     _put(cell, OUR_SUM, our_sum.total)
     _put(cell, THEIR_TOP, their_sum.top)
     _put(cell, THEIR_SUM, their_sum.total)
-    _put(cell, BOTH_TOP, tl.max(tl.where(theirs == their_sum.top[:, None], ours, float("-inf")), 1))
+    _put(cell, BOTH_TOP, tl.max(tl.where(given, ours + theirs, LOWEST), 1))
     if TEMPERED:
         _put(cell, OUR_TEMPERED, our_sum.tempered)
         _put(cell, THEIR_TEMPERED, their_sum.tempered)
@@ -199,32 +297,39 @@ def sums(
     block = tl.program_id(0) % blocks
     sides = Sides(student, teacher, masses, code, lists, rows, width, other_width, joint, token_blocks)
     tile = tile_of(sides, tl.program_id(0) // blocks, OUR_ALIGNED, THEIR_ALIGNED, ROWS)
-    ours, theirs, logits = outcomes(sides, tile, block, BOTH, BLOCK)
+    ours, theirs, there, logits = outcomes(sides, tile, block, BLOCK)
     cell = Cell(out + tile.row * blocks + block, rows.to(tl.int64) * blocks, tile.real)
-    lost = (theirs != float("-inf")) & (ours == float("-inf"))
+    chosen = there[None, :]
     if CHOSEN:
-        # What is not chosen becomes one outcome, or with the student's best is lost to the teacher.
         chosen = are_chosen(ours, theirs, threshold, tile, places_of(sides, block, BLOCK), CHOSEN)
-        rest = _block_sum(ours, (ours != float("-inf")) & ~chosen, inverse, TEMPERED=False)
-        _put(cell, OUR_REST_TOP, rest.top)
-        _put(cell, OUR_REST_SUM, rest.total)
-        ours = tl.where(chosen, ours, float("-inf"))
+    odd = True
+    if CHOSEN != BEST_OF_STUDENT:
+        odd = _put_plain(cell, ours, theirs, there, chosen, inverse, DIVERGENCE, CHOSEN, TEMPERED)
+    if odd:
+        ours, theirs = compared(ours, theirs, there, tile, BOTH)
         lost = (theirs != float("-inf")) & (ours == float("-inf"))
-        if CHOSEN == BEST_OF_TEACHER:
-            rest = _block_sum(theirs, (theirs != float("-inf")) & ~chosen, inverse, TEMPERED=False)
-            _put(cell, THEIR_REST_TOP, rest.top)
-            _put(cell, THEIR_REST_SUM, rest.total)
-            theirs = tl.where(chosen, theirs, float("-inf"))
-            lost = lost & chosen
-    _put_outcomes(cell, ours, theirs, inverse, DIVERGENCE, TEMPERED)
-    # What one side alone can give is rare, so it is summed apart.
-    _put_rare(cell, theirs, lost, inverse, LOST_TOP, TEMPERED=False)
+        if CHOSEN:
+            # What is not chosen becomes one outcome, or with the student's best is lost to the teacher.
+            rest = _block_sum(ours, (ours != float("-inf")) & ~chosen, inverse, TEMPERED=False)
+            _put(cell, OUR_REST_TOP, rest.top)
+            _put(cell, OUR_REST_SUM, rest.total)
+            ours = tl.where(chosen, ours, float("-inf"))
+            lost = (theirs != float("-inf")) & (ours == float("-inf"))
+            if CHOSEN == BEST_OF_TEACHER:
+                rest = _block_sum(theirs, (theirs != float("-inf")) & ~chosen, inverse, TEMPERED=False)
+                _put(cell, THEIR_REST_TOP, rest.top)
+                _put(cell, THEIR_REST_SUM, rest.total)
+                theirs = tl.where(chosen, theirs, float("-inf"))
+                lost = lost & chosen
+        _put_outcomes(cell, ours, theirs, inverse, DIVERGENCE, TEMPERED)
+        # What one side alone can give is rare, so it is summed apart.
+        _put_rare(cell, theirs, lost, inverse, LOST_TOP, TEMPERED=False)
     if LABELS:
         token = block * BLOCK + tl.arange(0, BLOCK)
         logits = _plain_logits(sides, tile.row, tile.real, token, logits, tile.ours, COPIES)
-        whole = _block_sum(logits, logits != float("-inf"), inverse, TEMPERED=False)
-        _put(cell, ALL_TOP, whole.top)
-        _put(cell, ALL_SUM, whole.total)
+        top = tl.maximum(tl.max(logits, 1), LOWEST)
+        _put(cell, ALL_TOP, top)
+        _put(cell, ALL_SUM, tl.sum(exp(logits - top[:, None]), 1))
 
 
 @triton.jit
@@ -284,7 +389,8 @@ def mixtures(
     block = tl.program_id(0) % blocks
     sides = Sides(student, teacher, masses, code, lists, rows, width, other_width, joint, token_blocks)
     tile = tile_of(sides, tl.program_id(0) // blocks, OUR_ALIGNED, THEIR_ALIGNED, ROWS)
-    ours, theirs, _ = outcomes(sides, tile, block, BOTH, BLOCK)
+    ours, theirs, there, _ = outcomes(sides, tile, block, BLOCK)
+    ours, theirs = compared(ours, theirs, there, tile, BOTH)
     if CHOSEN:
         chosen = are_chosen(ours, theirs, threshold, tile, places_of(sides, block, BLOCK), CHOSEN)
         ours = tl.where(chosen, ours, float("-inf"))
@@ -294,22 +400,131 @@ def mixtures(
     log_m = log_mixture(log_p, log_q, beta)
     given = possible & (theirs != float("-inf"))
     cell = Cell(out + tile.row * blocks + block, rows.to(tl.int64) * blocks, tile.real)
-    _put(cell, 0, tl.sum(tl.where(given, tl.exp(log_p) * (log_p - log_m), 0.0), 1))
-    _put(cell, 1, tl.sum(tl.where(possible, tl.exp(log_q) * (log_q - log_m), 0.0), 1))
+    _put(cell, 0, tl.sum(tl.where(given, exp(log_p) * (log_p - log_m), 0.0), 1))
+    _put(cell, 1, tl.sum(tl.where(possible, exp(log_q) * (log_q - log_m), 0.0), 1))
 
 
 @triton.jit
 def slopes_of(log_q, log_p, given, mean, log_inside, beta, DIVERGENCE: tl.constexpr):
     """What a divergence changes by with an outcome's log mass, over T."""
     if DIVERGENCE == FORWARD:
-        slope = tl.exp(log_q) - tl.exp(log_p)
+        slope = exp(log_q) - exp(log_p)
     elif DIVERGENCE == REVERSE:
         # What the teacher cannot give costs what it has of the student's mass.
-        centred = tl.exp(log_q) * (log_q - log_p - mean - 1 + tl.exp(log_inside))
-        slope = tl.where(given, centred, tl.exp(log_q + log_inside))
+        centred = exp(log_q) * (log_q - log_p - mean - 1 + exp(log_inside))
+        slope = tl.where(given, centred, exp(log_q + log_inside))
     else:
-        slope = (1 - beta) * tl.exp(log_q) * (log_q - log_mixture(log_p, log_q, beta) - mean)
+        slope = (1 - beta) * exp(log_q) * (log_q - log_mixture(log_p, log_q, beta) - mean)
     return slope
+
+
+@triton.jit
+def _label_slopes(sides, tile, token, logits, kept, factors, first, BLOCK: tl.constexpr):
+    """What the labels' cross-entropy adds."""
+    label = field(sides.lists, tile.row, tile.real, LABEL, -1)
+    factor = tl.load(factors + 1)
+    change = factor * exp(logits - _row(kept, sides, tile, ROW_LOG_ALL))
+    # Few blocks hold a label.
+    if tl.max(((label >= first) & (label < first + BLOCK)).to(tl.int32), 0) > 0:
+        change -= tl.where(token[None, :] == label[:, None], factor, 0.0)
+    return tl.where((label >= 0)[:, None], change, 0.0)
+
+
+@triton.jit
+def _careful_slopes(
+    sides,
+    tile,
+    token,
+    logits,
+    partner,
+    alone,
+    kept,
+    threshold,
+    inverse,
+    beta,
+    DIVERGENCE: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    BOTH: tl.constexpr,
+):
+    """`_plain_slopes` of any rows."""
+    rows = sides.rows
+    ours, theirs = _outcomes_of_tokens(sides, tile, logits, partner, alone)
+    counts = tile.compares[:, None] & (partner >= 0)[None, :] & (logits != float("-inf"))
+    if BOTH:
+        counts = counts & (theirs != float("-inf"))
+    itself = alone[None, :] & counts
+    if CHOSEN:
+        place = tl.where(alone, token, sides.width + partner - sides.other_width)
+        chosen = are_chosen(ours, theirs, threshold, tile, place, CHOSEN)
+        if CHOSEN == BEST_OF_TEACHER:
+            # What is not chosen has its share of the rest.
+            ours = tl.where(chosen, ours, row_numbers(kept, rows, tile.row, tile.real, ROW_OUR_REST))
+            theirs = tl.where(chosen, theirs, row_numbers(kept, rows, tile.row, tile.real, ROW_THEIR_REST))
+            itself = itself & chosen
+        else:
+            counts = counts & chosen
+    ours = tl.where(counts, ours, 0.0)
+    part = tl.where(itself, 1.0, exp(tl.where(counts, logits, 0.0) - ours))
+    log_q, log_p = _log_shares(kept, rows, tile.row, tile.real, ours, theirs, inverse)
+    mean = row_numbers(kept, rows, tile.row, tile.real, ROW_MEAN)
+    log_inside = row_numbers(kept, rows, tile.row, tile.real, ROW_LOG_INSIDE)
+    slope = slopes_of(log_q, log_p, theirs != float("-inf"), mean, log_inside, beta, DIVERGENCE)
+    scale = row_numbers(kept, rows, tile.row, tile.real, ROW_SCALE)
+    return tl.where(counts & (scale != 0), scale * slope * part, 0.0)
+
+
+@triton.jit
+def _plain_slopes(
+    sides,
+    tile,
+    token,
+    logits,
+    partner,
+    alone,
+    kept,
+    threshold,
+    inverse,
+    beta,
+    DIVERGENCE: tl.constexpr,
+    CHOSEN: tl.constexpr,
+):
+    """What the value changes by with each logit, (rows, BLOCK), in plain rows.
+
+    A token has the share exp(z - x) of its outcome's slope, x and y being the outcome's log masses, and alone it is its
+    outcome, x = z. Exponents of 2 spare multiplications: with the shares q = 2^(log_q) and p = 2^(log_p) of an
+    outcome, a token's parts of them are 2^(log_q + part) and 2^(log_p + part).
+    """
+    # Teacher's tokens and joint columns are read where a token has them, else 0.
+    theirs = tl.load(sides.teacher + tile.theirs[:, None] + partner[None, :], mask=alone[None, :], other=0.0)
+    shared, column = (partner >= sides.other_width)[None, :], (partner - sides.other_width)[None, :]
+    their_joint = joint_masses_at(sides, tile.row[:, None], column, shared, 1, 0.0)
+    theirs = tl.where(alone[None, :], theirs.to(tl.float32), their_joint)
+    ours = tl.where(alone[None, :], logits, joint_masses_at(sides, tile.row[:, None], column, shared, 0, 0.0))
+    if CHOSEN:
+        # What is not chosen has its share of the rest.
+        place = tl.where(alone, token, sides.width + partner - sides.other_width)
+        chosen = are_chosen(ours, theirs, threshold, tile, place, CHOSEN)
+        ours = tl.where(chosen, ours, _row(kept, sides, tile, ROW_OUR_REST))
+        theirs = tl.where(chosen, theirs, _row(kept, sides, tile, ROW_THEIR_REST))
+    part, steepness = (logits - ours) * LOG2_E, inverse * LOG2_E
+    log_q = (ours - _row(kept, sides, tile, ROW_OUR_TOP)) * steepness - _row(kept, sides, tile, ROW_OUR_LOG) * LOG2_E
+    log_p = (theirs - _row(kept, sides, tile, ROW_THEIR_TOP)) * steepness
+    log_p -= _row(kept, sides, tile, ROW_THEIR_LOG) * LOG2_E
+    our_part = tl.exp2(log_q + part)
+    if DIVERGENCE == FORWARD:
+        slope = our_part - tl.exp2(log_p + part)
+    elif DIVERGENCE == REVERSE:
+        slope = our_part * ((log_q - log_p) / LOG2_E - _row(kept, sides, tile, ROW_MEAN))
+    else:
+        # Where both shares are less than that, so is the slope.
+        mixture = tl.maximum(beta * tl.exp2(log_p) + (1 - beta) * tl.exp2(log_q), 1e-37)
+        slope = (1 - beta) * our_part * (log_q / LOG2_E - tl.log(mixture) - _row(kept, sides, tile, ROW_MEAN))
+    return tl.where((partner >= 0)[None, :], slope * _row(kept, sides, tile, ROW_SCALE), 0.0)
+
+
+@triton.jit
+def _row(kept, sides, tile, FIELD: tl.constexpr):
+    return row_numbers(kept, sides.rows, tile.row, tile.real, FIELD)
 
 
 @triton.jit(do_not_specialize=["rows", "lines", "other_width", "joint", "blocks"])
@@ -353,40 +568,26 @@ def gradients(
     sides = Sides(student, teacher, masses, code, lists, rows, width, other_width, joint, blocks)
     tile = tile_of(sides, tl.program_id(0) // blocks, OUR_ALIGNED, THEIR_ALIGNED, ROWS)
     token = block * BLOCK + tl.arange(0, BLOCK)
-    logits = scores_at(
-        sides.student + tile.ours[:, None] + token[None, :], tile.real[:, None] & (token < width)[None, :]
-    )
-    partner, alone = partners(sides, token)
-    ours, theirs = _outcomes_of_tokens(sides, tile, logits, partner, alone)
-    counts = tile.compares[:, None] & (partner >= 0)[None, :] & (logits != float("-inf"))
-    if BOTH:
-        counts = counts & (theirs != float("-inf"))
-    itself = alone[None, :] & counts
-    if CHOSEN:
-        place = tl.where(alone, token, width + partner - other_width)
-        chosen = are_chosen(ours, theirs, threshold, tile, place, CHOSEN)
-        if CHOSEN == BEST_OF_TEACHER:
-            # What is not chosen has its share of the rest.
-            ours = tl.where(chosen, ours, row_numbers(kept, rows, tile.row, tile.real, ROW_OUR_REST))
-            theirs = tl.where(chosen, theirs, row_numbers(kept, rows, tile.row, tile.real, ROW_THEIR_REST))
-            itself = itself & chosen
-        else:
-            counts = counts & chosen
-    ours = tl.where(counts, ours, 0.0)
-    part = tl.where(itself, 1.0, tl.exp(tl.where(counts, logits, 0.0) - ours))
-    log_q, log_p = _log_shares(kept, rows, tile.row, tile.real, ours, theirs, inverse)
-    mean = row_numbers(kept, rows, tile.row, tile.real, ROW_MEAN)
-    log_inside = row_numbers(kept, rows, tile.row, tile.real, ROW_LOG_INSIDE)
-    slope = slopes_of(log_q, log_p, theirs != float("-inf"), mean, log_inside, beta, DIVERGENCE)
-    scale = row_numbers(kept, rows, tile.row, tile.real, ROW_SCALE)
-    change = tl.where(counts & (scale != 0), scale * slope * part, 0.0)
-    if LABELS:
-        logits = _plain_logits(sides, tile.row, tile.real, token, logits, tile.ours, COPIES)
-        label = field(lists, tile.row, tile.real, LABEL, -1)
-        extra = tl.exp(logits - row_numbers(kept, rows, tile.row, tile.real, ROW_LOG_ALL))
-        extra = tl.load(factors + 1) * (extra - (token[None, :] == label[:, None]).to(tl.float32))
-        change += tl.where((label >= 0)[:, None], extra, 0.0)
+    change = tl.full((ROWS, BLOCK), 0.0, tl.float32)
     # Lines beyond the rows have no chunk and no label: their gradient is 0.
+    if tl.max(tile.real.to(tl.int32), 0) > 0:
+        logits = scores_at(sides.student + tile.ours[:, None] + token[None, :], (token < width)[None, :])
+        partner, alone = partners(sides, token)
+        odd = True
+        if CHOSEN != BEST_OF_STUDENT:
+            # Beside rows that there are not, one has to be careful, too.
+            odd = tl.max(tl.load(kept + ROW_ODD * rows.to(tl.int64) + tile.row, mask=tile.real, other=1.0), 0) > 0
+        if odd:
+            change = _careful_slopes(
+                sides, tile, token, logits, partner, alone, kept, threshold, inverse, beta, DIVERGENCE, CHOSEN, BOTH
+            )
+        else:
+            change = _plain_slopes(
+                sides, tile, token, logits, partner, alone, kept, threshold, inverse, beta, DIVERGENCE, CHOSEN
+            )
+        if LABELS:
+            logits = _plain_logits(sides, tile.row, tile.real, token, logits, tile.ours, COPIES)
+            change += _label_slopes(sides, tile, token, logits, kept, factors, block * BLOCK, BLOCK)
     real = tile.row < lines
     start = start_of(lists, tile.row, real, OUT, OUT_ALIGNED)
     here = real[:, None] & (token < width)[None, :]
