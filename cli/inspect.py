@@ -153,10 +153,10 @@ def _share(count: int, total: int) -> str:
     "--corpus",
     multiple=True,
     metavar="FILE...",
-    help="Weigh everything by the tokens of these texts: plain, .jsonl, .parquet, also .gz or .zst; - is stdin.",
+    help="Weigh everything by the tokens of these texts: plain, .jsonl, .json, .parquet, also .gz or .zst; - is stdin.",
 )
 @click.option(
-    "--field", default="text", show_default=True, metavar="NAME", help="Where .jsonl and .parquet have the text."
+    "--field", default="text", show_default=True, metavar="NAME", help="Where JSON and Parquet have the text."
 )
 @click.option(
     "--student", metavar="SOURCE", help="The student's tokenizer, for --corpus. [default: the mapping's source]"
