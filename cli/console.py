@@ -15,6 +15,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -270,6 +271,21 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(console=stderr_console(), redirect_stdout=False, redirect_stderr=False) as bar:
         task = bar.add_task(title, total=total)
         yield lambda: bar.advance(task)
+
+
+@contextmanager
+def run_bar() -> Iterator[Callable[..., None]]:
+    """Yields a function that says how far a long run is (`completed`, `total`) and what it does (`description`).
+
+    It is shown as a bar. What is being done stands behind it, and takes a second line in a narrow terminal.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    what = TextColumn("{task.description}", markup=False, table_column=Column())
+    with Progress(BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), what, console=stderr_console()) as bar:
+        task = bar.add_task("", total=None)
+        yield partial(bar.update, task)
 
 
 def visible(surface: bytes) -> str:
