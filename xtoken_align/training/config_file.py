@@ -406,7 +406,9 @@ def _problems(values: Mapping[str, Any]) -> Iterator[Problem]:
         )
         yield "training.report_to", OptionError, said
     if "output" in values:
-        yield from _in_the_way(Path(values["output"]).expanduser(), parts)
+        folder = Path(values["output"]).expanduser()
+        yield from _in_the_way(folder, parts)
+        yield from _not_writable(folder)
     training = values.get("training")
     if training is not None and training.push_to_hub and not _has_token(training.hub_token):
         advice = "log in (hf auth login), or set HF_TOKEN"
@@ -447,6 +449,15 @@ def _in_the_way(folder: Path, parts: Mapping[str, Any]) -> Iterator[Problem]:
     if student.exists() and not (folder / "run.json").exists():
         advice = "choose another output, or move it away"
         yield "output", OptionError, f"{student} is there already, and no run has written it: {advice}"
+
+
+def _not_writable(folder: Path) -> Iterator[Problem]:
+    """What keeps the run's folder from being made or written, found out before hours are spent."""
+    above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not above.is_dir():
+        yield "output", OptionError, f"output is {folder}, and {above} is no folder: choose another output"
+    elif not os.access(above, os.W_OK | os.X_OK):
+        yield "output", OptionError, f"output is {folder}, and {above} cannot be written: choose another output"
 
 
 def _not_installed(training: Any) -> list[str]:
