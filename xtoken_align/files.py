@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from .errors import StoreError
 
@@ -58,6 +59,15 @@ def write_atomically(path: Path, content: bytes, *, overwrite: bool = True) -> N
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL or outside the file system's encoding
         reason = getattr(error, "strerror", None) or error
         raise StoreError(f"cannot write {path} ({reason}): choose another place or make this one writable") from error
+
+
+def kind_of(path: Path) -> Literal["file", "folder", "other"] | None:
+    """What stands under a name; None for nothing, or what cannot be looked at: a name too long, in a closed folder."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return None
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
 
 
 def check_folder(folder: Path, *, overwrite: bool, holds: str = "config.json") -> None:

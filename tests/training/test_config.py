@@ -107,6 +107,16 @@ def test_an_output_that_cannot_be_made_is_told_with_all_other_mistakes(
         read_config(path, files=True)
 
 
+def test_a_name_that_no_file_can_have_is_that_of_a_missing_one(tmp_path: Path) -> None:
+    path, name = tmp_path / "run.yaml", "./" + "x" * 300
+    path.write_text(
+        f"student: {{model: {name}, chat_template: {name}}}\nteachers: {{cache: {name}, tokenizer: {name}}}\n"
+        f"texts: [{name}, {name}*]\noutput: {name}\n"
+    )
+    with pytest.raises(OptionError, match=f"(?s)run.yaml has 6 mistakes:.*there is no file {name}"):
+        read_config(path, files=True)
+
+
 def test_missing_files_are_told_with_all_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     path = tmp_path / "run.yaml"
