@@ -67,18 +67,25 @@ def place_options(name: str = "STUDENT--TEACHER") -> Callable[[Command], Command
 
 def check_place(options: dict[str, Any]) -> None:
     """Refuses a place of `place_options` that could only fail after the work was done."""
-    from ..errors import StoreError
     from ..store.store import checked_name
 
     output: Path | None = options["output"]
     if output is not None and (options["store"] is not None or options["name"] is not None):
         raise click.UsageError("-o names the file itself: give it alone, or --store and --name.")
-    if output is not None and not output.parent.is_dir():
-        raise StoreError(f"cannot write {output}: there is no folder {output.parent}; make it, or choose another place")
-    if output is not None and output.is_dir():
-        raise StoreError(f"cannot write {output}: it is a folder; name a file in it")
+    if output is not None:
+        check_output(output)
     if options["name"] is not None:
         checked_name(options["name"])
+
+
+def check_output(output: Path) -> None:
+    """Refuses a file that cannot be written where it is to be."""
+    from ..errors import StoreError
+
+    if not output.parent.is_dir():
+        raise StoreError(f"cannot write {output}: there is no folder {output.parent}; make it, or choose another place")
+    if output.is_dir():
+        raise StoreError(f"cannot write {output}: it is a folder; name a file in it")
 
 
 def write_mapping(mapping: Mapping, options: dict[str, Any], *, name: str | None = None) -> Path:

@@ -184,6 +184,8 @@ def command(mapping: str, files: tuple[str, ...], **options: Any) -> None:
 
     if files and not options["corpus"]:
         raise click.UsageError(f"got {files[0]!r} beside the mapping: name texts with --corpus.")
+    if options["tsv"] and options["corpus"]:
+        raise click.UsageError("--tsv is the list of tokens alone: leave out --corpus, or take --json.")
     loaded = load(mapping, store=options["store"])
     corpus = weigh_corpus(loaded, (*options["corpus"], *files), options) if options["corpus"] else None
     listed = _listed(loaded, options)
@@ -196,12 +198,12 @@ def command(mapping: str, files: tuple[str, ...], **options: Any) -> None:
         # A page has all that is printed, but for the corpus.
         if not options["html"]:
             _render(loaded, _recommendation(loaded, options["critical"]))
-        if corpus is not None:
-            render_corpus(corpus)
     elif options["tsv"]:
         _print_tsv(listed)
     else:
         _render_list(listed)
+    if corpus is not None and not options["as_json"]:
+        render_corpus(corpus)
 
 
 def _listed(mapping: Mapping, options: dict[str, Any]) -> list[Unmatched] | None:
