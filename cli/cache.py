@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import print_json, run_bar, tell
+from .console import counted, print_json, run_bar, tell
 
 if TYPE_CHECKING:
     from ..training import CacheReport, DistillConfig
@@ -126,7 +126,7 @@ def _render(done: CacheReport, config: DistillConfig, teacher: int, *, keep: str
 
     tell(
         f"{done.rows:,} rows, {done.positions:,} positions, {done.bytes / 1e6:,.1f} MB in {done.seconds:,.1f} s; "
-        f"{done.written:,} files written, {done.kept:,} were there"
+        f"{counted(done.written, 'file')} written, {done.kept:,} were there"
     )
     each = f"A position takes {done.bytes / max(done.positions, 1):,.1f} bytes"
     if keep == "hidden":

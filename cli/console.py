@@ -247,6 +247,15 @@ def stderr_console() -> Console:
     return _console(sys.stderr)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "file"), counted(2000, "file")
+    ('1 file', '2,000 files')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def direction(student: str, teacher: str) -> str:
     """The sentence with which every report begins, without its full stop.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import direction, mappings, print_json, print_table, stderr_console, store_option, tell, visible
+from .console import counted, direction, mappings, print_json, print_table, stderr_console, store_option, tell, visible
 
 if TYPE_CHECKING:
     from ..corpus.weigh import CorpusCoverage
@@ -87,7 +87,7 @@ def render_corpus(found: CorpusCoverage) -> None:
     from rich import box
     from rich.table import Table
 
-    click.echo(f"\nIn {found.texts:,} texts, {found.tokens:,} tokens, {found.bytes:,} bytes:")
+    click.echo(f"\nIn {counted(found.texts, 'text')}, {found.tokens:,} tokens, {found.bytes:,} bytes:")
     if found.unspelled:
         tell(f"{found.unspelled:,} texts are not in it, or not whole: the student's vocabulary cannot spell them.")
     if not found.tokens:
