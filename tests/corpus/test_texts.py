@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from xtoken_align import Vocab
 from xtoken_align.corpus import texts
-from xtoken_align.corpus.texts import LONGEST_PIECE, pieces, read_rows, read_texts
+from xtoken_align.corpus.texts import LONGEST_PIECE, pieces, read_texts
 from xtoken_align.errors import CorpusError, MissingExtraError
 
 SOME = ["one", "", "zwei\nlines", "三 and 😀"]
@@ -38,14 +38,6 @@ def write(path: Path, packed: str, data: bytes) -> Path:
 def test_json_lines_are_texts(tmp_path: Path, packed: str) -> None:
     lines = "\n".join(json.dumps({"text": text, "id": 1}) for text in SOME) + "\n\n"
     assert list(read_texts([write(tmp_path / "a.jsonl", packed, lines.encode())])) == SOME
-
-
-@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
-def test_a_json_file_is_a_list_of_rows_as_for_training(tmp_path: Path, packed: str) -> None:
-    path = write(tmp_path / "a.json", packed, json.dumps([{"text": text} for text in (*SOME, None)]).encode())
-    assert list(read_texts([path])) == SOME == [row["text"] for row in read_rows([path])]
-    with pytest.raises(CorpusError, match=r"row 1 of .*has no text under 'body' but text"):
-        list(read_texts([path], field="body"))
 
 
 @pytest.mark.parametrize("packed", ["", ".gz", ".zst"])

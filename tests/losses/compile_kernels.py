@@ -15,10 +15,10 @@ from triton.compiler import ASTSource
 
 from xtoken_align.losses import kernels
 
-HALF = {"student", "teacher", "values"}
+HALF = {"student", "teacher", "values", "logits"}
 PLACES = {"lists": "i64", "threshold": "i64", "cells": "i64", "other_cells": "i64", "ours": "i64", "theirs": "i64"}
 PLACES |= dict.fromkeys(("table", "pieces", "token_begin", "program", "levels", "outcome_of"), "i64")
-PLACES |= {"live": "i8", "other_live": "i8"}
+PLACES |= {"live": "i8", "other_live": "i8", "role": "i8"}
 PLACES |= {"bins": "i32", "other_bins": "i32", "signs": "i8", "other_signs": "i8", "sums": "fp64"}
 PLACES |= dict.fromkeys(("code", "tokens", "order", "work", "source"), "i32")
 FLOATS = {
@@ -32,6 +32,8 @@ FLOATS = {
     "factor",
     "loss",
     "out",
+    "part",
+    "coefficient",
     "other_out",
     "slopes",
 }
@@ -55,6 +57,9 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("spoken_gradients", {}),
     ("restricted_gradients", {"tokens": "*i64"}),
     ("multiplied", {}),
+    ("normalisers", {}),
+    ("probabilities", {"BLOCKS": 64}),
+    ("rank_gradients", {"ADDS": True}),
     ("counted_bins", {"values": "*fp32"}),
     ("signs_of_bins", {}),
     ("signs_of_values", {"values": "*fp32", "out": "*i8"}),

@@ -5,11 +5,12 @@ whose kernels run in Triton's interpreter where there is no GPU.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
 
-from xtoken_align.losses import sorting
+from xtoken_align.losses import h_kl, sorting, uld
 from xtoken_align.losses.sorting import masked_sorted_distance, sorted_distance
 
 
@@ -121,16 +122,63 @@ def test_random_worlds_by_counting_are_those_of_two_sorts(first: int) -> None:
 @pytest.mark.usefixtures("_by_counting")
 def test_by_counting_equal_inputs_give_equal_bits_and_nan_shows() -> None:
     (student, teacher), _ = world(21)
-    found = [sorting.signs_and_distance(student, teacher, 5000) for _ in range(2)]
+    found = [sorting.signs_and_sums(student, teacher, 5000) for _ in range(2)]
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
     for side in (student, teacher):
         own = side.clone()
         own[0, 3] = torch.nan
         sides = (own, teacher) if side is student else (student, own)
-        assert sorting.signs_and_distance(*sides, 5000)[1].isnan().tolist() == [True] + [False] * (len(student) - 1)
+        assert sorting.signs_and_sums(*sides, 5000)[1].sum(dim=0).isnan().tolist() == [True] + [False] * (
+            len(student) - 1
+        )
 
 
 @pytest.mark.usefixtures("_by_counting")
 def test_kernels_that_count_are_trusted_after_a_trial() -> None:
     assert sorting._error(DEVICE) < 1e-6
+
+
+@pytest.mark.usefixtures("_by_counting")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_from_logits_kernels_give_what_autograd_does(
+    dtype: torch.dtype, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, compare = [], sorting.compare_ranks
+    monkeypatch.setattr(
+        sorting, "compare_ranks", lambda *sides, **options: calls.append(1) or compare(*sides, **options)
+    )
+    source = torch.Generator().manual_seed(5)
+    widths = 2300, 1700
+    # Rows that lie apart in memory; one without a distribution on a side, and tokens without a probability.
+    student, teacher = (torch.randn(5, width + 7, generator=source).mul(3).to(dtype)[:, 3:-4] for width in widths)
+    student[1], teacher[2] = -torch.inf, -torch.inf
+    live = [torch.rand(width, generator=source) < 0.9 for width in widths]
+    pairs = torch.stack([torch.arange(0, 1700, 3), torch.randperm(1700, generator=source)[:567]], dim=1)
+    pairs = pairs[live[0][pairs[:, 0]] & live[1][pairs[:, 1]]]
+    weight = torch.rand(5, generator=source)
+    common = {"student_live": live[0].to(DEVICE), "teacher_live": live[1].to(DEVICE), "weight": weight.to(DEVICE)}
+    for function, given in (
+        (uld, {}),
+        (h_kl, {"pairs": pairs.to(DEVICE)}),
+        (h_kl, {"pairs": pairs.to(DEVICE), "uncommon_top_k": 300}),
+    ):
+        found = []
+        for how, precision in (("triton", dtype), ("reference", torch.float64)):
+            leaf = student.to(DEVICE, precision).detach().requires_grad_()
+            value = function(
+                leaf, teacher.to(DEVICE, precision), **given, **common, temperature=temperature, implementation=how
+            )
+            value.backward()
+            found.append((value.detach().double(), leaf.grad.double()))
+        torch.testing.assert_close(found[0][0], found[1][0], rtol=2e-5, atol=0)
+        rounding = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
+        size = float(found[1][1].abs().max())
+        # In half precision many are equal, and any of these can have the slope of another.
+        alike = found[0][1].isclose(found[1][1], rtol=2e-5 + rounding, atol=2e-5 * size)
+        assert alike.double().mean() > (0.9999 if dtype == torch.float32 else 0.9)
+        torch.testing.assert_close(
+            found[0][1].sum(dim=1), found[1][1].sum(dim=1), rtol=0, atol=size * (1e-4 + rounding)
+        )

@@ -315,7 +315,8 @@ def test_kernels_read_and_write_within_tensors(seed: int, monkeypatch: pytest.Mo
     world_by_kernels(world(seed))
     case = case_of(seed, infinities=0.2 * (seed % 2))
     sides = [side.bfloat16() for side in (case.student_logits, case.teacher_logits)]
-    fast(case, *sides, labels=possible_labels(case), kind="c-kl", implementation="triton")
+    for kind in ("c-kl", "h-kl"):
+        fast(case, *sides, labels=possible_labels(case), kind=kind, implementation="triton")
     assert bounds.seen > 1000
 
 
@@ -449,7 +450,7 @@ def test_no_rows_are_no_work_and_one_row_is_a_batch() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        *({"kind": kind} for kind in ("partition-kl", "c-kl", "p-kl", "h-kl", "strict", "bpm", "escd", "simct")),
+        *({"kind": kind} for kind in ("partition-kl", "c-kl", "p-kl", "h-kl", "uld", "strict", "bpm", "escd", "simct")),
         {"kind": "p-kl", "top_k": 2},
         {"kind": "partition-kl", "merge": "mean"},
     ],

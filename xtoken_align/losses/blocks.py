@@ -18,7 +18,7 @@ import torch
 
 from ..errors import OptionError
 from ..spans.spans import IGNORED
-from . import cpu, triton
+from . import cpu, sorting, triton
 from .chain import Levels, Reads, first_shares, level_values, level_weights
 from .divergence import Measure
 from .inputs import (
@@ -35,7 +35,7 @@ from .inputs import (
 )
 from .lines import AT_ONCE, AT_ONCE_OF_STATES, LevelLines, Lines, level_lines_of, lines_of, live_of
 from .plan import Batch, Block, Further, Ids, Part, block_sizes
-from .tables import Outcomes, Table, without
+from .tables import Outcomes, Ranks, Table, without
 
 
 @dataclass(frozen=True, eq=False)
@@ -387,8 +387,11 @@ def _compare_chunks(
             found = None
             if number == 0 and skips:
                 continue
-            if number == 0:
-                found = _fast(term, student, teacher, pass_, pass_.weights.of_values[chunks], place)
+            if number == 0 and pass_.path == "cpu":
+                found = _in_place(term, student, teacher, pass_, pass_.weights.of_values[chunks], place)
+            elif pass_.path == "triton" and isinstance(term.table, Ranks):
+                weight = None if place is None else pass_.weights.of_values[chunks]
+                found = _by_counting(term.table, student, teacher, pass_, weight, place, adds=number > 0)
             if found is None:
                 weight = pass_.weights.of_values[chunks]
                 found = _differentiate(term, student, teacher, pass_, weight, place, adds=number > 0)
@@ -426,12 +429,12 @@ def _merged(rows: Rows, size: Ids) -> Rows:
     return replace(rows, chunk=chunks, size=sizes)
 
 
-def _fast(
+def _in_place(
     term: Term, student: Rows, teacher: Rows, pass_: _Pass, weight: torch.Tensor, place: torch.Tensor | None
 ) -> Compared | None:
     """Outcomes compared in place, where rows are chunks and every outcome is possible; None where this is not so."""
     outcomes, measure = term.table, pass_.objective.measure
-    if pass_.path != "cpu" or student.chunk is not None or teacher.log_rest is not None:
+    if student.chunk is not None or teacher.log_rest is not None:
         return None
     if not isinstance(outcomes, Outcomes) or not outcomes.in_place:
         return None
@@ -447,6 +450,23 @@ def _fast(
         left=(student.left, teacher.left),
         text=teacher.text,
     )
+
+
+def _by_counting(
+    ranks: Ranks,
+    student: Rows,
+    teacher: Rows,
+    pass_: _Pass,
+    weight: torch.Tensor | None,
+    place: torch.Tensor | None,
+    *,
+    adds: bool,
+) -> Compared | None:
+    """Ranks compared by Triton's kernels, where rows are chunks; None where this is not so."""
+    if student.chunk is not None or teacher.log_rest is not None or not sorting.compares(ranks, student.scores.device):
+        return None
+    scores, temperature = (student.scores, teacher.scores), pass_.objective.measure.temperature
+    return sorting.compare_ranks(*scores, ranks, temperature=temperature, coefficient=weight, out=place, adds=adds)
 
 
 def _differentiate(

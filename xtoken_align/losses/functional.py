@@ -205,7 +205,7 @@ def sorted_l1(student: Rows, teacher: Rows, ranks: Ranks, *, measure: Measure, l
     log_student = _tempered_rows(student, ranks.student_silent, ranks.student_stops, temperature, looks=looks)
     log_teacher = _tempered_rows(teacher, ranks.teacher_silent, ranks.teacher_stops, temperature, looks=looks)
     # Without a teacher's distribution, or one of the student, there is no comparison.
-    compared = (log_teacher.amax(dim=1) > -math.inf) & (log_student.detach().amax(dim=1) > -math.inf)
+    compared = (log_teacher.amax(dim=1) != -math.inf) & (log_student.detach().amax(dim=1) != -math.inf)
     ours, theirs = ranks.student_rest, ranks.teacher_rest
     if ours.ids is None or theirs.ids is None:
         value = masked_sorted_distance(log_student.exp(), log_teacher.exp(), (ours.mask, theirs.mask), ranks.limit)

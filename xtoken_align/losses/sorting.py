@@ -21,7 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
+from .inputs import Compared
+from .tables import Ranks, Tokens
 from .triton import current, kernels_work, loaded, works_as_told
 
 _BITS = 0x7FFFFFFF
@@ -115,9 +118,14 @@ def _largest_in_order(values: torch.Tensor, count: int) -> torch.Tensor:
 
 def _counts(values: torch.Tensor) -> bool:
     """Whether values are compared by counting. That asks how many are unclear, which a CUDA graph cannot."""
-    if values.device.type != "cuda" or values.dtype != torch.float32 or torch.cuda.is_current_stream_capturing():
+    if values.device.type != "cuda" or values.dtype != torch.float32 or is_captured(values.device):
         return False
     return values.numel() > 0 and counting_works(values.device)
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 @cache
@@ -132,12 +140,12 @@ def _error(device: torch.device) -> float:
         (torch.arange(3 * width, device=device).view(3, -1) * step % 5.5).softmax(dim=1)
         for width, step in ((700, 1.7), (500, 2.3))
     )
-    signs, distance = signs_and_distance(student, teacher, 700)
+    signs, sums = signs_and_sums(student, teacher, 700)
     ours, theirs = (side.sort(dim=1, descending=True).values for side in (student, teacher))
     difference = ours - torch.nn.functional.pad(theirs, (0, 200))
     # Equal values share their slopes, whichever of them has which.
     slopes = (signs * student).sum(dim=1) - (difference.sign() * ours).sum(dim=1)
-    error = float((distance - difference.abs().sum(dim=1)).abs().amax() + slopes.abs().amax())
+    error = float((sums.sum(dim=0) - difference.abs().sum(dim=1)).abs().amax() + slopes.abs().amax())
     return math.inf if math.isnan(error) else error
 
 
@@ -146,16 +154,18 @@ class _ByCounting(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: torch.Tensor, teacher: torch.Tensor, most: int) -> torch.Tensor:
-        ctx.signs, distance = signs_and_distance(student.contiguous(), teacher.contiguous(), most)
-        return distance
+        ctx.signs, sums = signs_and_sums(student.contiguous(), teacher.contiguous(), most)
+        return sums.sum(dim=0).float()
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return ctx.signs * slope.unsqueeze(1), None, None
 
 
-def signs_and_distance(student: torch.Tensor, teacher: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sign of each of the student's values, int8 (c, U_s), and the distances, float32 (c,).
+def signs_and_sums(student: torch.Tensor, teacher: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sign of each of the student's values, int8 (c, U_s), and each side's sum of sign times value, float64 (2, c).
+
+    The distance is what the two add up to.
 
     Args:
         student: float32 (c, U_s), contiguous, probabilities.
@@ -179,13 +189,86 @@ def signs_and_distance(student: torch.Tensor, teacher: torch.Tensor, most: int) 
         for side, values in enumerate(sides):
             grid, size = (rows * blocks[side],), (values.shape[1], blocks[side])
             kernels.signs_of_values[grid](values, of_bins[side], signs[side], sums[side], *size, BLOCK=_BLOCK)
-    distance = sums[0].sum(dim=1) + sums[1].sum(dim=1)
+    of_sides = torch.stack([own.sum(dim=1) for own in sums])
     unclear = [_Unclear(side, own) for side, own in zip(sides, signs, strict=True)]
     for number, own, other in ((0, unclear[0], unclear[1]), (1, unclear[1], unclear[0])):
         found = own.signs(other, above[number], above[1 - number], most)
         signs[number].view(-1)[own.place] = found
-        distance.index_put_((own.row,), found * own.value.double(), accumulate=True)
-    return signs[0], distance.float()
+        of_sides[number].index_put_((own.row,), found * own.value.double(), accumulate=True)
+    return signs[0], of_sides
+
+
+def compares(ranks: Ranks, device: torch.device) -> bool:
+    """Whether `compare_ranks` can compare these: sets of tokens, and nothing beside them."""
+    if ranks.common is not None or ranks.student_stops is not None or ranks.teacher_stops is not None:
+        return False
+    indexed = ranks.student_rest.ids is not None and ranks.teacher_rest.ids is not None
+    return indexed and not is_captured(device) and counting_works(device)
+
+
+def compare_ranks(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    ranks: Ranks,
+    *,
+    temperature: float,
+    coefficient: torch.Tensor | None,
+    out: torch.Tensor | None,
+    adds: bool,
+) -> Compared:
+    """`functional.sorted_l1` of rows of which each is a chunk, by kernels: from logits to gradient.
+
+    Args:
+        student: floats (n, V_s), logits whose last stride is 1; not changed.
+        teacher: floats (n, V_t).
+        ranks: the tokens that are sorted, without stops or a common part.
+        temperature: T.
+        coefficient: floats (n,), what each row's value is multiplied by in the loss; None without a gradient.
+        out: floats (n, V_s), where the gradient goes.
+        adds: whether it is added to what is there.
+    """
+    kernels = loaded()
+    assert kernels is not None
+    rows, inverse = len(student), 1 / temperature
+    kept = student.new_empty(2, 3, rows, dtype=torch.float32)
+    roles = _role(ranks.student_silent, ranks.student_rest), _role(ranks.teacher_silent, ranks.teacher_rest)
+    shares = []
+    with current(student.device):
+        for logits, role, own in zip((student, teacher), roles, kept, strict=True):
+            width, blocks = logits.shape[1], -(-logits.shape[1] // _BLOCK)
+            size = (rows, logits.stride(0), width, blocks, inverse)
+            found = kept.new_empty(2, rows, blocks)
+            shares.append(kept.new_empty(rows, width))
+            kernels.normalisers[(rows * blocks,)](logits, role, found, *size, BLOCK=_BLOCK)
+            arguments = (logits, role, found, own, shares[-1], *size)
+            kernels.probabilities[(rows * blocks,)](*arguments, BLOCK=_BLOCK, BLOCKS=1 << blocks.bit_length())
+    signs, sums = signs_and_sums(shares[0], shares[1], ranks.most)
+    compared = (kept[0, 2] > 0) & (kept[1, 2] > 0)
+    if coefficient is not None and out is not None and rows:
+        logits, width, blocks = student, student.shape[1], -(-student.shape[1] // _BLOCK)
+        factor = torch.where(compared, coefficient.float() * temperature, 0.0)
+        with current(student.device):
+            kernels.rank_gradients[(rows * blocks,)](
+                *(logits, roles[0], kept[0], signs, sums[0].float(), factor, out),
+                *(rows, logits.stride(0), width, out.stride(0), blocks, inverse),
+                ADDS=adds,
+                BLOCK=_BLOCK,
+            )
+    value = torch.where(compared, sums.sum(dim=0).float() * temperature**2, 0.0)
+    nothing = torch.zeros_like(value)
+    return Compared(value, torch.zeros_like(compared), nothing, nothing, compared)
+
+
+_roles: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Roles of tokens by the mask of those that are sorted, for as long as it lives."""
+
+
+def _role(silent: Tokens, rest: Tokens) -> torch.Tensor:
+    """int8 (V,), what each token is to the kernels."""
+    if rest.mask not in _roles or _roles[rest.mask][0] is not silent.mask:
+        _roles[rest.mask] = silent.mask, (~silent.mask).to(torch.int8) + rest.mask.to(torch.int8)
+    role: torch.Tensor = _roles[rest.mask][1]
+    return role
 
 
 class _Unclear:

@@ -380,6 +380,15 @@ class Ranks:
     student_stops: torch.Tensor | None = None
     teacher_stops: torch.Tensor | None = None
 
+    @property
+    def most(self) -> int:
+        """How many ranks are compared; the sets of tokens are indexed."""
+        if self.limit is None:
+            return max(len(self.student_rest.mask), len(self.teacher_rest.mask))
+        assert self.student_rest.ids is not None
+        assert self.teacher_rest.ids is not None
+        return min(len(self.student_rest.ids), len(self.teacher_rest.ids), self.limit)
+
 
 Table = Outcomes | Ranks
 

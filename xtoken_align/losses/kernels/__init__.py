@@ -4,7 +4,20 @@ from .close import TOTALS, close_mixtures, close_rows, totals
 from .levels import LEVEL, level_masses, level_values, restricted_gradients, spoken_gradients
 from .prepare import copies, impossible, joint_masses, thresholds
 from .read import LISTED
-from .sorting import BINS, LOWEST_BIN, SHIFT, UNCLEAR, counted_bins, signs_of_bins, signs_of_values
+from .sorting import (
+    BINS,
+    LOWEST_BIN,
+    SHIFT,
+    SILENT,
+    SORTED,
+    UNCLEAR,
+    counted_bins,
+    normalisers,
+    probabilities,
+    rank_gradients,
+    signs_of_bins,
+    signs_of_values,
+)
 from .sweep import KEPT, SUMS, gradients, mixtures, multiplied, sums
 
 __all__ = [
@@ -14,6 +27,8 @@ __all__ = [
     "LISTED",
     "LOWEST_BIN",
     "SHIFT",
+    "SILENT",
+    "SORTED",
     "SUMS",
     "TOTALS",
     "UNCLEAR",
@@ -28,6 +43,9 @@ __all__ = [
     "level_values",
     "mixtures",
     "multiplied",
+    "normalisers",
+    "probabilities",
+    "rank_gradients",
     "restricted_gradients",
     "signs_of_bins",
     "signs_of_values",

@@ -6,6 +6,8 @@
 import triton
 import triton.language as tl
 
+from .read import LOWEST, exp, scores_at
+
 SHIFT = tl.constexpr(15)
 """A bin's values have the same bits but for so many: float32 keeps the exponent and 8 of 23 digits."""
 LOWEST_BIN = tl.constexpr(((127 - 56) << (23 - SHIFT.value)) - 1)
@@ -14,6 +16,117 @@ BINS = tl.constexpr(((128 - 127 + 56) << (23 - SHIFT.value)) + 2)
 """The last bin begins at 2, so that no probability is in it."""
 UNCLEAR = tl.constexpr(2)
 """Stands for the sign of values that their bins do not tell."""
+
+SILENT = tl.constexpr(0)
+"""Tokens without a probability."""
+SORTED = tl.constexpr(2)
+"""Tokens whose probabilities are compared by rank; 1 are all others."""
+
+
+@triton.jit(do_not_specialize=["rows", "blocks"])
+def normalisers(logits, role, out, rows, stride, width, blocks, inverse, BLOCK: tl.constexpr):
+    """Of a block of a row's logits the largest, and the sum of the exponentials of all over T relative to it.
+
+    Args:
+        logits: whose rows begin `stride` elements apart.
+        role: int8 (width,), `SILENT`, 1 or `SORTED`.
+        out: float32 (2, n, blocks).
+        rows: n.
+        stride: see above.
+        width: how many tokens there are.
+        blocks: of a row.
+        inverse: 1 / T.
+        BLOCK: how many tokens a block has.
+
+    Grid (n * blocks,).
+    """
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    token = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    live = tl.load(role + token, mask=token < width, other=SILENT) != SILENT
+    value = scores_at(logits + row * stride + token, live)
+    top = tl.maximum(tl.max(value, 0), LOWEST)
+    tl.store(out + tl.program_id(0), top)
+    tl.store(out + rows.to(tl.int64) * blocks + tl.program_id(0), tl.sum(exp((value - top) * inverse), 0))
+
+
+@triton.jit(do_not_specialize=["rows", "blocks"])
+def probabilities(
+    logits, role, found, kept, out, rows, stride, width, blocks, inverse, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
+):
+    """The probabilities of a block of sorted tokens, 0 of all others: out float32 (n, width).
+
+    `found` is what `normalisers` gives; `kept` float32 (3, n) gets the row's largest logit, the logarithm of its sum,
+    and 1 if it has a distribution. Grid (n * blocks,).
+    """
+    row, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    lane, many = tl.arange(0, BLOCKS), rows.to(tl.int64)
+    tops = tl.load(found + row * blocks + lane, mask=lane < blocks, other=LOWEST)
+    sums = tl.load(found + (many + row) * blocks + lane, mask=lane < blocks, other=0.0)
+    top = tl.max(tops, 0)
+    total = tl.sum(sums * exp((tops - top) * inverse), 0)
+    # Without a distribution every share is 0.
+    log_total = tl.where(total == 0, 1.0e30, tl.log(total))
+    token = block * BLOCK + tl.arange(0, BLOCK)
+    chosen = tl.load(role + token, mask=token < width, other=SILENT) == SORTED
+    value = scores_at(logits + row * stride + token, chosen)
+    tl.store(out + row * width + token, exp((value - top) * inverse - log_total), mask=token < width)
+    if block == 0:
+        tl.store(kept + row, top)
+        tl.store(kept + many + row, log_total)
+        tl.store(kept + 2 * many + row, tl.where(total == 0, 0.0, 1.0))
+
+
+@triton.jit(do_not_specialize=["rows", "blocks"])
+def rank_gradients(
+    logits,
+    role,
+    kept,
+    signs,
+    part,
+    coefficient,
+    out,
+    rows,
+    stride,
+    width,
+    out_stride,
+    blocks,
+    inverse,
+    ADDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The gradient of the sum of sign times probability: p (sign - part), where other tokens than sorted ones have the
+    sign 0.
+
+    Args:
+        logits: see `normalisers`.
+        role: see there.
+        kept: float32 (3, n), see `probabilities`.
+        signs: int8 (n, width).
+        part: float32 (n,), what the row's sum is.
+        coefficient: float32 (n,), what each row's gradient is multiplied by.
+        out: whose rows begin `out_stride` elements apart; with `ADDS` added to what is there.
+        rows: n.
+        stride: of the logits.
+        width: how many tokens there are.
+        out_stride: see above.
+        blocks: of a row.
+        inverse: 1 / T.
+        ADDS: see above.
+        BLOCK: how many tokens a block has.
+
+    Grid (n * blocks,).
+    """
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    token = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    kind = tl.load(role + token, mask=token < width, other=SILENT)
+    value = scores_at(logits + row * stride + token, kind != SILENT)
+    share = exp((value - tl.load(kept + row)) * inverse - tl.load(kept + rows.to(tl.int64) + row))
+    sign = tl.load(signs + row * width + token, mask=kind == SORTED, other=0).to(tl.float32)
+    change = tl.load(coefficient + row) * share * (sign - tl.load(part + row))
+    here = token < width
+    if ADDS:
+        change += tl.load(out + row * out_stride + token, mask=here, other=0.0).to(tl.float32)
+    tl.store(out + row * out_stride + token, change.to(out.dtype.element_ty), mask=here)
 
 
 @triton.jit
