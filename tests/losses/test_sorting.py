@@ -5,7 +5,6 @@ whose kernels run in Triton's interpreter where there is no GPU.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import pytest
 import torch

@@ -164,7 +164,9 @@ def test_a_cache_of_hidden_states_trains_as_the_teacher_itself(
     spec = cached(world, tmp_path / "hidden", keep="hidden")
     # Batches are made in another process, which has no head.
     workers = {"dataloader_num_workers": int("bf16" in changes)}
-    same(live, trained(world, tmp_path, loss=loss, teacher=[spec], **workers, **changes), 1e-4)
+    # Two probabilities that rounding makes equal can swap their ranks, and with these ULD's slopes.
+    tolerance = 1e-3 if loss["kind"] == "uld" else 1e-4
+    same(live, trained(world, tmp_path, loss=loss, teacher=[spec], **workers, **changes), tolerance)
 
 
 def test_a_cache_of_hidden_states_stands_among_several_teachers(world: World, tmp_path: Path) -> None:
