@@ -295,6 +295,7 @@ def test_rows_of_ids_are_continued_where_they_begin_to_count(real: Real, with_ma
     [
         ({"content": "a"}, "row 1: it needs a `prompt`"),
         ({"prompt": [{"content": "a"}]}, "row 1: .*no role"),
+        ({"prompt": ["a"]}, "row 1: message 0 of a chat is no table"),
     ],
 )
 def test_rows_that_nobody_can_continue_are_named(row: dict[str, Any], said: str) -> None:

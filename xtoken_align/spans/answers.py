@@ -27,7 +27,7 @@ from .aligner import Aligner
 from .careful import TextPair, chunks_of_units
 from .chats import Rendered, control_parts, text_of_any_run, tokenize_chats, turn_tokens
 from .fold import SideText, one_after_another, text_of_run
-from .pieces import Chat, pieces_of, place_pieces
+from .pieces import Chat, check_messages, pieces_of, place_pieces
 from .tables import PairTables
 from .templates import Renderer, Tools, one_moment, tools_of
 from .units import Flags, Numbers, encode_texts, offsets_of, one_per_row
@@ -150,6 +150,7 @@ def _prompt_of_ids(aligner: Aligner, row: Mapping[str, Any], prompt_tokens: int)
 
 
 def _prompt_of_chat(aligner: Aligner, chat: Chat, tools: Tools | None) -> Prompt:
+    check_messages(chat)
     messages = [dict(message) for message in chat]
     if messages and messages[-1].get("role") == "assistant":
         messages.pop()
