@@ -269,8 +269,15 @@ def _aligned(
         text = heard[unit].text
         return None if text is None else (said[unit].text, text)
 
-    joined = np.array([row.joined for row in heard], dtype=np.bool_)
-    chunks = chunks_of_units(student, teacher, tables, texts_of, joined)
+    # By their surfaces alone, two spaces are the beginning of the same two behind a dummy prefix.
+    doubtful = np.array(
+        [
+            row.joined or not "".join(text for text, _ in each.parts[:1]).strip()
+            for row, each in zip(heard, said, strict=True)
+        ],
+        dtype=np.bool_,
+    )
+    chunks = chunks_of_units(student, teacher, tables, texts_of, doubtful)
     sides = []
     for chunk, side in ((chunks.student, student), (chunks.teacher, teacher)):
         # Counted from 0 in every row.
