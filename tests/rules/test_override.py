@@ -244,7 +244,20 @@ def test_entries_of_another_shape_are_refused_with_their_number(entries: Any, sa
     with pytest.raises(OverrideError) as caught:
         parse_overrides(entries, "rows.yaml")
     assert says in str(caught.value)
-    assert "rows.yaml" in str(caught.value)
+    assert str(caught.value).count("rows.yaml") == 1
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    shapes = [{"student": 201, "teacher": ["a"]}, {"student": "ab", "teacher": ["a"]}, "ab"]
+    with pytest.raises(
+        OverrideError, match=r"2 mistakes in overrides:\n  entry 1 of rows.yaml.*\n  entry 3 of rows.yaml"
+    ):
+        parse_overrides(shapes, "rows.yaml")
+    unknown = [{"student": "nope", "teacher": ["a", "none"]}, {"student": "neither", "teacher": ["a"]}]
+    with pytest.raises(OverrideError, match=r"3 mistakes in overrides:\n.*'nope'.*\n.*'none'.*\n.*'neither'"):
+        built(unknown)
+    with pytest.raises(OverrideError, match=r"25 mistakes in overrides:(\n  .*){20}\n  and 5 more$"):
+        parse_overrides(["ab"] * 25)
 
 
 @pytest.mark.parametrize(

@@ -109,11 +109,30 @@ def parse_overrides(entries: Any, name: str = "overrides") -> tuple[Override, ..
     """Checks parsed entries.
 
     Raises:
-        OverrideError: names the first entry that has another shape.
+        OverrideError: names every entry that has another shape.
     """
     if not isinstance(entries, list):
         raise OverrideError(f"{name} holds {_TYPE_NAMES.get(type(entries), 'a single value')}: expected {_SHAPE}")
-    return tuple(_parse(entry, f"entry {number} of {name}") for number, entry in enumerate(entries, start=1))
+    parsed: list[Override] = []
+    mistakes: list[str] = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            parsed.append(_parse(entry, f"entry {number} of {name}"))
+        except OverrideError as error:
+            mistakes.append(str(error))
+    _refuse(mistakes)
+    return tuple(parsed)
+
+
+def _refuse(mistakes: Sequence[str]) -> None:
+    """Raises one error for all mistakes; does nothing if there are none."""
+    if mistakes:
+        more = [f"and {len(mistakes) - _SHOWN:,} more"] * (len(mistakes) > _SHOWN)
+        several = "\n  ".join([f"{len(mistakes):,} mistakes in overrides:", *mistakes[:_SHOWN], *more])
+        raise OverrideError(mistakes[0] if len(mistakes) == 1 else several)
+
+
+_SHOWN = 20
 
 
 _TYPE_NAMES = {type(None): "nothing", dict: "one object"}
@@ -127,9 +146,9 @@ def _parse(entry: Any, where: str) -> Override:
     # `teacher: b` is short for `teacher: [b]`.
     teacher = entry["teacher"] if isinstance(entry["teacher"], list | tuple) else [entry["teacher"]]
     refs = tuple(_parse_ref(ref, where) for ref in teacher)
-    weights = entry.get("weights")
+    student, weights = _parse_ref(entry["student"], where), _parse_weights(entry.get("weights"), where)
     try:
-        return Override(_parse_ref(entry["student"], where), refs, _parse_weights(weights, where))
+        return Override(student, refs, weights)
     except OverrideError as error:
         raise OverrideError(f"{where}: {error}") from error
 
@@ -159,15 +178,25 @@ def find_overridden(pair: Pair, overrides: Sequence[Override]) -> list[tuple[int
     """Each entry's student id and teacher ids.
 
     Raises:
-        OverrideError: a token is unknown, or a student token is overridden twice.
+        OverrideError: a token is unknown, or a student token is overridden twice; names all of these.
     """
     student, teacher = TokenFinder(pair.student, "student"), TokenFinder(pair.teacher, "teacher")
     rows: dict[int, list[int]] = {}
+    mistakes: list[str] = []
+
+    def found(finder: TokenFinder, ref: TokenRef) -> int:
+        try:
+            return finder.find(ref)
+        except OverrideError as error:
+            mistakes.append(str(error))
+            return -1
+
     for entry in overrides:
-        row = student.find(entry.student)
-        if row in rows:
-            raise OverrideError(f"the student token {entry.student!r} (id {row}) is overridden twice: keep one entry")
-        rows[row] = [teacher.find(ref) for ref in entry.teacher]
+        row = found(student, entry.student)
+        if row in rows and row >= 0:
+            mistakes.append(f"the student token {entry.student!r} (id {row}) is overridden twice: keep one entry")
+        rows[row] = [found(teacher, ref) for ref in entry.teacher]
+    _refuse(mistakes)
     return list(rows.items())
 
 
