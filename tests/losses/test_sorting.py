@@ -153,7 +153,7 @@ def test_from_logits_kernels_give_what_autograd_does(
     widths = 2300, 1700
     # Rows that lie apart in memory; one without a distribution on a side, and tokens without a probability.
     student, teacher = (torch.randn(5, width + 7, generator=source).mul(3).to(dtype)[:, 3:-4] for width in widths)
-    student[1], teacher[2] = -torch.inf, -torch.inf
+    student[1], teacher[2], student[3] = -torch.inf, -torch.inf, -1e30
     live = [torch.rand(width, generator=source) < 0.9 for width in widths]
     pairs = torch.stack([torch.arange(0, 1700, 3), torch.randperm(1700, generator=source)[:567]], dim=1)
     pairs = pairs[live[0][pairs[:, 0]] & live[1][pairs[:, 1]]]

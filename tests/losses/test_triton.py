@@ -399,6 +399,24 @@ def test_the_best_outcomes_are_the_formula_with_autograd(measure: Measure, scale
         assert_same(by_kernels(student, teacher, outcomes, measure), truth)
 
 
+@pytest.mark.parametrize("dtype", triton.DTYPES, ids=str)
+def test_rows_in_which_everything_is_possible_are_plain(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, sweep = [], triton._Launch._sweep
+
+    def spy(launch: Any, wanted: Any, numbers: Any, entropy: Any, kept: torch.Tensor, cut: Any) -> None:
+        sweep(launch, wanted, numbers, entropy, kept, cut)
+        rows.append(kept[kernels.sweep.ROW_ODD.value])
+
+    monkeypatch.setattr(triton._Launch, "_sweep", spy)
+    outcomes = moved(COMPARISONS["in place"])
+    for measure in (Measure(), Measure("reverse"), Measure("jsd", 0.3, temperature=2.0), Measure(top_k=5)):
+        sides = [side.to(dtype) for side in logits(outcomes, 3)]
+        by_kernels(*sides, outcomes, measure)
+        sides[1][1] = -torch.inf
+        by_kernels(*sides, outcomes, measure)
+    assert [own.tolist() for own in rows] == [[0, 0, 0], [0, 1, 0]] * 4
+
+
 def test_of_equal_outcomes_the_first_are_the_best() -> None:
     outcomes = moved(COMPARISONS["in place"])
     student, teacher = logits(outcomes, 2)

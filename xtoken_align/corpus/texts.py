@@ -207,9 +207,9 @@ def row_of(entry: Any, field: str, where: str, *, tables: bool = False) -> dict[
             return {"messages": _without_nulls(chat) if tables else chat, "tools": entry.get("tools")}
         if field in entry and value is None:
             return None
+    instead = _some(list(entry)) if isinstance(entry, Mapping) else type(entry).__name__
     raise CorpusError(
-        f"{where} has no text under {field!r} and no chat under 'messages', but "
-        f"{_instead(entry, field, 'messages')}: name the field that has one "
+        f"{where} has no text under {field!r} and no chat under 'messages', but {instead}: name the field that has one "
         "(text_field)"
     )
 
@@ -392,21 +392,10 @@ def _json_list(stream: Readable, name: str) -> list[Any]:
 def _json_lines(stream: Readable, name: str, field: str) -> Iterator[str]:
     for number, entry in _json_entries(stream, name):
         if not isinstance(entry, dict) or not isinstance(entry.get(field, 0), str | None):
-            instead = _instead(entry, field)
+            instead = _some(list(entry)) if isinstance(entry, dict) else type(entry).__name__
             raise CorpusError(f"line {number} of {name} has no text under {field!r} but {instead}: name it {_BY_FIELD}")
         if entry[field] is not None:
             yield entry[field]
-
-
-def _instead(entry: Any, *asked: str) -> str:
-    """What a row has in place of what was asked for.
-
-    >>> _instead({"id": 7, "text": 3}, "text"), _instead([1], "text")
-    ('id, text (3)', 'list')
-    """
-    if not isinstance(entry, Mapping):
-        return type(entry).__name__
-    return _some([f"{name} ({entry[name]!r:.20})" if name in asked else name for name in entry])
 
 
 def _some(names: Sequence[str]) -> str:

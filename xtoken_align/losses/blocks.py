@@ -463,7 +463,8 @@ def _by_counting(
     adds: bool,
 ) -> Compared | None:
     """Ranks compared by Triton's kernels, where rows are chunks; None where this is not so."""
-    if student.chunk is not None or teacher.log_rest is not None or not sorting.compares(ranks, student.scores.device):
+    rows_are_chunks = student.chunk is None and teacher.log_rest is None and len(student.scores) > 0
+    if not rows_are_chunks or not sorting.compares(ranks, student.scores.device):
         return None
     scores, temperature = (student.scores, teacher.scores), pass_.objective.measure.temperature
     return sorting.compare_ranks(*scores, ranks, temperature=temperature, coefficient=weight, out=place, adds=adds)

@@ -244,7 +244,7 @@ def compare_ranks(
             kernels.probabilities[(rows * blocks,)](*arguments, BLOCK=_BLOCK, BLOCKS=1 << blocks.bit_length())
     signs, sums = signs_and_sums(shares[0], shares[1], ranks.most)
     compared = (kept[0, 2] > 0) & (kept[1, 2] > 0)
-    if coefficient is not None and out is not None and rows:
+    if coefficient is not None and out is not None:
         logits, width, blocks = student, student.shape[1], -(-student.shape[1] // _BLOCK)
         factor = torch.where(compared, coefficient.float() * temperature, 0.0)
         with current(student.device):

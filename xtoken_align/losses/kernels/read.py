@@ -183,8 +183,9 @@ def outcomes(sides, tile, block, BLOCK: tl.constexpr):
         partner, there = partners(sides, token)
         logits = scores_at(sides.student + tile.ours[:, None] + token[None, :], (token < sides.width)[None, :])
         # A teacher's row is named also where nothing is compared, so that any can be read.
-        theirs = sides.teacher + tile.theirs[:, None] + partner[None, :]
-        theirs = tl.load(theirs, mask=there[None, :], other=LOWEST).to(tl.float32)
+        theirs = tl.load(sides.teacher + tile.theirs[:, None] + partner[None, :], mask=there[None, :], other=0.0)
+        # Half precision has no number as low as LOWEST.
+        theirs = tl.where(there[None, :], theirs.to(tl.float32), LOWEST)
         ours = tl.where(there[None, :], logits, LOWEST)
     else:
         column = (block - sides.token_blocks) * BLOCK + place

@@ -6,6 +6,7 @@
 import triton
 import triton.language as tl
 
+from .close import ENDLESS, NOTHING
 from .read import LOWEST, exp, scores_at
 
 SHIFT = tl.constexpr(15)
@@ -64,8 +65,9 @@ def probabilities(
     sums = tl.load(found + (many + row) * blocks + lane, mask=lane < blocks, other=0.0)
     top = tl.max(tops, 0)
     total = tl.sum(sums * exp((tops - top) * inverse), 0)
-    # Without a distribution every share is 0.
-    log_total = tl.where(total == 0, 1.0e30, tl.log(total))
+    # Without a distribution every share is 0. Of NaN this is not so.
+    lacks = (total == 0) | (top <= NOTHING)
+    log_total = tl.where(lacks, ENDLESS, tl.log(total))
     token = block * BLOCK + tl.arange(0, BLOCK)
     chosen = tl.load(role + token, mask=token < width, other=SILENT) == SORTED
     value = scores_at(logits + row * stride + token, chosen)
@@ -73,7 +75,7 @@ def probabilities(
     if block == 0:
         tl.store(kept + row, top)
         tl.store(kept + many + row, log_total)
-        tl.store(kept + 2 * many + row, tl.where(total == 0, 0.0, 1.0))
+        tl.store(kept + 2 * many + row, tl.where(lacks, 0.0, 1.0))
 
 
 @triton.jit(do_not_specialize=["rows", "blocks"])

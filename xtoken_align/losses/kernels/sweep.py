@@ -91,6 +91,9 @@ ROW_ODD = tl.constexpr(11)
 KEPT = 12
 """How many these are."""
 
+LEAST_SHARE = tl.constexpr(1.0e-37)
+"""Where both sides' shares are less than that, so is what they add to a JSD or its slope."""
+
 
 class BlockSum(NamedTuple):
     """Values of a block that count, (rows,) each but for the last two.
@@ -390,18 +393,38 @@ def mixtures(
     sides = Sides(student, teacher, masses, code, lists, rows, width, other_width, joint, token_blocks)
     tile = tile_of(sides, tl.program_id(0) // blocks, OUR_ALIGNED, THEIR_ALIGNED, ROWS)
     ours, theirs, there, _ = outcomes(sides, tile, block, BLOCK)
-    ours, theirs = compared(ours, theirs, there, tile, BOTH)
-    if CHOSEN:
-        chosen = are_chosen(ours, theirs, threshold, tile, places_of(sides, block, BLOCK), CHOSEN)
-        ours = tl.where(chosen, ours, float("-inf"))
-    possible = ours != float("-inf")
-    log_q, log_p = _log_shares(kept, rows, tile.row, tile.real, ours, theirs, inverse)
-    log_q = tl.where(possible, log_q, 0.0)
-    log_m = log_mixture(log_p, log_q, beta)
-    given = possible & (theirs != float("-inf"))
+    their_terms, our_terms = tl.full((ROWS,), 0.0, tl.float32), tl.full((ROWS,), 0.0, tl.float32)
+    odd = True
+    if not CHOSEN:
+        odd = _some_odd(kept, rows, tile)
+    if odd:
+        ours, theirs = compared(ours, theirs, there, tile, BOTH)
+        if CHOSEN:
+            chosen = are_chosen(ours, theirs, threshold, tile, places_of(sides, block, BLOCK), CHOSEN)
+            ours = tl.where(chosen, ours, float("-inf"))
+        possible = ours != float("-inf")
+        log_q, log_p = _log_shares(kept, rows, tile.row, tile.real, ours, theirs, inverse)
+        log_q = tl.where(possible, log_q, 0.0)
+        log_m = log_mixture(log_p, log_q, beta)
+        given = possible & (theirs != float("-inf"))
+        their_terms = tl.sum(tl.where(given, exp(log_p) * (log_p - log_m), 0.0), 1)
+        our_terms = tl.sum(tl.where(possible, exp(log_q) * (log_q - log_m), 0.0), 1)
+    else:
+        # Where nothing is, both shares are 0, and so is what stands beside them as long as it is finite.
+        log_q, log_p = _log_shares(kept, rows, tile.row, tile.real, ours, theirs, inverse)
+        log_q, log_p = tl.maximum(log_q, -1.0e30), tl.maximum(log_p, -1.0e30)
+        q, p = exp(log_q), exp(log_p)
+        log_m = tl.log(tl.maximum(beta * p + (1 - beta) * q, LEAST_SHARE))
+        their_terms, our_terms = tl.sum(p * (log_p - log_m), 1), tl.sum(q * (log_q - log_m), 1)
     cell = Cell(out + tile.row * blocks + block, rows.to(tl.int64) * blocks, tile.real)
-    _put(cell, 0, tl.sum(tl.where(given, exp(log_p) * (log_p - log_m), 0.0), 1))
-    _put(cell, 1, tl.sum(tl.where(possible, exp(log_q) * (log_q - log_m), 0.0), 1))
+    _put(cell, 0, their_terms)
+    _put(cell, 1, our_terms)
+
+
+@triton.jit
+def _some_odd(kept, rows, tile):
+    """Whether a row is not plain. Beside rows that there are not, one has to be careful, too."""
+    return tl.max(tl.load(kept + ROW_ODD * rows.to(tl.int64) + tile.row, mask=tile.real, other=1.0), 0) > 0
 
 
 @triton.jit
@@ -516,8 +539,7 @@ def _plain_slopes(
     elif DIVERGENCE == REVERSE:
         slope = our_part * ((log_q - log_p) / LOG2_E - _row(kept, sides, tile, ROW_MEAN))
     else:
-        # Where both shares are less than that, so is the slope.
-        mixture = tl.maximum(beta * tl.exp2(log_p) + (1 - beta) * tl.exp2(log_q), 1e-37)
+        mixture = tl.maximum(beta * tl.exp2(log_p) + (1 - beta) * tl.exp2(log_q), LEAST_SHARE)
         slope = (1 - beta) * our_part * (log_q / LOG2_E - tl.log(mixture) - _row(kept, sides, tile, ROW_MEAN))
     return tl.where((partner >= 0)[None, :], slope * _row(kept, sides, tile, ROW_SCALE), 0.0)
 
@@ -575,8 +597,7 @@ def gradients(
         partner, alone = partners(sides, token)
         odd = True
         if CHOSEN != BEST_OF_STUDENT:
-            # Beside rows that there are not, one has to be careful, too.
-            odd = tl.max(tl.load(kept + ROW_ODD * rows.to(tl.int64) + tile.row, mask=tile.real, other=1.0), 0) > 0
+            odd = _some_odd(kept, rows, tile)
         if odd:
             change = _careful_slopes(
                 sides, tile, token, logits, partner, alone, kept, threshold, inverse, beta, DIVERGENCE, CHOSEN, BOTH
