@@ -67,8 +67,7 @@ def read_config(
         raise OptionError(f"there is no file {path}: `xtoken-align init` prints one to begin with") from error
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    # PyYAML lets what makes no date, or has too many digits for a number, out as Python's own error.
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise OptionError(f"{path} is no YAML:\n{error}") from error
     if values is None:
         raise OptionError(f"{path} is empty: it needs student, teachers, texts and output at least")
@@ -160,7 +159,7 @@ def _plain_values(
         place: where it stands: `teachers[0].loss`.
         by_node: values of nodes that were met before, by `id`: an alias (`*name`) is the node that it stands for.
         lines: receives the line of every place.
-        mistakes: receives keys that stand twice in one mapping.
+        mistakes: receives keys that stand twice in one mapping, and values that cannot be.
     """
     lines.setdefault(place, node.start_mark.line + 1)
     if id(node) in by_node:
@@ -172,7 +171,13 @@ def _plain_values(
             listed.append(_plain_values(loader, each, f"{place}[{number}]", by_node, lines, mistakes))
         return listed
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node, deep=True)
+        try:
+            return loader.construct_object(node, deep=True)
+        # PyYAML lets what makes no date, or has too many digits for a number, out as Python's own error.
+        except ValueError as error:
+            said = f"looks like a date or a number and is none ({error}): put a text into quotes"
+            mistakes.append((place, f"{place} is {node.value:.30}, which {said}"))
+            return node.value
     values: dict[str, Any] = {}
     by_node[id(node)] = values
     first: dict[str, int] = {}
