@@ -27,7 +27,7 @@ from ..mapping.find import json_surface
 from ..spans.drawing import CHUNK_COLOURS, GAP_COLOUR, GAP_INK, INK, Cell, Range, Side, cells, count_cells
 from ..spans.spans import SpanStatistics
 from ..visible import MARKS, visible
-from .console import direction, print_table, stdout_console, tell
+from .console import counted, direction, print_table, stdout_console, tell
 
 Sides = tuple[Side, Side]
 """Student and teacher."""
@@ -68,7 +68,7 @@ def draw(sides: Sides, statistics: SpanStatistics, *, limit: int | None) -> None
     sorts = ", ".join(f"{count:,} {name}" for name, count in _counts(statistics).items() if count)
     has_gaps = statistics.student_gaps or statistics.teacher_gaps
     gaps = f"; in no chunk: {_gaps(statistics)}" if has_gaps else ""
-    tell(f"{_direction(sides)}: {statistics.chunks:,} chunks{f' ({sorts})' if sorts else ''}{gaps}")
+    tell(f"{_direction(sides)}: {counted(statistics.chunks, 'chunk')}{f' ({sorts})' if sorts else ''}{gaps}")
     drawing = Drawing(*sides, Pen(sys.stdout.encoding or "utf-8"), console.width)
     plain = console.no_color or console.color_system is None
     for line in drawing.lines(islice(cells(*sides), limit)):
@@ -94,7 +94,7 @@ def print_statistics(sides: Sides, statistics: SpanStatistics) -> None:
     print_table(chunks)
     tell(f"\nTokens: student {statistics.student_tokens:,}, teacher {statistics.teacher_tokens:,}.")
     tell(f"In no chunk: {_gaps(statistics)}.")
-    tell(f"The longest chunk has {statistics.longest:,} tokens on one side.")
+    tell(f"The longest chunk has {counted(statistics.longest, 'token')} on one side.")
 
 
 def print_report(sides: Sides, statistics: SpanStatistics, *, stats_only: bool) -> None:

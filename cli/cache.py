@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import print_json, stderr_console, tell
+from .console import counted, print_json, run_bar, tell
 
 if TYPE_CHECKING:
     from ..training import CacheReport, DistillConfig
@@ -104,22 +104,19 @@ def _progress(
     if not sys.stderr.isatty():
         told = [0]
 
-        def tell(done: int, rows: int) -> None:
+        def count(done: int, rows: int) -> None:
             if 10 * done // max(rows, 1) > told[0]:
                 told[0] = 10 * done // max(rows, 1)
                 click.echo(f"{done:,} of {rows:,} rows", err=True)
 
-        yield lambda text: click.echo(text, err=True), lambda text: click.echo(text, err=True), tell
+        yield lambda text: click.echo(text, err=True), lambda text: click.echo(text, err=True), count
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=stderr_console()) as bar:
-        task = bar.add_task("", total=None)
+    with run_bar() as update:
         yield (
-            lambda text: bar.update(task, description=text),
-            lambda text: bar.console.print(text, markup=False, highlight=False),
-            lambda done, rows: bar.update(task, completed=done, total=rows),
+            lambda text: update(description=text),
+            # The bar keeps below what is printed.
+            lambda text: click.echo(text, err=True),
+            lambda done, rows: update(completed=done, total=rows),
         )
 
 
@@ -129,7 +126,7 @@ def _render(done: CacheReport, config: DistillConfig, teacher: int, *, keep: str
 
     tell(
         f"{done.rows:,} rows, {done.positions:,} positions, {done.bytes / 1e6:,.1f} MB in {done.seconds:,.1f} s; "
-        f"{done.written:,} files written, {done.kept:,} were there"
+        f"{counted(done.written, 'file')} written, {done.kept:,} were there"
     )
     each = f"A position takes {done.bytes / max(done.positions, 1):,.1f} bytes"
     if keep == "hidden":

@@ -28,7 +28,7 @@ _LONGEST = 60
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
     metavar="FILE",
-    help="Also encode the lines of this file with both (text, .jsonl, .parquet, .gz, .zst; may be repeated).",
+    help="Also encode the lines of this file with both (text, .jsonl, .json, .parquet, .gz, .zst; may be repeated).",
 )
 @click.option("--field", default="text", show_default=True, metavar="NAME", help="The corpus field with the text.")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 unless the tokenizers are identical.")

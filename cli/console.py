@@ -15,6 +15,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -66,18 +67,25 @@ def place_options(name: str = "STUDENT--TEACHER") -> Callable[[Command], Command
 
 def check_place(options: dict[str, Any]) -> None:
     """Refuses a place of `place_options` that could only fail after the work was done."""
-    from ..errors import StoreError
     from ..store.store import checked_name
 
     output: Path | None = options["output"]
     if output is not None and (options["store"] is not None or options["name"] is not None):
         raise click.UsageError("-o names the file itself: give it alone, or --store and --name.")
-    if output is not None and not output.parent.is_dir():
-        raise StoreError(f"cannot write {output}: there is no folder {output.parent}; make it, or choose another place")
-    if output is not None and output.is_dir():
-        raise StoreError(f"cannot write {output}: it is a folder; name a file in it")
+    if output is not None:
+        check_output(output)
     if options["name"] is not None:
         checked_name(options["name"])
+
+
+def check_output(output: Path) -> None:
+    """Refuses a file that cannot be written where it is to be."""
+    from ..errors import StoreError
+
+    if not output.parent.is_dir():
+        raise StoreError(f"cannot write {output}: there is no folder {output.parent}; make it, or choose another place")
+    if output.is_dir():
+        raise StoreError(f"cannot write {output}: it is a folder; name a file in it")
 
 
 def write_mapping(mapping: Mapping, options: dict[str, Any], *, name: str | None = None) -> Path:
@@ -239,6 +247,15 @@ def stderr_console() -> Console:
     return _console(sys.stderr)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "file"), counted(2000, "file")
+    ('1 file', '2,000 files')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def direction(student: str, teacher: str) -> str:
     """The sentence with which every report begins, without its full stop.
 
@@ -270,6 +287,21 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(console=stderr_console(), redirect_stdout=False, redirect_stderr=False) as bar:
         task = bar.add_task(title, total=total)
         yield lambda: bar.advance(task)
+
+
+@contextmanager
+def run_bar() -> Iterator[Callable[..., None]]:
+    """Yields a function that says how far a long run is (`completed`, `total`) and what it does (`description`).
+
+    It is shown as a bar. What is being done stands behind it, and takes a second line in a narrow terminal.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    what = TextColumn("{task.description}", markup=False, table_column=Column())
+    with Progress(BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), what, console=stderr_console()) as bar:
+        task = bar.add_task("", total=None)
+        yield partial(bar.update, task)
 
 
 def visible(surface: bytes) -> str:

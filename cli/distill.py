@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..visible import printable
-from .console import ignore_notes, print_json, print_table, stderr_console, store_option, tell
+from .console import ignore_notes, print_json, print_table, run_bar, store_option, tell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -126,18 +126,14 @@ def _progress(*, quiet: bool) -> Iterator[tuple[Say, Report]]:
     if not sys.stderr.isatty():
         yield lambda text: click.echo(text, err=True), _line
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=stderr_console()) as bar:
-        task = bar.add_task("", total=None)
+    with run_bar() as update:
 
         def report(step: int, steps: int, found: Mapping[str, float]) -> None:
-            bar.update(task, completed=step, total=steps)
+            update(completed=step, total=steps)
             if found:
-                bar.update(task, description=_figures(found))
+                update(description=_figures(found))
 
-        yield lambda text: bar.update(task, description=text), report
+        yield lambda text: update(description=text), report
 
 
 def _line(step: int, steps: int, found: Mapping[str, float]) -> None:

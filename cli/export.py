@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import direction, mappings, print_json, steps, store_option, tell
+from .console import check_output, direction, mappings, print_json, steps, store_option, tell
 
 if TYPE_CHECKING:
     from ..mapping.formats import Exported
@@ -68,6 +68,7 @@ def command(mapping: str, format_name: Any, output: Path, **options: Any) -> Non
     from ..errors import StoreError
     from ..store.load import load
 
+    check_output(output)
     if output.exists() and not options["force"]:
         raise StoreError(f"{output} exists: give --force to replace it, or another file after -o")
     loaded = load(mapping, store=options["store"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .console import print_json, store_option
+from .console import counted, print_json, store_option
 
 
 @click.command("gc")
@@ -37,4 +37,4 @@ def command(keep: int, store: Path | None, dry_run: bool, as_json: bool) -> None
         return
     for path in gone:
         click.echo(path)
-    click.echo(f"{len(gone)} files {'would go' if dry_run else 'removed'}.", err=True)
+    click.echo(f"{counted(len(gone), 'file')} {'would go' if dry_run else 'removed'}.", err=True)

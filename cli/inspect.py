@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import direction, mappings, print_json, print_table, stderr_console, store_option, tell, visible
+from .console import counted, direction, mappings, print_json, print_table, stderr_console, store_option, tell, visible
 
 if TYPE_CHECKING:
     from ..corpus.weigh import CorpusCoverage
@@ -87,7 +87,7 @@ def render_corpus(found: CorpusCoverage) -> None:
     from rich import box
     from rich.table import Table
 
-    click.echo(f"\nIn {found.texts:,} texts, {found.tokens:,} tokens, {found.bytes:,} bytes:")
+    click.echo(f"\nIn {counted(found.texts, 'text')}, {found.tokens:,} tokens, {found.bytes:,} bytes:")
     if found.unspelled:
         tell(f"{found.unspelled:,} texts are not in it, or not whole: the student's vocabulary cannot spell them.")
     if not found.tokens:
@@ -153,10 +153,10 @@ def _share(count: int, total: int) -> str:
     "--corpus",
     multiple=True,
     metavar="FILE...",
-    help="Weigh everything by the tokens of these texts: plain, .jsonl, .parquet, also .gz or .zst; - is stdin.",
+    help="Weigh everything by the tokens of these texts: plain, .jsonl, .json, .parquet, also .gz or .zst; - is stdin.",
 )
 @click.option(
-    "--field", default="text", show_default=True, metavar="NAME", help="Where .jsonl and .parquet have the text."
+    "--field", default="text", show_default=True, metavar="NAME", help="Where JSON and Parquet have the text."
 )
 @click.option(
     "--student", metavar="SOURCE", help="The student's tokenizer, for --corpus. [default: the mapping's source]"
@@ -184,6 +184,8 @@ def command(mapping: str, files: tuple[str, ...], **options: Any) -> None:
 
     if files and not options["corpus"]:
         raise click.UsageError(f"got {files[0]!r} beside the mapping: name texts with --corpus.")
+    if options["tsv"] and options["corpus"]:
+        raise click.UsageError("--tsv is the list of tokens alone: leave out --corpus, or take --json.")
     loaded = load(mapping, store=options["store"])
     corpus = weigh_corpus(loaded, (*options["corpus"], *files), options) if options["corpus"] else None
     listed = _listed(loaded, options)
@@ -196,12 +198,12 @@ def command(mapping: str, files: tuple[str, ...], **options: Any) -> None:
         # A page has all that is printed, but for the corpus.
         if not options["html"]:
             _render(loaded, _recommendation(loaded, options["critical"]))
-        if corpus is not None:
-            render_corpus(corpus)
     elif options["tsv"]:
         _print_tsv(listed)
     else:
         _render_list(listed)
+    if corpus is not None and not options["as_json"]:
+        render_corpus(corpus)
 
 
 def _listed(mapping: Mapping, options: dict[str, Any]) -> list[Unmatched] | None:

@@ -170,6 +170,24 @@ def test_a_folder_that_could_not_be_filled_leaves_the_old_one_and_no_other(model
     assert (model / "config.json").read_text() == "old"
 
 
+@pytest.mark.parametrize("library", ["safetensors.torch", "torch"])
+def test_a_disk_without_room_is_one_sentence_whichever_library_meets_it(tmp_path: Path, library: str) -> None:
+    torch, writer = pytest.importorskip("torch"), pytest.importorskip(library)
+    resource = pytest.importorskip("resource")
+    save = writer.save if library == "torch" else writer.save_file
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with (
+            pytest.raises(StoreError, match=r"cannot write .*model \(\w.*\): choose"),
+            whole_folder(tmp_path / "model") as beside,
+        ):
+            save({"w": torch.zeros(9999)}, str(beside / "w"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("failure", "error"), [(full, StoreError), (interrupted, KeyboardInterrupt)])
 def test_a_folder_that_cannot_take_its_name_gives_the_old_one_back(
     model: Path, monkeypatch: pytest.MonkeyPatch, failure: Callable[..., NoReturn], error: type

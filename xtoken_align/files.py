@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from .errors import StoreError
 
@@ -60,6 +61,15 @@ def write_atomically(path: Path, content: bytes, *, overwrite: bool = True) -> N
         raise StoreError(f"cannot write {path} ({reason}): choose another place or make this one writable") from error
 
 
+def kind_of(path: Path) -> Literal["file", "folder", "other"] | None:
+    """What stands under a name; None for nothing, or what cannot be looked at: a name too long, in a closed folder."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return None
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+
+
 def check_folder(folder: Path, *, overwrite: bool, holds: str = "config.json") -> None:
     """Refuses a folder that `whole_folder` would not write; `holds` is a file that every such folder has.
 
@@ -102,21 +112,39 @@ def whole_folder(folder: Path, *, overwrite: bool = False, holds: str = "config.
     beside = folder.with_name(TEMPORARY_PATTERN.replace("*", secrets.token_hex(8)))
     before = folder.with_name(TEMPORARY_PATTERN.replace("*", secrets.token_hex(8)))
     try:
-        try:
+        with disk_refusals(folder):
             beside.mkdir(parents=True)
             yield beside
             if folder.exists():
                 folder.rename(before)
             beside.rename(folder)
-        except OSError as error:
-            reason = error.strerror or error
-            raise StoreError(f"cannot write {folder} ({reason}): choose another place or make room there") from error
     finally:
         # Between the two renames, an error or Ctrl-C leaves the name to nobody.
         if before.exists() and not folder.exists():
             before.replace(folder)
         for leftover in (beside, before):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def disk_refusals(place: Path) -> Iterator[None]:
+    """Makes one sentence of what the disk refuses, in whichever library's words.
+
+    Raises:
+        StoreError: the place cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason: object = error.strerror or error
+        raise StoreError(f"cannot write {place} ({reason}): choose another place or make room there") from error
+    except Exception as error:
+        # What the system says to safetensors and torch reaches us as errors of their own, which name no type in common.
+        said = str(error)
+        if "I/O error: " not in said and "inline_container.cc" not in said:
+            raise
+        reason = said.partition("I/O error: ")[2].partition(" (os error")[0] or "not all of a file could be written"
+        raise StoreError(f"cannot write {place} ({reason}): choose another place or make room there") from error
 
 
 def _check_target(target: Path, *, overwrite: bool) -> None:

@@ -180,7 +180,7 @@ def test_gc_keeps_the_newest_version(place: Path) -> None:
     assert len(list((place / "store" / "student--old").glob("*.npz"))) == 2
     assert run(place, "gc", "--dry-run").stdout.count("\n") == 1
     done = run(place, "gc", "--keep", "1")
-    assert "1 files removed" in done.stderr
+    assert "1 file removed" in done.stderr
     (left,) = (place / "store" / "student--old").glob("*.npz")
     assert load_mapping(left).options["decay"] == 0.2
 

@@ -25,8 +25,12 @@ def test_everything_is_weighed_by_the_texts(place: Path) -> None:  # noqa: F811
     assert corpus["frequent"][0] == {"id": 258, "surface": "12", "count": 2, "reason": "split by digits"}
     assert corpus["chunk_starts"]["share"] == 1
     table = run(place, "inspect", "student--old", "--corpus", "a.txt", *sources).stdout
-    assert "In 1 texts, " in table
+    assert "In 1 text, " in table
     assert "Chunks whose first tokens lie in one bin: 100.00%" in table
+    listed = run(place, "inspect", "student--old", "--corpus", "a.txt", "--unmatched", *sources).stdout
+    assert "split by digits" in listed.partition("In 1 text, ")[0]
+    assert "Chunks whose first tokens" in listed
+    assert "leave out --corpus" in run(place, "inspect", "student--old", "--corpus", "a.txt", "--tsv", *sources).stderr
 
 
 def test_a_tokenizer_that_is_not_to_be_found_is_asked_for(place: Path) -> None:  # noqa: F811

@@ -57,7 +57,10 @@ def test_export_refuses_in_a_sentence(invoke: Invoke, built: Path, tmp_path: Pat
     assert "layout is an option of the format torch" in refused(
         invoke("export", built, "--format", "json", "--layout", "coo", "-o", out)
     )
-    assert "cannot write" in refused(invoke("export", built, "--format", "json", "-o", tmp_path / "none" / "out"))
+    # Before the mapping is read.
+    assert "there is no folder" in refused(
+        invoke("export", "nothing", "--format", "json", "-o", tmp_path / "none" / "x")
+    )
     assert "no mapping is called" in refused(invoke("export", "nothing", "--format", "json", "-o", out))
     assert invoke("export", built, "-o", out).code == 2
     assert invoke("export", built, "--format", "nemo", "-o", out).code == 2

@@ -158,3 +158,16 @@ def test_a_refusal_breaks_between_words(in_terminal: Callable[..., list[str]]) -
     assert len(lines) > 1
     assert all(len(line) <= 60 or " " not in line for line in lines)
     assert "no mapping is called 'no--mapping'" in " ".join(lines)
+
+
+def test_a_long_run_says_how_far_it_is_and_what_it_does_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    for name, value in {"COLUMNS": "60", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    with part("console").run_bar() as update:
+        update(completed=13, total=90, description="loss 4.827  bits/byte 2.434  kd 1.551  agreement 0.03529")
+    drawn = re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert "13/90" in drawn
+    assert "0.03529" in drawn
+    assert "…" not in drawn

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from xtoken_align import Vocab
 from xtoken_align.corpus import texts
-from xtoken_align.corpus.texts import LONGEST_PIECE, pieces, read_texts
+from xtoken_align.corpus.texts import LONGEST_PIECE, pieces, read_rows, read_texts
 from xtoken_align.errors import CorpusError, MissingExtraError
 
 SOME = ["one", "", "zwei\nlines", "三 and 😀"]
@@ -38,6 +38,14 @@ def write(path: Path, packed: str, data: bytes) -> Path:
 def test_json_lines_are_texts(tmp_path: Path, packed: str) -> None:
     lines = "\n".join(json.dumps({"text": text, "id": 1}) for text in SOME) + "\n\n"
     assert list(read_texts([write(tmp_path / "a.jsonl", packed, lines.encode())])) == SOME
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+def test_a_json_file_is_a_list_of_rows_as_for_training(tmp_path: Path, packed: str) -> None:
+    path = write(tmp_path / "a.json", packed, json.dumps([{"text": text} for text in (*SOME, None)]).encode())
+    assert list(read_texts([path])) == SOME == [row["text"] for row in read_rows([path])]
+    with pytest.raises(CorpusError, match=r"row 1 of .*has no text under 'body' but text"):
+        list(read_texts([path], field="body"))
 
 
 @pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
@@ -98,6 +106,7 @@ def test_a_huge_line_is_cut_between_words(tmp_path: Path, monkeypatch: pytest.Mo
         ("a.jsonl", b'{"text": "x"}\n{"text"\n', "line 2 of .*a.jsonl is not JSON"),
         ("a.jsonl", b'{"body": "x", "id": 1}\n', "line 1 of .*a.jsonl has no text under 'text' but body, id"),
         ("a.jsonl", b"[1]\n", "has no text under 'text' but list"),
+        ("a.jsonl", b'{"id": 1, "text": 3}\n', r"has no text under 'text' but id, text \(3\): name it"),
         ("a.txt.gz", gzip.compress(b"x" * 1000, mtime=0)[:-9], "no whole .gz file"),
         ("a.txt.gz", b"plain", "no whole .gz file"),
         ("a.txt.zst", b"plain", "no whole .zst file"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from span_checks import CHATML, INST, LLAMA, any_text, chunk_rows, id_rows, surfaces_of, vocab
 
@@ -62,6 +62,7 @@ def test_a_text_that_was_written_is_the_row_that_it_would_be_in_a_data_set(
 
     @settings(max_examples=12, suppress_health_check=list(HealthCheck))
     @given(any_text(surrogates=False), st.integers(1, 40))
+    @example("  ", 1)
     def holds(text: str, prompt_tokens: int) -> None:
         data = collate([{"text": text}])["spans"].numpy()
         ids, its_ids = id_rows(data)
@@ -295,6 +296,7 @@ def test_rows_of_ids_are_continued_where_they_begin_to_count(real: Real, with_ma
     [
         ({"content": "a"}, "row 1: it needs a `prompt`"),
         ({"prompt": [{"content": "a"}]}, "row 1: .*no role"),
+        ({"prompt": ["a"]}, "row 1: message 0 of a chat is no table"),
     ],
 )
 def test_rows_that_nobody_can_continue_are_named(row: dict[str, Any], said: str) -> None:

@@ -119,6 +119,16 @@ def test_a_control_token_that_is_a_word_of_its_own_is_one_where_the_tokenizer_fi
         assert student_ids(spans) == original.encode(text, add_special_tokens=False).ids
 
 
+def test_an_unknown_token_that_is_a_word_of_its_own_is_not_found_in_its_own_name() -> None:
+    data = FAMILIES_AND_WORDY["bert-cased"].data()
+    for entry in data["added_tokens"]:
+        entry["single_word"] = True
+    vocab, original = vocab_of(data), Tokenizer.from_str(json.dumps(data))
+    text = "cat[UNK]cat [UNK] cat"
+    spans = align_texts([text], student=vocab, teacher=vocab, parse_special=True)
+    assert student_ids(spans) == original.encode(text, add_special_tokens=False).ids
+
+
 @pytest.mark.parametrize("text", ["<s>a", "a<s>b", "a <s> b</s>", "</s>", "a </s>\n<s>", "<s><s>", " <s> <s>"])
 def test_a_control_token_that_is_normalised_is_one_where_the_tokenizer_finds_it(text: str) -> None:
     # Llama-2's first files: the normaliser writes `▁` before the token, so the token is found behind a space alone.

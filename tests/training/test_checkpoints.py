@@ -112,6 +112,20 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-6"]
 
 
+@pytest.mark.parametrize("room", [1_000, 100_000], ids=["for no file", "for the weights"])
+def test_a_checkpoint_that_the_disk_has_no_room_for_is_one_sentence(world: World, tmp_path: Path, room: int) -> None:
+    resource = pytest.importorskip("resource")
+    cut = trainer_of(world, tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(StoreError, match=r"cannot write .*checkpoint-2 \(.*\): choose another place or make room"):
+            cut.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert last_checkpoint(tmp_path) is None
+
+
 def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_from(world: World, tmp_path: Path) -> None:
     (tmp_path / "checkpoint-2").mkdir()
     with pytest.raises(StoreError, match="no whole checkpoint"):

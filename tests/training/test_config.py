@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,33 @@ def test_every_word_of_the_loss_is_one_that_it_takes() -> None:
             assert getattr(LossOptions(**options), name) == word
         with pytest.raises(OptionError):
             LossOptions(**{"kind": "auto", name: "another"})
+
+
+def test_an_output_that_cannot_be_made_is_told_with_all_other_mistakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("some text\n")
+    (tmp_path / "link").symlink_to("nowhere")
+    config = "student: {{model: ./nowhere}}\nteachers: {{model: user/repo}}\ntexts: {0}/notes.txt\noutput: {0}/{1}\n"
+    path = tmp_path / "run.yaml"
+    for output in ("notes.txt/run", "link"):
+        path.write_text(config.format(tmp_path, output))
+        with pytest.raises(OptionError, match=r"(?s)no folder ./nowhere.*is no folder: choose another output"):
+            read_config(path, files=True)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    path.write_text(config.format(tmp_path, "deep/run"))
+    with pytest.raises(OptionError, match=rf"output is .*deep/run, and {tmp_path} cannot be written: choose another"):
+        read_config(path, files=True)
+
+
+def test_a_name_that_no_file_can_have_is_that_of_a_missing_one(tmp_path: Path) -> None:
+    path, name = tmp_path / "run.yaml", "./" + "x" * 300
+    path.write_text(
+        f"student: {{model: {name}, chat_template: {name}}}\nteachers: {{cache: {name}, tokenizer: {name}}}\n"
+        f"texts: [{name}, {name}*]\noutput: {name}\n"
+    )
+    with pytest.raises(OptionError, match=f"(?s)run.yaml has 6 mistakes:.*there is no file {name}"):
+        read_config(path, files=True)
 
 
 def test_missing_files_are_told_with_all_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,7 @@ def without_nulls(value: Any) -> Any:
     [
         ('{"messages": [{"from": "human", "value": "Hi"}]}', "message 0 of line 1 of .* has no role but from, value"),
         ('{"conversations": []}', "has no text under 'text' and no chat under 'messages', but conversations"),
+        ('{"messages": []}', r"has no text under 'text' and no chat under 'messages', but messages \(\[\]\)"),
         ('{"text": "a"}\n{"messages": [{"role": "user", "content": "b"}]}', "has chats, but the rows before are texts"),
         ('{"messages": "["}', "line 1 of .* is not JSON"),
     ],

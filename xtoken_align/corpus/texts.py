@@ -89,12 +89,12 @@ def read_texts(
 ) -> Iterator[str]:
     """Yields texts, one after another.
 
-    A JSON line or a Parquet row is a text, null is none. Plain text comes in stretches of about a megabyte that begin
-    where a line begins; a line longer than that is cut between words.
+    A row of a JSON or Parquet file is a text, null is none. Plain text comes in stretches of about a megabyte that
+    begin where a line begins; a line longer than that is cut between words.
 
     Args:
-        paths: files, told by their endings: `.jsonl`, `.parquet`, anything else is plain text; text and JSON lines
-            also `.gz` or `.zst`. `-` is stdin.
+        paths: files, told by their endings: `.jsonl`, `.json` with a list of rows, `.parquet`, anything else is plain
+            text; all but Parquet also `.gz` or `.zst`. `-` is stdin.
         field: the field, or the column, that holds the text.
         progress: is told of the bytes read.
 
@@ -112,7 +112,8 @@ def read_texts(
             yield from _parquet(name, field, progress)
             continue
         with _opened(name, packed, progress) as stream:
-            yield from _json_lines(stream, name, field) if form in _JSON_LINES else _plain(stream, name)
+            entries = _json_entries(stream, name, form)
+            yield from _plain(stream, name) if entries is None else _texts_of(entries, field)
 
 
 def _form_of(name: str) -> tuple[str, str]:
@@ -128,7 +129,7 @@ def read_rows(
     """Yields rows to train on, texts and chats.
 
     Args:
-        paths: files, as `read_texts` takes them; a `.json` file holds a list of rows.
+        paths: files, as `read_texts` takes them.
         field: the field that holds a row's text, or its chat.
         progress: is told of the bytes read, but for Parquet files with chats.
 
@@ -147,17 +148,11 @@ def read_rows(
             if (columns := _chat_columns(name, field)) is None:
                 yield from ({"text": text, "ends": True} for text in _parquet(name, field, progress))
             else:
-                yield from _rows_of(
-                    enumerate(_parquet_entries(name, columns), start=1), field, "row", name, tables=True
-                )
+                yield from _rows_of(_numbered(_parquet_entries(name, columns), name), field, tables=True)
             continue
         with _opened(name, packed, progress) as stream:
-            if form in _JSON_LINES:
-                yield from _rows_of(_json_entries(stream, name), field, "line", name)
-            elif form == ".json":
-                yield from _rows_of(enumerate(_json_list(stream, name), start=1), field, "row", name)
-            else:
-                yield from _stretches(_plain(stream, name))
+            entries = _json_entries(stream, name, form)
+            yield from _stretches(_plain(stream, name)) if entries is None else _rows_of(entries, field)
 
 
 def _stretches(texts: Iterator[str]) -> Iterator[dict[str, Any]]:
@@ -171,11 +166,9 @@ def _stretches(texts: Iterator[str]) -> Iterator[dict[str, Any]]:
         yield {"text": before, "ends": True}
 
 
-def _rows_of(
-    entries: Iterable[tuple[int, Any]], field: str, unit: str, name: str, *, tables: bool = False
-) -> Iterator[dict[str, Any]]:
-    for number, entry in entries:
-        row = row_of(entry, field, f"{unit} {number} of {name}", tables=tables)
+def _rows_of(entries: Iterable[tuple[str, Any]], field: str, *, tables: bool = False) -> Iterator[dict[str, Any]]:
+    for where, entry in entries:
+        row = row_of(entry, field, where, tables=tables)
         if row is not None:
             yield row
 
@@ -207,9 +200,9 @@ def row_of(entry: Any, field: str, where: str, *, tables: bool = False) -> dict[
             return {"messages": _without_nulls(chat) if tables else chat, "tools": entry.get("tools")}
         if field in entry and value is None:
             return None
-    instead = _some(list(entry)) if isinstance(entry, Mapping) else type(entry).__name__
     raise CorpusError(
-        f"{where} has no text under {field!r} and no chat under 'messages', but {instead}: name the field that has one "
+        f"{where} has no text under {field!r} and no chat under 'messages', but "
+        f"{_instead(entry, field, 'messages')}: name the field that has one "
         "(text_field)"
     )
 
@@ -369,11 +362,23 @@ def _lines(stream: Readable, name: str) -> Iterator[bytes]:
         yield rest
 
 
-def _json_entries(stream: Readable, name: str) -> Iterator[tuple[int, Any]]:
-    """The values of the lines that are not empty, each with its line's number."""
+def _json_entries(stream: Readable, name: str, form: str) -> Iterator[tuple[str, Any]] | None:
+    """What a file of JSON lines or a list of rows holds, each with its place for messages; None for plain text."""
+    if form in _JSON_LINES:
+        return _json_lines(stream, name)
+    return _numbered(_json_list(stream, name), name) if form == ".json" else None
+
+
+def _numbered(rows: Iterable[Any], name: str) -> Iterator[tuple[str, Any]]:
+    return ((f"row {number} of {name}", row) for number, row in enumerate(rows, start=1))
+
+
+def _json_lines(stream: Readable, name: str) -> Iterator[tuple[str, Any]]:
+    """The values of the lines that are not empty."""
     for number, line in enumerate(_lines(stream, name), start=1):
         if line.strip():
-            yield number, _parsed(line, f"line {number} of {name}")
+            where = f"line {number} of {name}"
+            yield where, _parsed(line, where)
 
 
 def _json_list(stream: Readable, name: str) -> list[Any]:
@@ -389,13 +394,23 @@ def _json_list(stream: Readable, name: str) -> list[Any]:
     return rows
 
 
-def _json_lines(stream: Readable, name: str, field: str) -> Iterator[str]:
-    for number, entry in _json_entries(stream, name):
+def _texts_of(entries: Iterable[tuple[str, Any]], field: str) -> Iterator[str]:
+    for where, entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get(field, 0), str | None):
-            instead = _some(list(entry)) if isinstance(entry, dict) else type(entry).__name__
-            raise CorpusError(f"line {number} of {name} has no text under {field!r} but {instead}: name it {_BY_FIELD}")
+            raise CorpusError(f"{where} has no text under {field!r} but {_instead(entry, field)}: name it {_BY_FIELD}")
         if entry[field] is not None:
             yield entry[field]
+
+
+def _instead(entry: Any, *asked: str) -> str:
+    """What a row has in place of what was asked for.
+
+    >>> _instead({"id": 7, "text": 3}, "text"), _instead([1], "text")
+    ('id, text (3)', 'list')
+    """
+    if not isinstance(entry, Mapping):
+        return type(entry).__name__
+    return _some([f"{name} ({entry[name]!r:.20})" if name in asked else name for name in entry])
 
 
 def _some(names: Sequence[str]) -> str:

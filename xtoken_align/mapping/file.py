@@ -447,7 +447,7 @@ def _check_end(file: IO[bytes]) -> tuple[int, bool]:
     # zipfile also takes archives with other bytes before them, such as programs that unpack themselves.
     file.seek(0)
     if file.read(len(_FIRST_RECORD)) != _FIRST_RECORD:
-        raise damaged("zip directory", "a zip file", "something else")
+        raise damaged("zip directory", "a mapping's file (.npz)", "a file of another kind")
     file.seek(size - _LOCATOR_BYTES - _END_RECORD.size - comment_size)
     locator, record = file.read(_LOCATOR_BYTES), file.read(_END_RECORD.size)
     signature, *_, directory_size, _, stated_comment_size = _END_RECORD.unpack(record)

@@ -459,8 +459,11 @@ def _with_names(row: Sequence[Part]) -> _Named:
 def _missed(row: _Named, tokens: Sequence[_Placed]) -> set[int]:
     """The parts of a row that are control tokens, and were not found as such."""
     controls = {token for token, _ in row.names.values()}
-    # A token that takes the white space beside it reaches further than its name.
-    found = {(token, at) for token, begin, end in tokens if token in controls for at in range(begin, end)}
+    found: set[tuple[int, int]] = set()
+    for token, begin, end in tokens:
+        # A token may take the white space beside its name. An unknown one may stand for a part of a name, or for more.
+        if token in controls and row.text[begin:end].strip() == _hidden(token):
+            found.add((token, row.text.index(NONCHARACTER, begin)))
     return {part for part, name in row.names.items() if name not in found}
 
 

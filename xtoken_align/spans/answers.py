@@ -27,7 +27,7 @@ from .aligner import Aligner
 from .careful import TextPair, chunks_of_units
 from .chats import Rendered, control_parts, text_of_any_run, tokenize_chats, turn_tokens
 from .fold import SideText, one_after_another, text_of_run
-from .pieces import Chat, pieces_of, place_pieces
+from .pieces import Chat, check_messages, pieces_of, place_pieces
 from .tables import PairTables
 from .templates import Renderer, Tools, one_moment, tools_of
 from .units import Flags, Numbers, encode_texts, offsets_of, one_per_row
@@ -150,6 +150,7 @@ def _prompt_of_ids(aligner: Aligner, row: Mapping[str, Any], prompt_tokens: int)
 
 
 def _prompt_of_chat(aligner: Aligner, chat: Chat, tools: Tools | None) -> Prompt:
+    check_messages(chat)
     messages = [dict(message) for message in chat]
     if messages and messages[-1].get("role") == "assistant":
         messages.pop()
@@ -268,8 +269,15 @@ def _aligned(
         text = heard[unit].text
         return None if text is None else (said[unit].text, text)
 
-    joined = np.array([row.joined for row in heard], dtype=np.bool_)
-    chunks = chunks_of_units(student, teacher, tables, texts_of, joined)
+    # By their surfaces alone, two spaces are the beginning of the same two behind a dummy prefix.
+    doubtful = np.array(
+        [
+            row.joined or not "".join(text for text, _ in each.parts[:1]).strip()
+            for row, each in zip(heard, said, strict=True)
+        ],
+        dtype=np.bool_,
+    )
+    chunks = chunks_of_units(student, teacher, tables, texts_of, doubtful)
     sides = []
     for chunk, side in ((chunks.student, student), (chunks.teacher, teacher)):
         # Counted from 0 in every row.

@@ -15,7 +15,7 @@ last a piece is looked for between the places of its neighbours.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,18 +88,33 @@ def pieces_of(messages: Chat) -> list[Piece]:
     """The pieces of a chat: of every message its thoughts, its content and its calls, in this order.
 
     Raises:
-        OptionError: a message has no role.
+        OptionError: it is no chat, or a message has no role.
 
     >>> [(piece.field, piece.text) for piece in pieces_of([{"role": "assistant", "content": "<think>hm</think>4"}])]
     [('thought', 'hm'), ('content', '4')]
     """
-    pieces: list[Piece] = []
+    check_messages(messages)
+    return [
+        Piece(at, message["role"], *entry)
+        for at, message in enumerate(messages)
+        for entry in _fields(message, message["role"])
+    ]
+
+
+def check_messages(messages: Any) -> None:
+    """Refuses what is no chat.
+
+    Raises:
+        OptionError: it is no sequence of messages, or a message has no role.
+    """
+    expected = "{'role': ..., 'content': ...}"
+    if isinstance(messages, (str, bytes)) or not isinstance(messages, Iterable):
+        raise OptionError(f"a chat is a list of messages, each {expected}, got {messages!r:.60}")
     for at, message in enumerate(messages):
-        role = message.get("role")
-        if not isinstance(role, str):
-            raise OptionError(f"message {at} of a chat has no role: expected {{'role': ..., 'content': ...}}")
-        pieces += [Piece(at, role, *entry) for entry in _fields(message, role)]
-    return pieces
+        if not isinstance(message, Mapping):
+            raise OptionError(f"message {at} of a chat is no table: expected {expected}, got {message!r:.60}")
+        if not isinstance(message.get("role"), str):
+            raise OptionError(f"message {at} of a chat has no role: expected {expected}")
 
 
 _Found = tuple[Field, tuple[Any, ...], int, str]

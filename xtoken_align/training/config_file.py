@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from ..errors import CorpusError, OptionError, SourceError, XTokenError
+from ..files import kind_of
 from ..limits import MAX_YAML_VALUES
 from ..losses import LossOptions, XTokenLoss
 from ..sources.presets import presets
@@ -411,7 +412,9 @@ def _problems(values: Mapping[str, Any]) -> Iterator[Problem]:
         )
         yield "training.report_to", OptionError, said
     if "output" in values:
-        yield from _in_the_way(Path(values["output"]).expanduser(), parts)
+        folder = Path(values["output"]).expanduser()
+        yield from _in_the_way(folder, parts)
+        yield from _not_writable(folder)
     training = values.get("training")
     if training is not None and training.push_to_hub and not _has_token(training.hub_token):
         advice = "log in (hf auth login), or set HF_TOKEN"
@@ -424,18 +427,18 @@ def _missing(part: Any, where: str) -> Iterator[Problem]:
         path = getattr(part, name)
         # Hub ids begin with a letter or digit and have one slash at most; anything else can only be a path.
         is_path = path is not None and (path.startswith((".", "/", "~")) or path.count("/") > 1)
-        if is_path and not Path(path).expanduser().exists():
+        if is_path and kind_of(Path(path).expanduser()) is None:
             advice = "name one from the folder that the run starts in, or a Hub id"
             yield f"{where}.{name}", SourceError, f"there is no folder {path}, which {where}.{name} names: {advice}"
-    if part.model in presets() and not Path(part.model).exists():
+    if part.model in presets() and kind_of(Path(part.model)) is None:
         advice = f"name a folder, a GGUF file or a Hub id, and {part.model} as {where}.tokenizer if need be"
         said = f"{part.model} is a tokenizer's name, and {where}.model a model: {advice}"
         yield f"{where}.model", SourceError, said
     cache = getattr(part, "cache", None)
-    if cache is not None and not Path(cache).expanduser().is_dir():
+    if cache is not None and kind_of(Path(cache).expanduser()) != "folder":
         yield f"{where}.cache", SourceError, f"there is no folder {cache}, which {where}.cache names"
     template = part.chat_template
-    if template is not None and not Path(template).expanduser().is_file():
+    if template is not None and kind_of(Path(template).expanduser()) != "file":
         said = f"there is no file {template}, which {where}.chat_template names: name a file with a Jinja template"
         yield f"{where}.chat_template", SourceError, said
 
@@ -449,9 +452,18 @@ def _in_the_way(folder: Path, parts: Mapping[str, Any]) -> Iterator[Problem]:
             if path is not None and student.resolve() == Path(path).expanduser().resolve():
                 advice = f"which is what {where}.{name} names: choose another output"
                 yield "output", OptionError, f"the student would be written to {student}, {advice}"
-    if student.exists() and not (folder / "run.json").exists():
+    if kind_of(student) is not None and kind_of(folder / "run.json") is None:
         advice = "choose another output, or move it away"
         yield "output", OptionError, f"{student} is there already, and no run has written it: {advice}"
+
+
+def _not_writable(folder: Path) -> Iterator[Problem]:
+    """What keeps the run's folder from being made or written, found out before hours are spent."""
+    above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if kind_of(above) != "folder":
+        yield "output", OptionError, f"output is {folder}, and {above} is no folder: choose another output"
+    elif not os.access(above, os.W_OK | os.X_OK):
+        yield "output", OptionError, f"output is {folder}, and {above} cannot be written: choose another output"
 
 
 def _not_installed(training: Any) -> list[str]:

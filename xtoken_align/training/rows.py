@@ -20,6 +20,7 @@ import numpy as np
 
 from ..corpus.texts import PACKED, pieces, read_rows, row_of
 from ..errors import CorpusError, MissingExtraError
+from ..files import kind_of
 from ..read import read_vocab
 from ..spans.batch import SpanCollator
 from ..spans.spans import IGNORED
@@ -58,16 +59,16 @@ def sources_of(names: Sequence[str]) -> list[str]:
         path = Path(name).expanduser()
         if name == "-" or name.startswith(HUB):
             sources.append(name)
-        elif path.is_dir():
-            inside = [str(file) for file in sorted(path.rglob("*")) if file.is_file() and _is_readable(file, path)]
+        elif kind_of(path) == "folder":
+            inside = [str(file) for file in sorted(path.rglob("*")) if _is_readable(file, path)]
             if not inside:
                 missing.append(f"the folder {name} has no files that end in {', '.join(_READABLE)}: name a pattern")
             sources += inside
-        elif path.exists():
+        elif kind_of(path) is not None:
             sources.append(str(path))
         elif any(character in name for character in "*?["):
             matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-            fitting = [file for file in sorted(matches) if Path(file).is_file()]
+            fitting = [file for file in sorted(matches) if kind_of(Path(file)) == "file"]
             if not fitting:
                 missing.append(f"no file fits the pattern {name}: it counts from the folder that the run starts in")
             sources += fitting
@@ -84,7 +85,7 @@ def _is_readable(file: Path, folder: Path) -> bool:
     endings = [suffix.lower() for suffix in file.suffixes]
     if endings and endings[-1] in PACKED:
         endings.pop()
-    return not hidden and bool(endings) and endings[-1] in _READABLE
+    return not hidden and bool(endings) and endings[-1] in _READABLE and kind_of(file) == "file"
 
 
 @dataclass(frozen=True, kw_only=True)

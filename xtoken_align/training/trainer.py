@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from ..errors import OptionError, StoreError, XTokenWarning
-from ..files import write_atomically
+from ..files import disk_refusals, write_atomically
 from ..losses import Metric, MultiTeacherLoss
 from .config import XTokenConfig
 from .distillation import Counts, Distillation
@@ -221,15 +221,17 @@ class DistillationMixin(_Base):
             # Weights that made no number are not written over those that did.
             return
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(*args, **kwargs)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            folder = Path(str(self.args.output_dir))
-            finish_checkpoint(folder / f"checkpoint-{self.state.global_step}", self.distillation.loss)
-            rotate(folder, limit=limit, best=self.state.best_model_checkpoint)
+        folder = Path(str(self.args.output_dir))
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        with disk_refusals(checkpoint):
+            try:
+                super()._save_checkpoint(*args, **kwargs)
+            finally:
+                self.args.save_total_limit = limit
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                finish_checkpoint(checkpoint, self.distillation.loss)
+                rotate(folder, limit=limit, best=self.state.best_model_checkpoint)
 
     def tokens_trained_on(self) -> int:
         """How many tokens of the student this process and its like have trained on since they began."""
