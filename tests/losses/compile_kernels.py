@@ -16,7 +16,15 @@ from triton.compiler import ASTSource
 from xtoken_align.losses import kernels
 
 HALF = {"student", "teacher", "values", "logits"}
-PLACES = {"lists": "i64", "threshold": "i64", "cells": "i64", "other_cells": "i64", "ours": "i64", "theirs": "i64"}
+PLACES = {
+    "lists": "i64",
+    "threshold": "i64",
+    "near": "i64",
+    "cells": "i64",
+    "other_cells": "i64",
+    "ours": "i64",
+    "theirs": "i64",
+}
 PLACES |= dict.fromkeys(("table", "pieces", "token_begin", "program", "levels", "outcome_of"), "i64")
 PLACES |= {"live": "i8", "other_live": "i8", "role": "i8"}
 PLACES |= {"bins": "i32", "other_bins": "i32", "signs": "i8", "other_signs": "i8", "sums": "fp64"}
@@ -45,7 +53,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("copies", {}),
     ("impossible", {}),
     ("joint_masses", {}),
-    ("thresholds", {"CHOSEN": 1, "BLOCK": 4096}),
+    ("thresholds", {"CHOSEN": 1, "SAMPLE": 8192, "NEAR": 4096}),
     ("sums", {"DIVERGENCE": 0, "TEMPERED": False}),
     ("close_rows", {"DIVERGENCE": 1, "TEMPERED": True, "BLOCK": 128}),
     ("mixtures", {}),

@@ -260,13 +260,15 @@ class _Launch:
         )
         if self._chosen:
             self.thresholds = torch.empty(self.rows, dtype=torch.int64, device=self.lists.device)
-            # A program handles one row here, and so many columns more.
-            columns = self.sizes.rows * self.sizes.columns
+            # A program handles one row here.
+            columns = max(self.sizes.columns, 512)
             token_blocks, joint_blocks = -(-width // columns), -(-codes.joint // columns)
             most = (self.measure.top_k, self.measure.student_top_k)[self._chosen - 1]
-            form = {name: value for name, value in self.form.items() if name != "ROWS"} | {"BLOCK": columns}
+            sizes = {"BLOCK": columns, "SAMPLE": 32 * self.sizes.lanes, "NEAR": 16 * self.sizes.lanes}
+            form = {name: value for name, value in self.form.items() if name != "ROWS"} | sizes
+            near = self.thresholds.new_empty(self.rows, sizes["NEAR"])
             self.kernels.thresholds[(self.rows,)](
-                *(*self.shared, self.thresholds, self.rows, *self.shape),
+                *(*self.shared, near, self.thresholds, self.rows, *self.shape),
                 *(token_blocks, token_blocks + joint_blocks, most),
                 CHOSEN=self._chosen,
                 **form,

@@ -24,6 +24,9 @@ from .read import (
 
 DIGIT_VALUES = tl.constexpr(2048)
 """What 11 bits can be: values are looked at in digits of 11, 11 and 10 bits."""
+PLACE_BITS = tl.constexpr(22)
+PLACES = tl.constexpr(4194304)
+"""More than there are outcomes: a key's last bits tell equal values apart, of which the first place is the best."""
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -176,6 +179,7 @@ def thresholds(
     masses,
     code,
     lists,
+    near,
     out,
     rows,
     width,
@@ -189,17 +193,83 @@ def thresholds(
     OUR_ALIGNED: tl.constexpr,
     THEIR_ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
+    SAMPLE: tl.constexpr,
+    NEAR: tl.constexpr,
 ):
     """The outcome that is the last of the best `most` of a row, see `are_chosen`: out int64 (n,).
 
-    Its value is found digit by digit, from the highest: the outcomes that begin like it are counted by their next
-    digit. Where all that begin like it are among the best, no further digit decides anything. Where several equal it,
-    the first places are the better ones. Grid (n,).
+    A sample of the outcomes gives two values between which it lies, nearly for sure. One pass counts what is above them
+    and writes down what is between, of which the right one is taken: near int64 (n, NEAR) is memory for it. Where the
+    sample misled, or too many lie between, the value is found digit by digit. Grid (n,).
     """
     sides = Sides(student, teacher, masses, code, lists, rows, width, other_width, joint, token_blocks)
     tile = tile_of(sides, tl.program_id(0), OUR_ALIGNED, THEIR_ALIGNED, 1)
+    near += tl.program_id(0).to(tl.int64) * NEAR
+    low, high = _bracket(sides, tile, most, CHOSEN, BOTH, SAMPLE)
+    above, count = most * 0, most * 0
+    for block in range(blocks):
+        value = tl.reshape(_ordered(_values_of(sides, tile, block, CHOSEN, BOTH, BLOCK)), (BLOCK,))
+        between = ((value >= low) & (value <= high)).to(tl.int32)
+        above += tl.sum((value > high).to(tl.int32), 0)
+        at = count + tl.cumsum(between, 0) - 1
+        key = (value.to(tl.int64) << PLACE_BITS) | (PLACES - 1 - places_of(sides, block, BLOCK))
+        tl.store(near + at, key, mask=(between > 0) & (at < NEAR))
+        count += tl.sum(between, 0)
+    # What other threads wrote is read below.
+    tl.debug_barrier()
+    if (count <= NEAR) & (above < most) & (above + count >= most):
+        lane = tl.arange(0, NEAR)
+        keys = tl.load(near + lane, mask=lane < count, other=0)
+        last = _with_rank(keys, most - above, 32 + PLACE_BITS)
+        value, place = last >> PLACE_BITS, PLACES - 1 - (last & (PLACES - 1))
+    else:
+        value, place = _by_digits(sides, tile, most, blocks, CHOSEN, BOTH, BLOCK)
+    tl.store(out + tl.program_id(0), (value << 32) | place)
+
+
+@triton.jit
+def _bracket(sides, tile, most, CHOSEN: tl.constexpr, BOTH: tl.constexpr, SAMPLE: tl.constexpr):
+    """Two values, ordered, between which the `most`-th best outcome of a row lies, nearly for sure."""
+    total = sides.width + sides.joint
+    step = tl.cdiv(total, SAMPLE)
+    place = tl.arange(0, SAMPLE) * step
+    partner, alone = partners(sides, place)
+    mask, column = tile.compares[:, None] & alone[None, :], place - sides.width
+    shared = tile.compares[:, None] & ((column >= 0) & (column < sides.joint))[None, :]
+    ours = scores_at(sides.student + tile.ours[:, None] + place[None, :], mask)
+    theirs = scores_at(sides.teacher + tile.theirs[:, None] + partner[None, :], mask)
+    ours = tl.where(shared, joint_masses_at(sides, tile.row[:, None], column[None, :], shared, 0), ours)
+    theirs = tl.where(shared, joint_masses_at(sides, tile.row[:, None], column[None, :], shared, 1), theirs)
+    values = ours if CHOSEN == BEST_OF_STUDENT else theirs
+    if BOTH and CHOSEN == BEST_OF_STUDENT:
+        values = tl.where(theirs == float("-inf"), float("-inf"), values)
+    values = tl.reshape(_ordered(values), (SAMPLE,))
+    expected = most // step
+    margin = (3 * tl.sqrt(expected.to(tl.float32))).to(tl.int32) + 8
+    high = tl.where(expected <= margin, 0xFFFFFFFF, _with_rank(values, expected - margin, 32))
+    return _with_rank(values, expected + margin, 32), high.to(tl.uint32)
+
+
+@triton.jit
+def _with_rank(keys, rank, BITS: tl.constexpr):
+    """Of whole numbers of so many bits the `rank`-th largest, from 1; 0 where there are fewer."""
+    found, bit = tl.full((), 0, keys.dtype), tl.full((), 1, keys.dtype) << (BITS - 1)
+    for _ in range(BITS):
+        trial = found | bit
+        found = tl.where(tl.sum((keys >= trial).to(tl.int32), 0) >= rank, trial, found)
+        bit = bit >> 1
+    return found
+
+
+@triton.jit
+def _by_digits(sides, tile, most, blocks, CHOSEN: tl.constexpr, BOTH: tl.constexpr, BLOCK: tl.constexpr):
+    """The ordered value and the place of the `most`-th best outcome of a row, digit by digit from the highest.
+
+    The outcomes that begin like it are counted by their next digit. Where all that begin like it are among the best, no
+    further digit decides anything. Where several equal it, the first places are the better ones.
+    """
     number = tl.arange(0, DIGIT_VALUES)
-    missing, prefix, population = most, tl.program_id(0) * 0, blocks * BLOCK
+    missing, prefix, population = most, most * 0, blocks * BLOCK
     shift, bits, lowest = prefix + 21, prefix + 11, prefix
     while shift >= 0:
         counts = tl.full((DIGIT_VALUES,), 0, tl.int32)
@@ -221,7 +291,7 @@ def thresholds(
     last = missing * 0 + 0x7FFFFFFF
     if population > missing:
         last = _place_of_equal(sides, tile, lowest, missing, blocks, CHOSEN, BOTH, BLOCK)
-    tl.store(out + tl.program_id(0), (lowest.to(tl.int64) << 32) | last)
+    return lowest.to(tl.int64), last.to(tl.int64)
 
 
 @triton.jit
