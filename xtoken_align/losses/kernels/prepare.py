@@ -313,4 +313,4 @@ def _place_of_equal(sides, tile, value, number, blocks, CHOSEN: tl.constexpr, BO
 def _ordered(values):
     """Whole numbers without a sign in the order of the values, of which 0 and -0 are equal."""
     bits = (values + 0.0).to(tl.uint32, bitcast=True)
-    return tl.where(bits >= 0x80000000, ~bits, bits | 0x80000000)
+    return tl.where(bits >= 0x80000000, bits ^ 0xFFFFFFFF, bits | 0x80000000)

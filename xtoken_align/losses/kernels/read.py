@@ -222,7 +222,7 @@ def are_chosen(ours, theirs, threshold, tile, place, CHOSEN: tl.constexpr):
     packed = tl.load(threshold + tile.row, mask=tile.real, other=0)
     # Nothing is below -inf.
     ordered = tl.maximum((packed >> 32).to(tl.uint32), 0x007FFFFF)
-    bits = tl.where(ordered >= 0x80000000, ordered ^ 0x80000000, ~ordered)
+    bits = tl.where(ordered >= 0x80000000, ordered ^ 0x80000000, ordered ^ 0xFFFFFFFF)
     least, last = bits.to(tl.float32, bitcast=True)[:, None], (packed & 0x7FFFFFFF).to(tl.int32)[:, None]
     values = ours if CHOSEN == BEST_OF_STUDENT else theirs
     return (values > least) | ((values == least) & (place[None, :] <= last))
