@@ -130,6 +130,12 @@ def test_pieces_are_found_in_published_templates(name: str, vocab: Vocab) -> Non
 
 
 # What asks for an answer stands before the empty one and not before the thought.
+CONTENT_BEHIND_A_BLANK_RESPONSE: list[dict[str, Any]] = [
+    {"role": "user", "content": "7"},
+    {"role": "assistant", "content": "7", "tool_calls": [CALL]},
+    {"role": "tool", "name": "look_up", "content": ""},
+    {"role": "assistant", "content": "7"},
+]
 EMPTY_ANSWER_BEFORE_A_THOUGHT = [
     {"role": "user", "content": "7"},
     {"role": "assistant", "content": ""},
@@ -191,6 +197,7 @@ def test_no_label_lies_outside_of_what_a_template_says_that_the_assistant_wrote(
     @settings(max_examples=12, suppress_health_check=list(HealthCheck))
     @given(chats())
     @example(EMPTY_ANSWER_BEFORE_A_THOUGHT)
+    @example(CONTENT_BEHIND_A_BLANK_RESPONSE)
     def holds(chat: list[dict[str, Any]]) -> None:
         pieces = pieces_of(chat)
         try:

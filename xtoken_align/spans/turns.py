@@ -187,7 +187,9 @@ def _turn(
                 calls_begin = min(at, first)
         else:
             if previous == "calls":
-                add(calls_begin, first, "calls", "calls")
+                # Where the template does not say what was spoken, a tool's answer may stand behind the calls.
+                closed = first if end is not None else _CLOSING.match(text, at, first).end()  # type: ignore[union-attr]
+                add(calls_begin, closed, "calls", "calls")
             elif at < first and (end is not None or (previous, field) != ("content", "content")):
                 gap = text[at:first]
                 before = "thought" if previous == "thought" or _THINK_MARK.search(gap) else field
