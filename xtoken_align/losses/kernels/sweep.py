@@ -213,7 +213,7 @@ def _put_plain(
     their_sum = _plain_sum(theirs, there, chosen, inverse, CHOSEN, TEMPERED)
     difference = their_sum.above - our_sum.above
     cross = tl.sum(-our_sum.parts * difference if DIVERGENCE == REVERSE else their_sum.parts * difference, 1)
-    odd = (tl.abs(cross) >= -LOWEST) | (cross != cross)
+    odd = ~(tl.abs(cross) < -LOWEST)
     _put(cell, OUR_TOP, our_sum.top)
     _put(cell, OUR_SUM, our_sum.total)
     _put(cell, THEIR_TOP, their_sum.top)
