@@ -57,6 +57,9 @@ def _run(command: click.Command) -> int:
     gc.disable()
     try:
         result = command.main(args=arguments, prog_name="xtoken-align", standalone_mode=False)
+        if sys.stdout is not None:
+            # Here a reader that went away is known; at Python's own end it would be a message.
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show(file=sys.stderr)
         return error.exit_code

@@ -300,7 +300,7 @@ def tensors() -> list[torch.Tensor]:
 
 
 @pytest.mark.skipif(ON_GPU, reason="compute-sanitizer does it there")
-@pytest.mark.parametrize("seed", [1, 9, 18, 27, 63])
+@pytest.mark.parametrize("seed", [9, 27])
 def test_kernels_read_and_write_within_tensors(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     interpreter = importlib.import_module("triton.runtime.interpreter")
     bounds = Bounds(interpreter._interpreter)

@@ -67,6 +67,8 @@ Open = Callable[[Mapping], Any]
 def show(browser: Any, pages: Path) -> Iterator[Open]:
     """Opens a mapping's page afresh and returns the browser; what it logged before is forgotten."""
 
+    wait = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait
+
     def call(mapping: Mapping) -> Any:
         path = pages / f"{mapping.version}.html"
         if not path.exists():
@@ -74,6 +76,9 @@ def show(browser: Any, pages: Path) -> Iterator[Open]:
         for kind in ("browser", "performance"):
             browser.get_log(kind)
         browser.get(path.as_uri())
+        # A slow machine fills the table after the page is there.
+        filled = "return document.querySelector('#count').textContent !== ''"
+        wait(browser, 30).until(lambda page: page.execute_script(filled))
         return browser
 
     yield call
