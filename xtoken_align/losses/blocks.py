@@ -383,17 +383,16 @@ def _compare_chunks(
         student, teacher = _rows_of(block, part, scores, teachers)
         place = None if gradient is None else gradient[part.student]
         chunks = part.chunks if isinstance(part.chunks, slice) else part.chunks.to(scores.device, non_blocking=True)
+        weight = pass_.weights.of_values[chunks]
         for number, term in enumerate(pass_.objective.terms):
             found = None
             if number == 0 and skips:
                 continue
             if number == 0 and pass_.path == "cpu":
-                found = _in_place(term, student, teacher, pass_, pass_.weights.of_values[chunks], place)
+                found = _in_place(term, student, teacher, pass_, weight, place)
             elif pass_.path == "triton" and isinstance(term.table, Ranks):
-                weight = None if place is None else pass_.weights.of_values[chunks]
                 found = _by_counting(term.table, student, teacher, pass_, weight, place, adds=number > 0)
             if found is None:
-                weight = pass_.weights.of_values[chunks]
                 found = _differentiate(term, student, teacher, pass_, weight, place, adds=number > 0)
             result = pass_.result
             result.value[chunks] += found.value
@@ -457,7 +456,7 @@ def _by_counting(
     student: Rows,
     teacher: Rows,
     pass_: _Pass,
-    weight: torch.Tensor | None,
+    weight: torch.Tensor,
     place: torch.Tensor | None,
     *,
     adds: bool,

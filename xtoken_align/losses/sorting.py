@@ -212,7 +212,7 @@ def compare_ranks(
     ranks: Ranks,
     *,
     temperature: float,
-    coefficient: torch.Tensor | None,
+    coefficient: torch.Tensor,
     out: torch.Tensor | None,
     adds: bool,
 ) -> Compared:
@@ -223,8 +223,8 @@ def compare_ranks(
         teacher: floats (n, V_t).
         ranks: the tokens that are sorted, without stops or a common part.
         temperature: T.
-        coefficient: floats (n,), what each row's value is multiplied by in the loss; None without a gradient.
-        out: floats (n, V_s), where the gradient goes.
+        coefficient: floats (n,), what each row's value is multiplied by in the loss.
+        out: floats (n, V_s), where the gradient goes; None without one.
         adds: whether it is added to what is there.
     """
     kernels = loaded()
@@ -244,7 +244,7 @@ def compare_ranks(
             kernels.probabilities[(rows * blocks,)](*arguments, BLOCK=_BLOCK, BLOCKS=1 << blocks.bit_length())
     signs, sums = signs_and_sums(shares[0], shares[1], ranks.most)
     compared = (kept[0, 2] > 0) & (kept[1, 2] > 0)
-    if coefficient is not None and out is not None:
+    if out is not None:
         logits, width, blocks = student, student.shape[1], -(-student.shape[1] // _BLOCK)
         factor = torch.where(compared, coefficient.float() * temperature, 0.0)
         with current(student.device):

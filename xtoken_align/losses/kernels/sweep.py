@@ -347,18 +347,17 @@ def _plain_logits(sides, row, real, token, logits, start, COPIES: tl.constexpr):
 
 
 @triton.jit
-def row_numbers(kept, rows, row, real, FIELD: tl.constexpr):
+def _row(kept, sides, tile, FIELD: tl.constexpr):
     """One of the numbers that are kept of rows, as a column beside the rows' outcomes."""
-    return tl.load(kept + FIELD * rows.to(tl.int64) + row, mask=real, other=0.0)[:, None]
+    return tl.load(kept + FIELD * sides.rows.to(tl.int64) + tile.row, mask=tile.real, other=0.0)[:, None]
 
 
 @triton.jit
-def _log_shares(kept, rows, row, real, ours, theirs, inverse):
+def _log_shares(kept, sides, tile, ours, theirs, inverse):
     """Both sides' log masses normalised at T: log Q and log P."""
-    log_q = (ours - row_numbers(kept, rows, row, real, ROW_OUR_TOP)) * inverse
-    log_q -= row_numbers(kept, rows, row, real, ROW_OUR_LOG)
-    log_p = (theirs - row_numbers(kept, rows, row, real, ROW_THEIR_TOP)) * inverse
-    return log_q, log_p - row_numbers(kept, rows, row, real, ROW_THEIR_LOG)
+    log_q = (ours - _row(kept, sides, tile, ROW_OUR_TOP)) * inverse - _row(kept, sides, tile, ROW_OUR_LOG)
+    log_p = (theirs - _row(kept, sides, tile, ROW_THEIR_TOP)) * inverse - _row(kept, sides, tile, ROW_THEIR_LOG)
+    return log_q, log_p
 
 
 @triton.jit(do_not_specialize=["rows", "other_width", "joint", "token_blocks", "blocks"])
@@ -403,7 +402,7 @@ def mixtures(
             chosen = are_chosen(ours, theirs, threshold, tile, places_of(sides, block, BLOCK), CHOSEN)
             ours = tl.where(chosen, ours, float("-inf"))
         possible = ours != float("-inf")
-        log_q, log_p = _log_shares(kept, rows, tile.row, tile.real, ours, theirs, inverse)
+        log_q, log_p = _log_shares(kept, sides, tile, ours, theirs, inverse)
         log_q = tl.where(possible, log_q, 0.0)
         log_m = log_mixture(log_p, log_q, beta)
         given = possible & (theirs != float("-inf"))
@@ -411,7 +410,7 @@ def mixtures(
         our_terms = tl.sum(tl.where(possible, exp(log_q) * (log_q - log_m), 0.0), 1)
     else:
         # Where nothing is, both shares are 0, and so is what stands beside them as long as it is finite.
-        log_q, log_p = _log_shares(kept, rows, tile.row, tile.real, ours, theirs, inverse)
+        log_q, log_p = _log_shares(kept, sides, tile, ours, theirs, inverse)
         log_q, log_p = tl.maximum(log_q, -1.0e30), tl.maximum(log_p, -1.0e30)
         q, p = exp(log_q), exp(log_p)
         log_m = tl.log(tl.maximum(beta * p + (1 - beta) * q, LEAST_SHARE))
@@ -454,6 +453,13 @@ def _label_slopes(sides, tile, token, logits, kept, factors, first, BLOCK: tl.co
 
 
 @triton.jit
+def _are_chosen_at(sides, tile, token, partner, alone, ours, theirs, threshold, CHOSEN: tl.constexpr):
+    """Which tokens' outcomes are among the best."""
+    place = tl.where(alone, token, sides.width + partner - sides.other_width)
+    return are_chosen(ours, theirs, threshold, tile, place, CHOSEN)
+
+
+@triton.jit
 def _careful_slopes(
     sides,
     tile,
@@ -470,29 +476,27 @@ def _careful_slopes(
     BOTH: tl.constexpr,
 ):
     """`_plain_slopes` of any rows."""
-    rows = sides.rows
     ours, theirs = _outcomes_of_tokens(sides, tile, logits, partner, alone)
     counts = tile.compares[:, None] & (partner >= 0)[None, :] & (logits != float("-inf"))
     if BOTH:
         counts = counts & (theirs != float("-inf"))
     itself = alone[None, :] & counts
     if CHOSEN:
-        place = tl.where(alone, token, sides.width + partner - sides.other_width)
-        chosen = are_chosen(ours, theirs, threshold, tile, place, CHOSEN)
+        chosen = _are_chosen_at(sides, tile, token, partner, alone, ours, theirs, threshold, CHOSEN)
         if CHOSEN == BEST_OF_TEACHER:
             # What is not chosen has its share of the rest.
-            ours = tl.where(chosen, ours, row_numbers(kept, rows, tile.row, tile.real, ROW_OUR_REST))
-            theirs = tl.where(chosen, theirs, row_numbers(kept, rows, tile.row, tile.real, ROW_THEIR_REST))
+            ours = tl.where(chosen, ours, _row(kept, sides, tile, ROW_OUR_REST))
+            theirs = tl.where(chosen, theirs, _row(kept, sides, tile, ROW_THEIR_REST))
             itself = itself & chosen
         else:
             counts = counts & chosen
     ours = tl.where(counts, ours, 0.0)
     part = tl.where(itself, 1.0, exp(tl.where(counts, logits, 0.0) - ours))
-    log_q, log_p = _log_shares(kept, rows, tile.row, tile.real, ours, theirs, inverse)
-    mean = row_numbers(kept, rows, tile.row, tile.real, ROW_MEAN)
-    log_inside = row_numbers(kept, rows, tile.row, tile.real, ROW_LOG_INSIDE)
+    log_q, log_p = _log_shares(kept, sides, tile, ours, theirs, inverse)
+    mean = _row(kept, sides, tile, ROW_MEAN)
+    log_inside = _row(kept, sides, tile, ROW_LOG_INSIDE)
     slope = slopes_of(log_q, log_p, theirs != float("-inf"), mean, log_inside, beta, DIVERGENCE)
-    scale = row_numbers(kept, rows, tile.row, tile.real, ROW_SCALE)
+    scale = _row(kept, sides, tile, ROW_SCALE)
     return tl.where(counts & (scale != 0), scale * slope * part, 0.0)
 
 
@@ -525,8 +529,7 @@ def _plain_slopes(
     ours = tl.where(alone[None, :], logits, joint_masses_at(sides, tile.row[:, None], column, shared, 0, 0.0))
     if CHOSEN:
         # What is not chosen has its share of the rest.
-        place = tl.where(alone, token, sides.width + partner - sides.other_width)
-        chosen = are_chosen(ours, theirs, threshold, tile, place, CHOSEN)
+        chosen = _are_chosen_at(sides, tile, token, partner, alone, ours, theirs, threshold, CHOSEN)
         ours = tl.where(chosen, ours, _row(kept, sides, tile, ROW_OUR_REST))
         theirs = tl.where(chosen, theirs, _row(kept, sides, tile, ROW_THEIR_REST))
     part, steepness = (logits - ours) * LOG2_E, inverse * LOG2_E
@@ -542,11 +545,6 @@ def _plain_slopes(
         mixture = tl.maximum(beta * tl.exp2(log_p) + (1 - beta) * tl.exp2(log_q), LEAST_SHARE)
         slope = (1 - beta) * our_part * (log_q / LOG2_E - tl.log(mixture) - _row(kept, sides, tile, ROW_MEAN))
     return tl.where((partner >= 0)[None, :], slope * _row(kept, sides, tile, ROW_SCALE), 0.0)
-
-
-@triton.jit
-def _row(kept, sides, tile, FIELD: tl.constexpr):
-    return row_numbers(kept, sides.rows, tile.row, tile.real, FIELD)
 
 
 @triton.jit(do_not_specialize=["rows", "lines", "other_width", "joint", "blocks"])
